@@ -1,0 +1,167 @@
+// Package driver is the small interface between the agent and whatever runs tasks: containers
+// (driver/oci), plain processes (driver/process), or nothing at all (driver/fake). The suite in
+// driver/drivertest states what every driver must do, and each is held to it.
+//
+// A driver owns a state directory. What it writes there (exit codes, times, logs) outlives the
+// process that called it: after a restart, List returns every task that was started and not
+// removed, and Wait, Logs and Exec work on it as before.
+package driver
+
+import (
+	"context"
+	"io"
+	"os"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Task is all that a driver needs to run one task; nothing in it refers to the store.
+type Task struct {
+	// ID names this run: instance ID, task name and run number joined by ".".
+	ID string
+	// Rootfs is a mounted, writable root file system (oci), or "" (process).
+	Rootfs     string
+	Args       []string // the resolved argv; never empty
+	Env        []string // NAME=value, complete
+	User       string   // user[:group], names or numbers, looked up in the rootfs
+	Groups     []string
+	WorkingDir string
+	Hostname   string
+	Domainname string
+	// NetNS is the path of the network namespace to join; "" is the host's.
+	NetNS string
+	// CgroupParent is the path under which the task's cgroup is made, e.g. "/tutti/<instance>".
+	CgroupParent   string
+	Mounts         []Mount
+	Limit          model.Resources
+	Reserve        model.Resources
+	CapAdd         []string
+	CapDrop        []string
+	Privileged     bool
+	ReadOnlyRoot   bool
+	SecurityOpts   []string // "no-new-privileges", "seccomp=unconfined"
+	Ulimits        []model.Ulimit
+	Devices        []model.Device
+	Init           bool
+	TTY            bool
+	Stdin          bool
+	ShmBytes       int64
+	Sysctls        map[string]string
+	OOMScoreAdjust int
+}
+
+// Mount is a resolved mount: sources are paths on this host.
+type Mount struct {
+	Type        string // "bind" or "tmpfs"
+	Source      string
+	Target      string
+	ReadOnly    bool
+	Propagation string
+	SizeBytes   int64
+	Mode        uint32
+}
+
+// State of a task run; it only moves forward.
+type State string
+
+// The task states.
+const (
+	Created State = "created"
+	Running State = "running"
+	Paused  State = "paused"
+	Exited  State = "exited"
+)
+
+// Status tells how a task run is or how it ended.
+type Status struct {
+	ID       string    `json:"id"`
+	State    State     `json:"state"`
+	PID      int       `json:"pid,omitempty"` // as seen from the driver's own pid namespace
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+	ExitCode int       `json:"exitCode"` // 128+n when ended by signal n
+	OOM      bool      `json:"oom,omitempty"`
+	Error    string    `json:"error,omitempty"` // why it could not be started
+}
+
+// ExecSpec is one more process inside a running task.
+type ExecSpec struct {
+	Args       []string
+	Env        []string // added to the task's
+	User       string   // "" is the task's
+	WorkingDir string   // "" is the task's
+	TTY        bool
+	Privileged bool
+	Rows, Cols int // initial terminal size
+}
+
+// Streams carries a process's input and output. Nil fields are closed or discarded.
+// With a TTY, everything arrives on Stdout.
+type Streams struct {
+	Stdin  io.Reader
+	Stdout io.Writer
+	Stderr io.Writer
+	// Resize carries terminal sizes; nil when there is no terminal.
+	Resize <-chan Size
+	// Signals carries signals to send to the process.
+	Signals <-chan os.Signal
+}
+
+// Size of a terminal in characters.
+type Size struct{ Rows, Cols int }
+
+// LogOptions chooses log lines.
+type LogOptions struct {
+	Follow bool      // go on until the task ends and all was read, or ctx is done
+	Since  time.Time // zero: from the start
+	Until  time.Time // zero: no end
+	Tail   int       // the last n lines; negative: all
+}
+
+// LogEntry is one line, or a part of one longer than the log's limit (then without a newline).
+type LogEntry struct {
+	Time   time.Time `json:"time"`
+	Stream string    `json:"stream"` // stdout, stderr
+	Line   []byte    `json:"line"`   // with its newline, if it had one
+}
+
+// Stats is a reading of a running task.
+type Stats struct {
+	Time             time.Time `json:"time"`
+	CPUNanoseconds   uint64    `json:"cpuNanoseconds"`
+	MemoryBytes      uint64    `json:"memoryBytes"` // without reclaimable file cache
+	MemoryLimitBytes uint64    `json:"memoryLimitBytes"`
+	Pids             uint64    `json:"pids"`
+	ReadBytes        uint64    `json:"readBytes"`
+	WriteBytes       uint64    `json:"writeBytes"`
+}
+
+// Driver runs tasks. Methods on an unknown ID return fault.NotFound. All methods are safe for
+// concurrent use.
+type Driver interface {
+	// Start runs the task and returns when its first instruction is about to run, or with the
+	// reason why it could not. Starting an ID that was started already does nothing.
+	Start(ctx context.Context, t Task) error
+	// Status returns the current state.
+	Status(ctx context.Context, id string) (Status, error)
+	// Wait blocks until the task has exited; safe to call again after a restart.
+	Wait(ctx context.Context, id string) (Status, error)
+	// Signal sends a signal by number to the task's first process.
+	Signal(ctx context.Context, id string, signal int) error
+	// Kill ends the whole tree of the task at once and returns when it is gone.
+	Kill(ctx context.Context, id string) error
+	Pause(ctx context.Context, id string) error
+	Resume(ctx context.Context, id string) error
+	// Exec runs a process in the task and returns its exit code (128+n for signal n).
+	Exec(ctx context.Context, id string, spec ExecSpec, s Streams) (exitCode int, err error)
+	// Attach connects to the task's own streams until it exits or ctx is done; any number at once.
+	Attach(ctx context.Context, id string, s Streams) error
+	// Logs calls yield for each entry in order until done or yield returns an error.
+	Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error
+	Stats(ctx context.Context, id string) (Stats, error)
+	// List returns every task started and not removed, also those started before a restart.
+	List(ctx context.Context) ([]Status, error)
+	// Remove kills what runs and frees everything that the task held, logs included.
+	Remove(ctx context.Context, id string) error
+}

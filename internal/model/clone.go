@@ -1,0 +1,208 @@
+package model
+
+import (
+	"maps"
+	"slices"
+)
+
+// Clone methods return deep copies: nothing reachable from the copy is shared with the original.
+
+func (m Meta) clone() Meta {
+	m.Labels = maps.Clone(m.Labels)
+	if m.Extensions != nil {
+		ext := make(map[string][]byte, len(m.Extensions))
+		for k, v := range m.Extensions {
+			ext[k] = slices.Clone(v)
+		}
+		m.Extensions = ext
+	}
+	return m
+}
+
+func (r Resources) clone() Resources {
+	r.Custom = maps.Clone(r.Custom)
+	return r
+}
+
+// Clone returns a deep copy.
+func (n *Node) Clone() *Node {
+	c := *n
+	c.Meta = n.Meta.clone()
+	c.Taints = slices.Clone(n.Taints)
+	c.Capacity = n.Capacity.clone()
+	c.Reserved = n.Reserved.clone()
+	c.Attributes = maps.Clone(n.Attributes)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (a *Application) Clone() *Application {
+	c := *a
+	c.Meta = a.Meta.clone()
+	return &c
+}
+
+// Clone returns a deep copy.
+func (w *Workload) Clone() *Workload {
+	c := *w
+	c.Meta = w.Meta.clone()
+	c.Template = w.Template.Clone()
+	c.DependsOn = slices.Clone(w.DependsOn)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (r *Revision) Clone() *Revision {
+	c := *r
+	c.Meta = r.Meta.clone()
+	c.Template = r.Template.Clone()
+	return &c
+}
+
+// Clone returns a deep copy.
+func (i *Instance) Clone() *Instance {
+	c := *i
+	c.Meta = i.Meta.clone()
+	c.Addresses = slices.Clone(i.Addresses)
+	c.HostPorts = slices.Clone(i.HostPorts)
+	c.Status.Tasks = slices.Clone(i.Status.Tasks)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (s *Service) Clone() *Service {
+	c := *s
+	c.Meta = s.Meta.clone()
+	if s.Aliases != nil {
+		c.Aliases = make(map[string][]string, len(s.Aliases))
+		for k, v := range s.Aliases {
+			c.Aliases[k] = slices.Clone(v)
+		}
+	}
+	c.Networks = slices.Clone(s.Networks)
+	c.Ports = slices.Clone(s.Ports)
+	c.Status.VirtualIPs = slices.Clone(s.Status.VirtualIPs)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (n *Network) Clone() *Network {
+	c := *n
+	c.Meta = n.Meta.clone()
+	c.Status.Blocks = slices.Clone(n.Status.Blocks)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (v *Volume) Clone() *Volume {
+	c := *v
+	c.Meta = v.Meta.clone()
+	c.Options = maps.Clone(v.Options)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (s *Secret) Clone() *Secret {
+	c := *s
+	c.Meta = s.Meta.clone()
+	c.Sealed = slices.Clone(s.Sealed)
+	return &c
+}
+
+// Clone returns a deep copy.
+func (c *Config) Clone() *Config {
+	d := *c
+	d.Meta = c.Meta.clone()
+	d.Data = slices.Clone(c.Data)
+	return &d
+}
+
+// Clone returns a deep copy.
+func (i *Image) Clone() *Image {
+	c := *i
+	c.Meta = i.Meta.clone()
+	c.Status.Nodes = slices.Clone(i.Status.Nodes)
+	c.Health = i.Health.Clone()
+	return &c
+}
+
+// Clone returns a deep copy.
+func (e *Event) Clone() *Event {
+	c := *e
+	c.Meta = e.Meta.clone()
+	return &c
+}
+
+// Clone returns a deep copy.
+func (c *Cluster) Clone() *Cluster {
+	d := *c
+	d.Meta = c.Meta.clone()
+	d.CACertificate = slices.Clone(c.CACertificate)
+	d.CAKey = slices.Clone(c.CAKey)
+	d.SecretKey = slices.Clone(c.SecretKey)
+	return &d
+}
+
+// Clone returns a deep copy; nil gives nil.
+func (p *Probe) Clone() *Probe {
+	if p == nil {
+		return nil
+	}
+	c := *p
+	c.Exec = slices.Clone(p.Exec)
+	if p.HTTP != nil {
+		h := *p.HTTP
+		c.HTTP = &h
+	}
+	return &c
+}
+
+// Clone returns a deep copy.
+func (t Template) Clone() Template {
+	t.InitTasks = cloneTasks(t.InitTasks)
+	t.Tasks = cloneTasks(t.Tasks)
+	t.Networks = slices.Clone(t.Networks)
+	for i := range t.Networks {
+		t.Networks[i].Aliases = slices.Clone(t.Networks[i].Aliases)
+	}
+	t.DNS.Servers = slices.Clone(t.DNS.Servers)
+	t.DNS.Search = slices.Clone(t.DNS.Search)
+	t.DNS.Options = slices.Clone(t.DNS.Options)
+	t.ExtraHosts = slices.Clone(t.ExtraHosts)
+	t.Sysctls = maps.Clone(t.Sysctls)
+	t.Placement.Constraints = slices.Clone(t.Placement.Constraints)
+	for i := range t.Placement.Constraints {
+		t.Placement.Constraints[i].Values = slices.Clone(t.Placement.Constraints[i].Values)
+	}
+	t.Placement.Spread = slices.Clone(t.Placement.Spread)
+	t.Placement.Tolerations = slices.Clone(t.Placement.Tolerations)
+	t.Placement.Platforms = slices.Clone(t.Placement.Platforms)
+	t.Labels = maps.Clone(t.Labels)
+	return t
+}
+
+func cloneTasks(tasks []TaskSpec) []TaskSpec {
+	out := slices.Clone(tasks)
+	for i := range out {
+		out[i] = out[i].clone()
+	}
+	return out
+}
+
+func (t TaskSpec) clone() TaskSpec {
+	t.Entrypoint = slices.Clone(t.Entrypoint)
+	t.Args = slices.Clone(t.Args)
+	t.Env = slices.Clone(t.Env)
+	t.Groups = slices.Clone(t.Groups)
+	t.Mounts = slices.Clone(t.Mounts)
+	t.Reserve = t.Reserve.clone()
+	t.Limit = t.Limit.clone()
+	t.Health = t.Health.Clone()
+	t.CapAdd = slices.Clone(t.CapAdd)
+	t.CapDrop = slices.Clone(t.CapDrop)
+	t.SecurityOpts = slices.Clone(t.SecurityOpts)
+	t.Ulimits = slices.Clone(t.Ulimits)
+	t.Devices = slices.Clone(t.Devices)
+	t.Labels = maps.Clone(t.Labels)
+	return t
+}

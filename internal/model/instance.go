@@ -1,0 +1,133 @@
+package model
+
+import "time"
+
+// Instance is one placed copy of a workload's template. It never changes node: it is
+// replaced. Its Meta.Name is workload name, "." and slot ("web.1"), or node name for global
+// workloads; unlike other names it need not be unique while one instance replaces another.
+type Instance struct {
+	Meta
+	WorkloadID string `json:"workloadID"`
+	Slot       int    `json:"slot"`
+	// RevisionID is the Revision whose template this instance runs (workload ID "." hash).
+	RevisionID string `json:"revisionID"`
+	// NodeID is empty until placed.
+	NodeID string `json:"nodeID,omitempty"`
+	// Reason explains the placement, or why there is none yet.
+	Reason  string       `json:"reason,omitempty"`
+	Desired DesiredState `json:"desired"`
+	// DrainRevision is the store revision at which Desired became drain: balancers that have
+	// applied it send no new connections.
+	Cause string `json:"cause,omitempty"` // why Desired is no longer run
+	// Addresses are assigned with the node: one per attachment of the template, in its order.
+	Addresses []Address `json:"addresses,omitempty"`
+	// PublishedPorts are host-mode ports held on the node.
+	HostPorts []HostPort `json:"hostPorts,omitempty"`
+	// Replaces is the instance whose slot this one takes over.
+	Replaces string         `json:"replaces,omitempty"`
+	Status   InstanceStatus `json:"status"`
+}
+
+// Address is an instance's address on a network.
+type Address struct {
+	Network string `json:"network"` // network ID
+	IP      string `json:"ip"`
+}
+
+// HostPort is a port held on the instance's own node.
+type HostPort struct {
+	Protocol  string `json:"protocol"`
+	Published int    `json:"published"`
+	Target    int    `json:"target"`
+}
+
+// DesiredState is what the cluster wants of an instance.
+type DesiredState string
+
+// An instance should run; or lose its traffic and then be stopped (drain); or end (stop); or
+// end and be forgotten (remove).
+const (
+	DesiredRun    DesiredState = "run"
+	DesiredDrain  DesiredState = "drain"
+	DesiredStop   DesiredState = "stop"
+	DesiredRemove DesiredState = "remove"
+)
+
+// InstanceState is observed. It only moves forward, apart from a restart in place, which
+// leads from running or waiting back to starting.
+type InstanceState string
+
+// The instance states, in order. Completed, failed and lost are final.
+const (
+	InstancePending   InstanceState = "pending"   // not placed, or not yet taken up by its node
+	InstancePreparing InstanceState = "preparing" // image, volumes, network
+	InstanceStarting  InstanceState = "starting"  // tasks are being started
+	InstanceRunning   InstanceState = "running"   // every task runs
+	InstanceWaiting   InstanceState = "waiting"   // a task ended and will be restarted
+	InstanceStopping  InstanceState = "stopping"
+	InstanceCompleted InstanceState = "completed" // ended as it should: exit code 0, or stopped on request
+	InstanceFailed    InstanceState = "failed"
+	InstanceLost      InstanceState = "lost" // its node is gone; written by the leader
+)
+
+// Final reports whether nothing follows this state.
+func (s InstanceState) Final() bool {
+	return s == InstanceCompleted || s == InstanceFailed || s == InstanceLost
+}
+
+// Health is what probes say.
+type Health string
+
+// The health values; none means that nothing probes.
+const (
+	HealthNone      Health = ""
+	HealthStarting  Health = "starting"
+	HealthHealthy   Health = "healthy"
+	HealthUnhealthy Health = "unhealthy"
+)
+
+// InstanceStatus is observed; its writer is the agent of the instance's node (the leader,
+// once the node is down).
+type InstanceStatus struct {
+	State  InstanceState `json:"state"`
+	Health Health        `json:"health,omitempty"`
+	// Ready is whether it should get traffic: running, and healthy where a probe exists.
+	Ready      bool         `json:"ready"`
+	Message    string       `json:"message,omitempty"`
+	Restarts   int          `json:"restarts,omitempty"`
+	Started    time.Time    `json:"started,omitzero"`  // of the latest run
+	Finished   time.Time    `json:"finished,omitzero"` // of the latest run
+	ReadySince time.Time    `json:"readySince,omitzero"`
+	Tasks      []TaskStatus `json:"tasks,omitempty"`
+}
+
+// TaskStatus is the latest run of a task.
+type TaskStatus struct {
+	Name     string    `json:"name"`
+	RunID    string    `json:"runID"` // the driver's id: instance ID, task name and run number joined by "."
+	Run      int       `json:"run"`   // from 1
+	State    string    `json:"state"` // created, running, exited
+	PID      int       `json:"pid,omitempty"`
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+	ExitCode int       `json:"exitCode"`
+	OOM      bool      `json:"oom,omitempty"`
+	Error    string    `json:"error,omitempty"`
+	Image    string    `json:"image,omitempty"` // digest that runs
+}
+
+func (i *Instance) Kind() Kind              { return KindInstance }
+func (i *Instance) GetMeta() *Meta          { return &i.Meta }
+func (i *Instance) CloneObject() Object     { return i.Clone() }
+func (i *Instance) AdoptStatus(from Object) { i.Status = from.(*Instance).Status }
+func (i *Instance) AdoptDesired(from Object) {
+	status := i.Status
+	*i = *from.(*Instance).Clone()
+	i.Status = status
+}
+
+// WantsToRun reports whether the instance counts towards its workload.
+func (i *Instance) WantsToRun() bool { return i.Desired == DesiredRun && !i.Status.State.Final() }
+
+// Serving reports whether balancers should send it new connections.
+func (i *Instance) Serving() bool { return i.Desired == DesiredRun && i.Status.Ready }

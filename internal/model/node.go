@@ -1,0 +1,84 @@
+package model
+
+import "time"
+
+// Node is a host that runs work.
+type Node struct {
+	Meta
+	// Role says whether the node is also a server.
+	Server bool `json:"server"`
+	// Availability is what people want of it.
+	Availability Availability `json:"availability"`
+	Taints       []Taint      `json:"taints,omitempty"`
+	// WireAddress is host:port of the node's port for other nodes.
+	WireAddress string `json:"wireAddress"`
+	// OverlayAddress is the node's own address within the overlay, where tunnels end.
+	OverlayAddress string `json:"overlayAddress,omitempty"`
+	// HostAddress is the address under which other hosts reach this one, without a port.
+	HostAddress string `json:"hostAddress"`
+	// Capacity is what the host has; Reserved is kept back from instances.
+	Capacity   Resources         `json:"capacity"`
+	Reserved   Resources         `json:"reserved,omitzero"`
+	Attributes map[string]string `json:"attributes,omitempty"` // os, arch, kernel, hostname, version …
+	Status     NodeStatus        `json:"status"`
+}
+
+// Availability is the operator's wish for a node.
+type Availability string
+
+// A node takes work (active), takes no new work (cordoned), or gives up what it has (draining).
+const (
+	Active   Availability = "active"
+	Cordoned Availability = "cordoned"
+	Draining Availability = "draining"
+)
+
+// NodeState is what the cluster observes of a node.
+type NodeState string
+
+// A node is unknown until its first session, ready while it renews its lease, and down after.
+const (
+	NodeUnknown NodeState = "unknown"
+	NodeReady   NodeState = "ready"
+	NodeDown    NodeState = "down"
+)
+
+// NodeStatus is observed; its writer is the leader.
+type NodeStatus struct {
+	State   NodeState `json:"state"`
+	Message string    `json:"message,omitempty"`
+	Since   time.Time `json:"since,omitzero"`
+	// Session changes with every agent start, so that a restart in between is noticed.
+	Session string `json:"session,omitempty"`
+}
+
+// Taint keeps instances without a matching toleration off a node.
+type Taint struct {
+	Key    string `json:"key"`
+	Value  string `json:"value,omitempty"`
+	Effect string `json:"effect"` // noSchedule, preferNoSchedule, noExecute
+}
+
+// Resources counts what instances use up.
+type Resources struct {
+	NanoCPUs    int64            `json:"nanoCPUs,omitempty"` // 1e9 is one core
+	MemoryBytes int64            `json:"memoryBytes,omitempty"`
+	DiskBytes   int64            `json:"diskBytes,omitempty"`
+	Pids        int64            `json:"pids,omitempty"`
+	Custom      map[string]int64 `json:"custom,omitempty"` // devices and metrics, by name
+}
+
+func (n *Node) Kind() Kind              { return KindNode }
+func (n *Node) GetMeta() *Meta          { return &n.Meta }
+func (n *Node) CloneObject() Object     { return n.Clone() }
+func (n *Node) AdoptStatus(from Object) { n.Status = from.(*Node).Status }
+func (n *Node) AdoptDesired(from Object) {
+	status := n.Status
+	*n = *from.(*Node).Clone()
+	n.Status = status
+}
+
+// Schedulable reports whether new instances may be placed on the node.
+func (n *Node) Schedulable() bool {
+	return n.Status.State == NodeReady && (n.Availability == Active || n.Availability == "")
+}

@@ -1,0 +1,212 @@
+package model
+
+import "time"
+
+// Template says what one instance consists of: one network namespace, shared volumes, and
+// one or more tasks in it.
+type Template struct {
+	InitTasks []TaskSpec `json:"initTasks,omitempty"` // run one after the other, to completion, before Tasks
+	Tasks     []TaskSpec `json:"tasks"`
+
+	Hostname    string       `json:"hostname,omitempty"`
+	Domainname  string       `json:"domainname,omitempty"`
+	HostNetwork bool         `json:"hostNetwork,omitempty"`
+	NoNetwork   bool         `json:"noNetwork,omitempty"`
+	Networks    []Attachment `json:"networks,omitempty"`
+	DNS         DNSConfig    `json:"dns,omitzero"`
+	ExtraHosts  []HostEntry  `json:"extraHosts,omitempty"`
+	// Sysctls apply to the namespaces that the tasks share.
+	Sysctls map[string]string `json:"sysctls,omitempty"`
+
+	Placement Placement     `json:"placement,omitzero"`
+	Restart   RestartPolicy `json:"restart"`
+	// StopGrace is how long tasks have between the stop signal and the kill.
+	StopGrace time.Duration     `json:"stopGrace"`
+	Labels    map[string]string `json:"labels,omitempty"` // of instances
+	// ForceUpdate makes an otherwise equal template a new revision.
+	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
+}
+
+// Attachment joins an instance to a network.
+type Attachment struct {
+	Network string   `json:"network"` // network ID
+	Aliases []string `json:"aliases,omitempty"`
+	Address string   `json:"address,omitempty"` // fixed IPv4 address, if asked for
+}
+
+// DNSConfig overrides what the instance's resolver is told.
+type DNSConfig struct {
+	Servers []string `json:"servers,omitempty"`
+	Search  []string `json:"search,omitempty"`
+	Options []string `json:"options,omitempty"`
+}
+
+// HostEntry is a line of /etc/hosts.
+type HostEntry struct {
+	Name    string `json:"name"`
+	Address string `json:"address"` // an IP address, or "host-gateway"
+}
+
+// TaskSpec is one container or one plain process.
+type TaskSpec struct {
+	Name   string `json:"name"`
+	Driver string `json:"driver,omitempty"` // "oci" (default) or "process"
+	// Image is the reference as people wrote it; Digest pins what it meant when the revision
+	// was made (the manifest or index digest, "sha256:…").
+	Image  string `json:"image,omitempty"`
+	Digest string `json:"digest,omitempty"`
+	// Entrypoint and Args replace the image's ENTRYPOINT and CMD. Nil keeps the image's; a
+	// non-nil Entrypoint drops the image's CMD; an empty non-nil one clears it.
+	Entrypoint []string `json:"entrypoint"`
+	Args       []string `json:"args"`
+	Env        []string `json:"env,omitempty"` // NAME=value, over the image's
+	User       string   `json:"user,omitempty"`
+	Groups     []string `json:"groups,omitempty"`
+	WorkingDir string   `json:"workingDir,omitempty"`
+
+	Mounts []Mount `json:"mounts,omitempty"`
+
+	Reserve Resources `json:"reserve,omitzero"` // what the scheduler sets aside
+	Limit   Resources `json:"limit,omitzero"`   // what the kernel enforces
+
+	Health   *Probe `json:"health,omitempty"`   // ready when it passes, restarted when it fails; nil: the image's HEALTHCHECK
+	NoHealth bool   `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
+
+	CapAdd         []string          `json:"capAdd,omitempty"`
+	CapDrop        []string          `json:"capDrop,omitempty"`
+	Privileged     bool              `json:"privileged,omitempty"`
+	ReadOnlyRoot   bool              `json:"readOnlyRoot,omitempty"`
+	SecurityOpts   []string          `json:"securityOpts,omitempty"`
+	Ulimits        []Ulimit          `json:"ulimits,omitempty"`
+	Devices        []Device          `json:"devices,omitempty"`
+	Init           bool              `json:"init,omitempty"` // run under a reaping init process
+	TTY            bool              `json:"tty,omitempty"`
+	Stdin          bool              `json:"stdin,omitempty"`
+	ShmBytes       int64             `json:"shmBytes,omitempty"`
+	StopSignal     string            `json:"stopSignal,omitempty"`
+	OOMScoreAdjust int               `json:"oomScoreAdjust,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+}
+
+// MountType says where a mount's content comes from.
+type MountType string
+
+// The mount types. Secret and config mounts are files in memory.
+const (
+	MountVolume MountType = "volume"
+	MountBind   MountType = "bind"
+	MountTmpfs  MountType = "tmpfs"
+	MountSecret MountType = "secret"
+	MountConfig MountType = "config"
+)
+
+// Mount makes something visible inside a task.
+type Mount struct {
+	Type MountType `json:"type"`
+	// Source is a volume, secret or config ID, a host path for bind, empty for tmpfs. An
+	// empty volume source is an anonymous volume that lives as long as the instance.
+	Source   string `json:"source,omitempty"`
+	Target   string `json:"target"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+
+	Propagation    string `json:"propagation,omitempty"` // bind: rprivate (default), rslave, rshared …
+	CreateHostPath bool   `json:"createHostPath,omitempty"`
+	NoCopy         bool   `json:"noCopy,omitempty"`    // volume: do not fill it from the image
+	SubPath        string `json:"subPath,omitempty"`   // volume: mount this folder of it
+	SizeBytes      int64  `json:"sizeBytes,omitempty"` // tmpfs
+	Mode           uint32 `json:"mode,omitempty"`      // tmpfs, secret, config: permission bits
+	UID            string `json:"uid,omitempty"`       // secret, config
+	GID            string `json:"gid,omitempty"`
+}
+
+// Probe asks a task how it is.
+type Probe struct {
+	Exec          []string      `json:"exec,omitempty"`  // argv run in the task
+	Shell         string        `json:"shell,omitempty"` // a command for /bin/sh -c
+	HTTP          *HTTPProbe    `json:"http,omitempty"`
+	TCPPort       int           `json:"tcpPort,omitempty"`
+	Interval      time.Duration `json:"interval"`
+	Timeout       time.Duration `json:"timeout"`
+	StartPeriod   time.Duration `json:"startPeriod,omitempty"`   // failures within it do not count
+	StartInterval time.Duration `json:"startInterval,omitempty"` // interval within the start period
+	Retries       int           `json:"retries"`                 // failures in a row until unhealthy
+}
+
+// HTTPProbe is a GET that must answer 200 to 399.
+type HTTPProbe struct {
+	Scheme string `json:"scheme,omitempty"`
+	Port   int    `json:"port"`
+	Path   string `json:"path"`
+}
+
+// Ulimit is one process limit.
+type Ulimit struct {
+	Name string `json:"name"` // nofile, nproc …
+	Soft int64  `json:"soft"`
+	Hard int64  `json:"hard"`
+}
+
+// Device maps a host device into a task.
+type Device struct {
+	Host        string `json:"host"`
+	Container   string `json:"container"`
+	Permissions string `json:"permissions"` // of r, w, m
+}
+
+// RestartCondition says which ends of a task lead to a new run.
+type RestartCondition string
+
+// The restart conditions.
+const (
+	RestartAlways    RestartCondition = "always"
+	RestartOnFailure RestartCondition = "onFailure"
+	RestartNever     RestartCondition = "never"
+)
+
+// RestartPolicy is applied by the agent, in place.
+type RestartPolicy struct {
+	Condition   RestartCondition `json:"condition"`
+	Delay       time.Duration    `json:"delay,omitempty"`       // before the first restart; doubles up to a minute
+	MaxAttempts int              `json:"maxAttempts,omitempty"` // 0: without end
+	Window      time.Duration    `json:"window,omitempty"`      // a run this long resets the count
+}
+
+// Placement restricts and ranks nodes.
+type Placement struct {
+	Constraints []Constraint `json:"constraints,omitempty"` // all must hold
+	Spread      []string     `json:"spread,omitempty"`      // node keys to spread over evenly, e.g. "node.labels.zone"
+	MaxPerNode  int          `json:"maxPerNode,omitempty"`
+	Tolerations []Toleration `json:"tolerations,omitempty"`
+	Platforms   []string     `json:"platforms,omitempty"` // os/arch
+	Priority    int          `json:"priority,omitempty"`
+}
+
+// Constraint compares a key of a node with a value. Keys: node.id, node.name, node.hostname,
+// node.role (server, agent), node.platform.os, node.platform.arch, node.ip, node.labels.X,
+// node.attributes.X.
+type Constraint struct {
+	Key      string   `json:"key"`
+	Operator Operator `json:"operator"`
+	Values   []string `json:"values,omitempty"`
+}
+
+// Operator is a comparison.
+type Operator string
+
+// The operators. A missing key is unequal to everything.
+const (
+	Equal     Operator = "="
+	NotEqual  Operator = "!="
+	In        Operator = "in"
+	NotIn     Operator = "notIn"
+	Exists    Operator = "exists"
+	NotExists Operator = "notExists"
+	Matches   Operator = "matches" // regular expression (RE2), whole value
+)
+
+// Toleration lets an instance onto tainted nodes. Empty fields match everything.
+type Toleration struct {
+	Key    string `json:"key,omitempty"`
+	Value  string `json:"value,omitempty"`
+	Effect string `json:"effect,omitempty"`
+}

@@ -1,0 +1,194 @@
+package model
+
+import "time"
+
+// Service is a name with a virtual IP per network and published ports, leading to the ready
+// instances of a workload.
+type Service struct {
+	Meta
+	WorkloadID string `json:"workloadID"`
+	// Aliases are further names, by network ID.
+	Aliases map[string][]string `json:"aliases,omitempty"`
+	// Networks are where the service has a virtual IP.
+	Networks []string      `json:"networks,omitempty"`
+	Ports    []ServicePort `json:"ports,omitempty"`
+	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
+	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
+	Status        ServiceStatus `json:"status"`
+}
+
+// ServiceStatus is assigned by the leader.
+type ServiceStatus struct {
+	VirtualIPs []Address `json:"virtualIPs,omitempty"` // one per network
+	Message    string    `json:"message,omitempty"`
+}
+
+// ServicePort publishes a port of a service's instances on hosts.
+type ServicePort struct {
+	Name      string `json:"name,omitempty"`
+	Protocol  string `json:"protocol"`            // tcp, udp, sctp
+	Target    int    `json:"target"`              // inside the instance
+	Published int    `json:"published,omitempty"` // on hosts; 0: not published
+	HostMode  bool   `json:"hostMode,omitempty"`  // only where instances run; otherwise on every host
+	HostIP    string `json:"hostIP,omitempty"`
+}
+
+// Network is a set of instances that reach each other by address and name.
+type Network struct {
+	Meta
+	// Subnet in CIDR form; empty until the leader assigns one from the cluster's pool.
+	Subnet     string `json:"subnet,omitempty"`
+	Gateway    string `json:"gateway,omitempty"`
+	Internal   bool   `json:"internal,omitempty"` // no way out of the cluster
+	Attachable bool   `json:"attachable,omitempty"`
+	Driver     string `json:"driver,omitempty"` // "overlay"
+	// MTU is 0 for the largest that fits.
+	MTU    int           `json:"mtu,omitempty"`
+	Status NetworkStatus `json:"status"`
+}
+
+// NetworkStatus is assigned by the leader.
+type NetworkStatus struct {
+	Subnet string `json:"subnet,omitempty"`
+	// Blocks are the parts of the subnet that nodes hold; a node routes a block as a whole.
+	Blocks []Block `json:"blocks,omitempty"`
+}
+
+// Block is a range of a network's addresses held by a node.
+type Block struct {
+	NodeID string `json:"nodeID"`
+	CIDR   string `json:"cidr"`
+}
+
+// Volume is named storage.
+type Volume struct {
+	Meta
+	Driver  string            `json:"driver,omitempty"` // "local"
+	Options map[string]string `json:"options,omitempty"`
+	// NodeID is where a local volume lives, set by the first placement that uses it.
+	NodeID string `json:"nodeID,omitempty"`
+}
+
+// Secret is encrypted data that reaches only the nodes that need it.
+type Secret struct {
+	Meta
+	// Sealed is the data, encrypted with the cluster's secret key.
+	Sealed []byte `json:"sealed"`
+	// Digest identifies the content without revealing it (keyed).
+	Digest string `json:"digest"`
+}
+
+// Config is plain data for tasks.
+type Config struct {
+	Meta
+	Data []byte `json:"data"`
+}
+
+// Image is a name for content, and which nodes hold it.
+type Image struct {
+	Meta                  // Name is the normalized reference, e.g. "docker.io/library/redis:7"
+	Digest    string      `json:"digest"` // of the manifest or index
+	SizeBytes int64       `json:"sizeBytes"`
+	Status    ImageStatus `json:"status"`
+	Health    *Probe      `json:"health,omitempty"` // HEALTHCHECK of the image's configuration
+}
+
+// ImageStatus is written by the leader from what nodes report.
+type ImageStatus struct {
+	Nodes []string `json:"nodes,omitempty"` // IDs of nodes that hold the whole image
+}
+
+// Event is something that happened, kept for a while.
+type Event struct {
+	Meta
+	Time    time.Time `json:"time"`
+	Type    string    `json:"type"`    // e.g. "instance placed"
+	Subject Subject   `json:"subject"` // what it is about
+	Message string    `json:"message"`
+}
+
+// Subject refers to an object.
+type Subject struct {
+	Kind Kind   `json:"kind"`
+	ID   string `json:"id"`
+	Name string `json:"name"`
+}
+
+// Cluster is the single object with the cluster's own settings; its ID is "cluster".
+type Cluster struct {
+	Meta
+	// AddressPool is where networks without a chosen subnet get theirs, in CIDR form.
+	AddressPool string `json:"addressPool"`
+	// NetworkBits is the prefix length of those subnets.
+	NetworkBits int `json:"networkBits"`
+	// NodePool is where nodes get their own overlay addresses.
+	NodePool string `json:"nodePool"`
+	// JoinTokens admit servers and agents.
+	ServerToken string `json:"serverToken"`
+	AgentToken  string `json:"agentToken"`
+	// CACertificate is PEM; CAKey is PEM, kept on servers only.
+	CACertificate []byte `json:"caCertificate"`
+	CAKey         []byte `json:"caKey"`
+	// SecretKey encrypts secrets (32 bytes).
+	SecretKey []byte `json:"secretKey"`
+}
+
+func (s *Service) Kind() Kind              { return KindService }
+func (s *Service) GetMeta() *Meta          { return &s.Meta }
+func (s *Service) CloneObject() Object     { return s.Clone() }
+func (s *Service) AdoptStatus(from Object) { s.Status = from.(*Service).Status }
+func (s *Service) AdoptDesired(from Object) {
+	status := s.Status
+	*s = *from.(*Service).Clone()
+	s.Status = status
+}
+
+func (n *Network) Kind() Kind              { return KindNetwork }
+func (n *Network) GetMeta() *Meta          { return &n.Meta }
+func (n *Network) CloneObject() Object     { return n.Clone() }
+func (n *Network) AdoptStatus(from Object) { n.Status = from.(*Network).Status }
+func (n *Network) AdoptDesired(from Object) {
+	status := n.Status
+	*n = *from.(*Network).Clone()
+	n.Status = status
+}
+
+func (i *Image) Kind() Kind              { return KindImage }
+func (i *Image) GetMeta() *Meta          { return &i.Meta }
+func (i *Image) CloneObject() Object     { return i.Clone() }
+func (i *Image) AdoptStatus(from Object) { i.Status = from.(*Image).Status }
+func (i *Image) AdoptDesired(from Object) {
+	status := i.Status
+	*i = *from.(*Image).Clone()
+	i.Status = status
+}
+
+func (v *Volume) Kind() Kind          { return KindVolume }
+func (v *Volume) GetMeta() *Meta      { return &v.Meta }
+func (v *Volume) CloneObject() Object { return v.Clone() }
+func (v *Volume) AdoptStatus(Object)  {}
+func (v *Volume) AdoptDesired(Object) {}
+
+func (s *Secret) Kind() Kind          { return KindSecret }
+func (s *Secret) GetMeta() *Meta      { return &s.Meta }
+func (s *Secret) CloneObject() Object { return s.Clone() }
+func (s *Secret) AdoptStatus(Object)  {}
+func (s *Secret) AdoptDesired(Object) {}
+
+func (c *Config) Kind() Kind          { return KindConfig }
+func (c *Config) GetMeta() *Meta      { return &c.Meta }
+func (c *Config) CloneObject() Object { return c.Clone() }
+func (c *Config) AdoptStatus(Object)  {}
+func (c *Config) AdoptDesired(Object) {}
+
+func (e *Event) Kind() Kind          { return KindEvent }
+func (e *Event) GetMeta() *Meta      { return &e.Meta }
+func (e *Event) CloneObject() Object { return e.Clone() }
+func (e *Event) AdoptStatus(Object)  {}
+func (e *Event) AdoptDesired(Object) {}
+
+func (c *Cluster) Kind() Kind          { return KindCluster }
+func (c *Cluster) GetMeta() *Meta      { return &c.Meta }
+func (c *Cluster) CloneObject() Object { return c.Clone() }
+func (c *Cluster) AdoptStatus(Object)  {}
+func (c *Cluster) AdoptDesired(Object) {}

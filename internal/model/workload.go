@@ -1,0 +1,164 @@
+package model
+
+import "time"
+
+// Application is a named set of objects that are deployed, listed and removed together.
+// Its Name is its identity; members carry it in Meta.Application.
+type Application struct {
+	Meta
+	// Source says which language it came in, e.g. "compose".
+	Source  string `json:"source,omitempty"`
+	Version int    `json:"version"` // counts deployments, from 1
+}
+
+// WorkloadKind says how instances of a workload come and go.
+type WorkloadKind string
+
+// The workload kinds.
+const (
+	ServiceWorkload   WorkloadKind = "service"   // keep Count running
+	GlobalWorkload    WorkloadKind = "global"    // one per matching node
+	JobWorkload       WorkloadKind = "job"       // run until Count completions
+	GlobalJobWorkload WorkloadKind = "globalJob" // once per matching node
+	CronWorkload      WorkloadKind = "cron"
+	StatefulWorkload  WorkloadKind = "stateful"
+)
+
+// Workload says what should run.
+type Workload struct {
+	Meta
+	Type  WorkloadKind `json:"type"`
+	Count int          `json:"count"`
+	// Template is the desired template; RevisionID its identity (see Template.Hash).
+	Template   Template `json:"template"`
+	RevisionID string   `json:"revisionID"`
+	// PreviousRevisionID is where a rollback leads.
+	PreviousRevisionID string       `json:"previousRevisionID,omitempty"`
+	Update             UpdatePolicy `json:"update"`
+	Rollback           UpdatePolicy `json:"rollback"`
+	DependsOn          []Dependency `json:"dependsOn,omitempty"`
+	// Suspended scales to zero and remembers the count.
+	Suspended bool `json:"suspended,omitempty"`
+	// Generation grows with every change that people make; Status.Generation follows it.
+	Generation uint64         `json:"generation"`
+	Status     WorkloadStatus `json:"status"`
+}
+
+// WorkloadStatus is observed; its writer is the leader.
+type WorkloadStatus struct {
+	Generation uint64        `json:"generation"`
+	Rollout    RolloutStatus `json:"rollout,omitzero"`
+	// Released is the revision whose dependencies were all met once: its instances start
+	// without waiting again.
+	Released string `json:"released,omitempty"`
+	// Waiting says, while not released, for what.
+	Waiting string `json:"waiting,omitempty"`
+}
+
+// RolloutState is the state of the latest update.
+type RolloutState string
+
+// States of an update. Paused, completed, rolledBack and failed are final until the next change.
+const (
+	RolloutNone       RolloutState = ""
+	RolloutUpdating   RolloutState = "updating"
+	RolloutPaused     RolloutState = "paused"
+	RolloutCompleted  RolloutState = "completed"
+	RolloutRolling    RolloutState = "rollingBack"
+	RolloutRolledBack RolloutState = "rolledBack"
+	RolloutFailed     RolloutState = "failed"
+)
+
+// RolloutStatus tells how an update goes.
+type RolloutStatus struct {
+	State    RolloutState `json:"state,omitempty"`
+	Revision string       `json:"revision,omitempty"` // the revision being rolled out
+	From     string       `json:"from,omitempty"`     // the revision it replaces
+	Message  string       `json:"message,omitempty"`
+	Started  time.Time    `json:"started,omitzero"`
+	Finished time.Time    `json:"finished,omitzero"`
+	// LastStep is when the latest batch was begun, for the delay between batches.
+	LastStep time.Time `json:"lastStep,omitzero"`
+	// Failures counts instances of the revision that failed within the monitor window.
+	Failures int `json:"failures,omitempty"`
+}
+
+// UpdatePolicy says how one revision replaces another.
+type UpdatePolicy struct {
+	Parallelism     int           `json:"parallelism"` // 0: all at once
+	Delay           time.Duration `json:"delay,omitempty"`
+	Monitor         time.Duration `json:"monitor,omitempty"`
+	MaxFailureRatio float64       `json:"maxFailureRatio,omitempty"`
+	Order           UpdateOrder   `json:"order,omitempty"`
+	OnFailure       FailureAction `json:"onFailure,omitempty"`
+}
+
+// UpdateOrder says whether the new instance or the end of the old one comes first.
+type UpdateOrder string
+
+// The update orders.
+const (
+	StopFirst  UpdateOrder = "stopFirst"
+	StartFirst UpdateOrder = "startFirst"
+)
+
+// FailureAction says what a failing update does.
+type FailureAction string
+
+// The failure actions.
+const (
+	PauseOnFailure    FailureAction = "pause"
+	ContinueOnFailure FailureAction = "continue"
+	RollBackOnFailure FailureAction = "rollBack"
+)
+
+// Dependency holds back the first start of a revision.
+type Dependency struct {
+	Workload  string              `json:"workload"` // name within the same application
+	Condition DependencyCondition `json:"condition"`
+	Optional  bool                `json:"optional,omitempty"` // absent is as good as met
+	// Restart restarts the dependent when the dependency was restarted by an update.
+	Restart bool `json:"restart,omitempty"`
+}
+
+// DependencyCondition is what a dependency must have reached.
+type DependencyCondition string
+
+// The conditions: one instance running, one healthy, all completed with exit code 0.
+const (
+	DependencyStarted   DependencyCondition = "started"
+	DependencyHealthy   DependencyCondition = "healthy"
+	DependencyCompleted DependencyCondition = "completed"
+)
+
+// Revision keeps a template that a workload had, so that it can return to it.
+// Its ID is workload ID and template hash, joined by ".".
+type Revision struct {
+	Meta
+	WorkloadID string   `json:"workloadID"`
+	Hash       string   `json:"hash"`
+	Number     int      `json:"number"`
+	Template   Template `json:"template"`
+}
+
+func (a *Application) Kind() Kind          { return KindApplication }
+func (a *Application) GetMeta() *Meta      { return &a.Meta }
+func (a *Application) CloneObject() Object { return a.Clone() }
+func (a *Application) AdoptStatus(Object)  {}
+func (a *Application) AdoptDesired(Object) {}
+
+func (w *Workload) Kind() Kind              { return KindWorkload }
+func (w *Workload) GetMeta() *Meta          { return &w.Meta }
+func (w *Workload) CloneObject() Object     { return w.Clone() }
+func (w *Workload) AdoptStatus(from Object) { w.Status = from.(*Workload).Status }
+func (w *Workload) AdoptDesired(from Object) {
+	status := w.Status
+	*w = *from.(*Workload).Clone()
+	w.Status = status
+}
+
+func (r *Revision) Kind() Kind          { return KindRevision }
+func (r *Revision) GetMeta() *Meta      { return &r.Meta }
+func (r *Revision) CloneObject() Object { return r.Clone() }
+func (r *Revision) AdoptStatus(Object)  {}
+func (r *Revision) AdoptDesired(Object) {}

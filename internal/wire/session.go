@@ -1,0 +1,131 @@
+package wire
+
+import (
+	"time"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// The messages of a node session: what a server and an agent tell each other. A session is one
+// bidirectional stream; the agent speaks first (Hello), then both send whenever they have news.
+
+// AgentMessage travels from agent to server; exactly one field is set.
+type AgentMessage struct {
+	Hello     *Hello     `json:"hello,omitempty"`
+	Heartbeat *Heartbeat `json:"heartbeat,omitempty"`
+	Status    *Report    `json:"status,omitempty"`
+}
+
+// Hello opens a session. The node's identity comes from its certificate, not from here.
+type Hello struct {
+	Session string      `json:"session"` // new with every agent start
+	Node    *model.Node `json:"node"`    // what the agent knows of its host; Status is ignored
+	// Instances are those the agent still holds, so that it is told what became of them.
+	Instances []string `json:"instances,omitempty"`
+}
+
+// Heartbeat renews the node's lease.
+type Heartbeat struct {
+	// Applied is the store revision whose endpoints and routes this node has in force.
+	Applied uint64 `json:"applied"`
+}
+
+// Report carries observed states, batched; the latest per instance wins.
+type Report struct {
+	Instances map[string]model.InstanceStatus `json:"instances,omitempty"`
+}
+
+// ServerMessage travels from server to agent; exactly one field is set.
+type ServerMessage struct {
+	Assign  *Assign  `json:"assign,omitempty"`
+	Network *Network `json:"network,omitempty"`
+	// Lease confirms a heartbeat: for so long the node may consider itself a member.
+	Lease *Lease `json:"lease,omitempty"`
+}
+
+// Lease confirms a heartbeat.
+type Lease struct {
+	For time.Duration `json:"for"`
+}
+
+// Assign tells an agent its instances: first all of them (Full), then differences.
+type Assign struct {
+	Full   bool         `json:"full,omitempty"`
+	Put    []Assignment `json:"put,omitempty"`
+	Remove []string     `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
+}
+
+// Assignment is an instance with all that its node needs to run it.
+type Assignment struct {
+	Instance *model.Instance   `json:"instance"`
+	Template *model.Template   `json:"template"`
+	Workload WorkloadRef       `json:"workload"`
+	Networks []*model.Network  `json:"networks,omitempty"`
+	Volumes  []*model.Volume   `json:"volumes,omitempty"`
+	Secrets  map[string][]byte `json:"secrets,omitempty"` // by ID, opened
+	Configs  map[string][]byte `json:"configs,omitempty"` // by ID
+}
+
+// WorkloadRef names the workload of an instance.
+type WorkloadRef struct {
+	ID          string `json:"id"`
+	Name        string `json:"name"`
+	Application string `json:"application,omitempty"`
+	Namespace   string `json:"namespace"`
+}
+
+// Network is the part of the cluster's network state that nodes program: always complete, and
+// in force as of Revision.
+type Network struct {
+	Revision uint64           `json:"revision"`
+	Nodes    []NetworkNode    `json:"nodes"`
+	Networks []*model.Network `json:"networks"`
+	Services []NetworkService `json:"services"`
+	// Instances that have addresses and have not ended, for names and isolation.
+	Instances []NetworkInstance `json:"instances"`
+	// NodePool and AddressPool are those of the cluster.
+	NodePool    string `json:"nodePool"`
+	AddressPool string `json:"addressPool"`
+}
+
+// NetworkNode is a node as others reach it.
+type NetworkNode struct {
+	ID             string `json:"id"`
+	Name           string `json:"name"`
+	HostAddress    string `json:"hostAddress"`
+	OverlayAddress string `json:"overlayAddress"`
+	Down           bool   `json:"down,omitempty"`
+}
+
+// NetworkService is a service and where its traffic goes.
+type NetworkService struct {
+	ID          string              `json:"id"`
+	Name        string              `json:"name"`
+	Application string              `json:"application,omitempty"`
+	Namespace   string              `json:"namespace"`
+	Aliases     map[string][]string `json:"aliases,omitempty"` // by network ID
+	VirtualIPs  []model.Address     `json:"virtualIPs,omitempty"`
+	Ports       []model.ServicePort `json:"ports,omitempty"`
+	RoundRobin  bool                `json:"roundRobin,omitempty"`
+	Endpoints   []Endpoint          `json:"endpoints,omitempty"` // only those that get new connections
+}
+
+// Endpoint is an instance that serves.
+type Endpoint struct {
+	Instance  string          `json:"instance"`
+	NodeID    string          `json:"nodeID"`
+	Addresses []model.Address `json:"addresses"`
+}
+
+// NetworkInstance is an instance as names and isolation need it.
+type NetworkInstance struct {
+	ID          string              `json:"id"`
+	Name        string              `json:"name"` // "web.1"
+	Application string              `json:"application,omitempty"`
+	Namespace   string              `json:"namespace"`
+	Workload    string              `json:"workload"` // name
+	NodeID      string              `json:"nodeID"`
+	Addresses   []model.Address     `json:"addresses"`
+	Aliases     map[string][]string `json:"aliases,omitempty"`
+	HostPorts   []model.HostPort    `json:"hostPorts,omitempty"`
+}
