@@ -1,0 +1,101 @@
+package core
+
+import (
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Caller is who asks, and through which API.
+type Caller struct {
+	Name string `json:"name"`
+	Via  string `json:"via"`
+}
+
+// Deployment is a whole application as desired. Its members refer to each other by name:
+// Attachment.Network, Mount.Source of volumes, secrets and configs, Service.WorkloadID,
+// Service.Networks and the keys of Service.Aliases hold "x" for this application's x and "/x"
+// for an object outside any application. Deploy turns names into IDs.
+type Deployment struct {
+	Namespace   string            `json:"namespace,omitempty"`
+	Application string            `json:"application"`
+	Source      string            `json:"source,omitempty"`
+	Workloads   []*model.Workload `json:"workloads,omitempty"`
+	Services    []*model.Service  `json:"services,omitempty"`
+	Networks    []*model.Network  `json:"networks,omitempty"`
+	Volumes     []*model.Volume   `json:"volumes,omitempty"`
+	Secrets     []SecretData      `json:"secrets,omitempty"`
+	Configs     []*model.Config   `json:"configs,omitempty"`
+	// KeepOthers leaves members that the application has and the deployment lacks.
+	KeepOthers bool `json:"keepOthers,omitempty"`
+	// DryRun checks everything and changes nothing.
+	DryRun bool `json:"dryRun,omitempty"`
+}
+
+// SecretData is a secret on its way in: the only form in which its content is readable.
+type SecretData struct {
+	model.Meta
+	Data []byte `json:"data"`
+}
+
+// DeployResult tells what a deployment changed.
+type DeployResult struct {
+	Application string   `json:"application"`
+	Changes     []Change `json:"changes"`
+	Warnings    []string `json:"warnings,omitempty"`
+}
+
+// Change is what became of one object.
+type Change struct {
+	Action string     `json:"action"` // created, updated, unchanged, removed
+	Kind   model.Kind `json:"kind"`
+	Name   string     `json:"name"`
+}
+
+// Found is what a reference means; exactly one field is set.
+type Found struct {
+	Application *model.Application `json:"application,omitempty"`
+	Workload    *model.Workload    `json:"workload,omitempty"`
+	Instance    *model.Instance    `json:"instance,omitempty"`
+	Node        *model.Node        `json:"node,omitempty"`
+}
+
+// LogLine is a log entry and where it comes from.
+type LogLine struct {
+	Instance string `json:"instance"` // ID
+	Name     string `json:"name"`     // "shop/web.1"
+	Node     string `json:"node"`     // name
+	Task     string `json:"task"`
+	driver.LogEntry
+}
+
+// Explanation says why something is as it is.
+type Explanation struct {
+	Subject string   `json:"subject"`
+	State   string   `json:"state"`
+	Lines   []string `json:"lines,omitempty"`
+	Advice  []string `json:"advice,omitempty"`
+}
+
+// ClusterStatus is the cluster on one screen.
+type ClusterStatus struct {
+	Healthy      bool      `json:"healthy"`
+	Leader       string    `json:"leader"` // node name; empty: none
+	Nodes        int       `json:"nodes"`
+	NodesReady   int       `json:"nodesReady"`
+	Servers      int       `json:"servers"`
+	ServersReady int       `json:"serversReady"`
+	Applications int       `json:"applications"`
+	Workloads    int       `json:"workloads"`
+	Instances    int       `json:"instances"` // wanted
+	Running      int       `json:"running"`
+	Ready        int       `json:"ready"`
+	Pending      int       `json:"pending"`
+	Revision     uint64    `json:"revision"`
+	Problems     []Problem `json:"problems,omitempty"`
+}
+
+// Problem is something wrong and what to do about it.
+type Problem struct {
+	What   string `json:"what"`
+	Advice string `json:"advice"`
+}
