@@ -41,6 +41,8 @@ type ServerMessage struct {
 	Network *Network `json:"network,omitempty"`
 	// Lease confirms a heartbeat: for so long the node may consider itself a member.
 	Lease *Lease `json:"lease,omitempty"`
+	// Servers are all servers of the cluster, for when this one goes away.
+	Servers []ServerAddress `json:"servers,omitempty"`
 }
 
 // Lease confirms a heartbeat.
@@ -77,10 +79,12 @@ type WorkloadRef struct {
 // Network is the part of the cluster's network state that nodes program: always complete, and
 // in force as of Revision.
 type Network struct {
-	Revision uint64           `json:"revision"`
-	Nodes    []NetworkNode    `json:"nodes"`
-	Networks []*model.Network `json:"networks"`
-	Services []NetworkService `json:"services"`
+	Revision uint64 `json:"revision"`
+	// Unchanged means: what was sent last is still right, as of Revision; nothing else is set.
+	Unchanged bool             `json:"unchanged,omitempty"`
+	Nodes     []NetworkNode    `json:"nodes"`
+	Networks  []*model.Network `json:"networks"`
+	Services  []NetworkService `json:"services"`
 	// Instances that have addresses and have not ended, for names and isolation.
 	Instances []NetworkInstance `json:"instances"`
 	// NodePool and AddressPool are those of the cluster.
@@ -128,4 +132,10 @@ type NetworkInstance struct {
 	Addresses   []model.Address     `json:"addresses"`
 	Aliases     map[string][]string `json:"aliases,omitempty"`
 	HostPorts   []model.HostPort    `json:"hostPorts,omitempty"`
+}
+
+// ServerAddress is where a server's port for other nodes is.
+type ServerAddress struct {
+	ID      string `json:"id"`
+	Address string `json:"address"` // host:port
 }
