@@ -114,7 +114,10 @@ type Subject struct {
 	Name string `json:"name"`
 }
 
-// Cluster is the single object with the cluster's own settings; its ID is "cluster".
+// ClusterID is the ID of the one Cluster object.
+const ClusterID = "cluster"
+
+// Cluster is the single object with the cluster's own settings; its ID is ClusterID.
 type Cluster struct {
 	Meta
 	// AddressPool is where networks without a chosen subnet get theirs, in CIDR form.

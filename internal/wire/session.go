@@ -132,6 +132,8 @@ type NetworkInstance struct {
 	Addresses   []model.Address     `json:"addresses"`
 	Aliases     map[string][]string `json:"aliases,omitempty"`
 	HostPorts   []model.HostPort    `json:"hostPorts,omitempty"`
+	// DNS are resolvers the instance wants asked for names from outside the cluster.
+	DNS []string `json:"dns,omitempty"`
 }
 
 // ServerAddress is where a server's port for other nodes is.
