@@ -117,6 +117,9 @@ type Mount struct {
 	Mode           uint32 `json:"mode,omitempty"`      // tmpfs, secret, config: permission bits
 	UID            string `json:"uid,omitempty"`       // secret, config
 	GID            string `json:"gid,omitempty"`
+	// Content identifies what a secret or config held when the revision was made, so that
+	// changed content makes a new revision.
+	Content string `json:"content,omitempty"`
 }
 
 // Probe asks a task how it is.

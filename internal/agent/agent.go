@@ -1,0 +1,409 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Images makes images available as root file systems.
+type Images interface {
+	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
+	Mount(ctx context.Context, key, digest string) (rootfs string, err error)
+	Unmount(ctx context.Context, key string) error
+	Mounted(ctx context.Context) ([]string, error)
+}
+
+// Links gives instances their network namespaces.
+type Links interface {
+	Attach(ctx context.Context, a overlay.Attachment) (overlay.Attached, error)
+	Detach(ctx context.Context, instance string) error
+	Attached(ctx context.Context) ([]string, error)
+}
+
+// Volumes gives volumes their place on this host.
+type Volumes interface {
+	Ensure(ctx context.Context, v *model.Volume) (hostPath string, err error)
+	// Fill copies what the image has at target into an empty volume.
+	Fill(ctx context.Context, path, rootfs, target string) error
+	Remove(ctx context.Context, id string) error
+	// RemoveOf removes the anonymous volumes of an instance.
+	RemoveOf(ctx context.Context, instance string) error
+}
+
+// SecretFiles keeps secrets and configs in memory-backed files.
+type SecretFiles interface {
+	Put(instance string, files []secret.File) (dir string, err error)
+	// Dir returns the directory of files put earlier; fault.NotFound when there is none.
+	Dir(instance string) (string, error)
+	Remove(instance string) error
+}
+
+// NetworkState is something that follows the cluster's network state: the overlay, the
+// balancer, the names.
+type NetworkState interface {
+	Sync(ctx context.Context, n *wire.Network) error
+}
+
+// Session is the connection to the cluster: the agent hands it statuses, it hands the agent
+// assignments by calling Agent.Assign and Agent.Network.
+type Session interface {
+	Report(instance string, status model.InstanceStatus)
+	Forget(instance string)
+	Applied(revision uint64)
+}
+
+// Deps is all that an agent works with.
+type Deps struct {
+	NodeID   string
+	NodeName string
+	DataDir  string // <data dir>/agent
+	RunDir   string
+	// CgroupParent is where the cgroups of instances are made, e.g. "/tutti".
+	CgroupParent string
+	Drivers      map[string]driver.Driver // by name: "oci", "process"
+	Images       Images
+	Links        Links
+	Volumes      Volumes
+	Secrets      SecretFiles
+	Network      []NetworkState // synced in this order
+	Log          *slog.Logger
+}
+
+// Agent runs the instances of one node.
+type Agent struct {
+	Deps
+	session Session
+
+	mu      sync.Mutex
+	workers map[string]*worker
+	closed  bool
+	group   *errgroup.Group
+	ctx     context.Context
+
+	network     *networkState // the latest; nil before the first
+	networkWake chan struct{} // capacity 1
+}
+
+// New returns an agent; Run starts it.
+func New(d Deps) (*Agent, error) {
+	for _, dir := range []string{d.assignments(), filepath.Join(d.DataDir, "files")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, fmt.Errorf("make the agent's directory: %w", err)
+		}
+	}
+	return &Agent{Deps: d, workers: map[string]*worker{}, networkWake: make(chan struct{}, 1)}, nil
+}
+
+func (d *Deps) assignments() string { return filepath.Join(d.DataDir, "assignments") }
+
+// Run adopts what an earlier agent left running, then works until ctx is done. Instances go on
+// running when it returns.
+func (a *Agent) Run(ctx context.Context, s Session) error {
+	g, ctx := errgroup.WithContext(ctx)
+	a.mu.Lock()
+	a.session, a.group, a.ctx = s, g, ctx
+	a.mu.Unlock()
+
+	kept, err := loadAssignments(a.assignments())
+	if err != nil {
+		return err
+	}
+	if err := a.sweep(ctx, kept); err != nil {
+		a.Log.Warn("left-overs of earlier instances could not all be removed", "error", err)
+	}
+	for _, as := range kept {
+		a.start(as, true)
+	}
+	if len(kept) > 0 {
+		a.Log.Info("instances adopted", "count", len(kept))
+	}
+	g.Go(func() error { return a.runNetwork(ctx) })
+	g.Go(func() error { <-ctx.Done(); return nil })
+	err = g.Wait()
+	a.mu.Lock()
+	a.closed = true
+	a.mu.Unlock()
+	return err
+}
+
+// Assign takes over what a server wants of this node.
+func (a *Agent) Assign(m *wire.Assign) {
+	if m.Full {
+		keep := make(map[string]bool, len(m.Put))
+		for _, as := range m.Put {
+			keep[as.Instance.ID] = true
+		}
+		for _, id := range a.Instances() {
+			if !keep[id] {
+				a.remove(id)
+			}
+		}
+	}
+	for i := range m.Put {
+		as := m.Put[i]
+		if err := saveAssignment(a.assignments(), &as); err != nil {
+			a.Log.Error("assignment could not be kept on disk", "instance", as.Instance.ID, "error", err)
+		}
+		a.mu.Lock()
+		w := a.workers[as.Instance.ID]
+		a.mu.Unlock()
+		if w == nil {
+			a.start(&as, false)
+		} else {
+			w.update(&as)
+		}
+	}
+	for _, id := range m.Remove {
+		a.remove(id)
+	}
+}
+
+// networkUnchanged says that the state last handed over is still right as of the revision.
+func (a *Agent) networkUnchanged(revision uint64) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.network == nil {
+		return
+	}
+	a.network.revision = max(a.network.revision, revision)
+	if a.network.inForce {
+		a.session.Applied(a.network.revision)
+	}
+}
+
+// SetNetwork takes over a newer network state; it is put in force in the background.
+func (a *Agent) SetNetwork(n *wire.Network) {
+	a.mu.Lock()
+	a.network = &networkState{state: n, revision: n.Revision}
+	a.mu.Unlock()
+	a.pokeNetwork()
+}
+
+func (a *Agent) pokeNetwork() {
+	select {
+	case a.networkWake <- struct{}{}:
+	default:
+	}
+}
+
+// networkState is a state and what became of it; guarded by Agent.mu.
+type networkState struct {
+	state    *wire.Network
+	revision uint64 // up to which it is known to be right
+	inForce  bool
+}
+
+func (a *Agent) runNetwork(ctx context.Context) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.networkWake:
+		}
+		a.mu.Lock()
+		current := a.network
+		a.mu.Unlock()
+		if err := a.syncNetwork(ctx, current.state); err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			a.Log.Error("network state could not be put in force", "error", err, "revision", current.state.Revision)
+			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
+			continue
+		}
+		a.mu.Lock()
+		current.inForce = true
+		revision := current.revision
+		a.mu.Unlock()
+		a.session.Applied(revision)
+	}
+}
+
+func (a *Agent) syncNetwork(ctx context.Context, n *wire.Network) error {
+	var all []error
+	for _, part := range a.Network {
+		all = append(all, part.Sync(ctx, n))
+	}
+	return errors.Join(all...)
+}
+
+// Instances returns the IDs of all instances that this agent holds.
+func (a *Agent) Instances() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	ids := make([]string, 0, len(a.workers))
+	for id := range a.workers {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// Statuses returns the latest status of every instance, for a new session.
+func (a *Agent) Statuses() map[string]model.InstanceStatus {
+	a.mu.Lock()
+	workers := make([]*worker, 0, len(a.workers))
+	for _, w := range a.workers {
+		workers = append(workers, w)
+	}
+	a.mu.Unlock()
+	out := make(map[string]model.InstanceStatus, len(workers))
+	for _, w := range workers {
+		if st, ok := w.reported(); ok {
+			out[w.id] = st
+		}
+	}
+	return out
+}
+
+func (a *Agent) start(as *wire.Assignment, adopted bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed || a.workers[as.Instance.ID] != nil {
+		return
+	}
+	w := newWorker(a, as, adopted)
+	a.workers[w.id] = w
+	a.group.Go(func() error {
+		w.run(a.ctx)
+		return nil
+	})
+}
+
+func (a *Agent) remove(id string) {
+	a.mu.Lock()
+	w := a.workers[id]
+	a.mu.Unlock()
+	if w != nil {
+		w.remove()
+	}
+}
+
+// forget is called by a worker as its last act, when nothing of its instance is left.
+func (a *Agent) forget(id string) {
+	a.mu.Lock()
+	delete(a.workers, id)
+	a.mu.Unlock()
+	a.session.Forget(id)
+}
+
+// sweep removes what instances left that this agent no longer knows: their assignment went
+// before everything else was gone.
+func (a *Agent) sweep(ctx context.Context, kept []*wire.Assignment) error {
+	known := make(map[string]bool, len(kept))
+	for _, as := range kept {
+		known[as.Instance.ID] = true
+	}
+	var first error
+	note := func(err error) {
+		if err != nil && first == nil {
+			first = err
+		}
+	}
+	for _, d := range a.Drivers {
+		runs, err := d.List(ctx)
+		note(err)
+		for _, r := range runs {
+			if id, _, _ := splitRunID(r.ID); !known[id] {
+				note(d.Remove(ctx, r.ID))
+			}
+		}
+	}
+	attached, err := a.Links.Attached(ctx)
+	note(err)
+	for _, id := range attached {
+		if !known[id] {
+			note(a.Links.Detach(ctx, id))
+		}
+	}
+	mounted, err := a.Images.Mounted(ctx)
+	note(err)
+	for _, key := range mounted {
+		if id, _, _ := splitRunID(key + ".0"); !known[id] {
+			note(a.Images.Unmount(ctx, key))
+		}
+	}
+	return first
+}
+
+// find returns the driver and the newest run of a task of an instance held here. An empty task
+// name means the only, or first, task.
+func (a *Agent) find(instance, task string) (driver.Driver, string, error) {
+	a.mu.Lock()
+	w := a.workers[instance]
+	a.mu.Unlock()
+	if w == nil {
+		return nil, "", fault.New(fault.NotFound, "instance %s is not on node %s", model.ShortID(instance), a.NodeName)
+	}
+	return w.latestRun(task)
+}
+
+// Logs yields the log of a task over all of its kept runs, oldest first; see driver.Driver.
+func (a *Agent) Logs(ctx context.Context, instance, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
+	d, id, err := a.find(instance, task)
+	if err != nil {
+		return err
+	}
+	return d.Logs(ctx, id, o, yield)
+}
+
+// Exec runs a process in a task; see driver.Driver.
+func (a *Agent) Exec(ctx context.Context, instance, task string, spec driver.ExecSpec, s driver.Streams) (int, error) {
+	d, id, err := a.find(instance, task)
+	if err != nil {
+		return 0, err
+	}
+	return d.Exec(ctx, id, spec, s)
+}
+
+// Stats reads the usage of a task.
+func (a *Agent) Stats(ctx context.Context, instance, task string) (driver.Stats, error) {
+	d, id, err := a.find(instance, task)
+	if err != nil {
+		return driver.Stats{}, err
+	}
+	return d.Stats(ctx, id)
+}
+
+// writeFile replaces a file's content in place where it exists, so that a bind mount of it shows
+// the new content.
+func writeFile(path, content string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(f, content)
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+func parseAddresses(list []model.Address) (map[string]netip.Addr, error) {
+	out := make(map[string]netip.Addr, len(list))
+	for _, a := range list {
+		ip, err := netip.ParseAddr(a.IP)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "address %q on network %s: %w", a.IP, a.Network, err)
+		}
+		out[a.Network] = ip
+	}
+	return out, nil
+}

@@ -1,0 +1,485 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// ResolverAddress is where the names of the cluster are answered on every node.
+const ResolverAddress = "169.254.1.1"
+
+// prepared is an instance whose image, volumes, files and network are in place.
+type prepared struct {
+	template *model.Template
+	hostname string
+	netNS    string // path; "" for the host's
+	address  netip.Addr
+	images   map[string]*image.Info // by task
+	digests  map[string]string      // by task
+	rootfs   map[string]string      // by task
+	mounts   map[string][]driver.Mount
+}
+
+// prepare is idempotent: what is in place already, also from before a restart of the agent, is
+// taken over.
+func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, error) {
+	p := &prepared{
+		template: as.Template, hostname: hostname(as),
+		images: map[string]*image.Info{}, digests: map[string]string{},
+		rootfs: map[string]string{}, mounts: map[string][]driver.Mount{},
+	}
+	if err := w.attach(ctx, as, p); err != nil {
+		return nil, err
+	}
+	files, err := w.writeFiles(as, p)
+	if err != nil {
+		return nil, fmt.Errorf("write hosts and resolver files: %w", err)
+	}
+	secretDir, err := w.putSecrets(as)
+	if err != nil {
+		return nil, err
+	}
+	all := slices.Concat(as.Template.InitTasks, as.Template.Tasks)
+	for i := range all {
+		t := &all[i]
+		if w.agent.Drivers[driverName(t)] == nil {
+			return nil, fault.New(fault.Unsupported, "node %s has no driver %q", w.agent.NodeName, driverName(t))
+		}
+		if driverName(t) == "oci" {
+			if err := w.prepareRoot(ctx, p, t); err != nil {
+				return nil, err
+			}
+			p.mounts[t.Name] = append(p.mounts[t.Name], files...)
+		}
+		if err := w.prepareMounts(ctx, as, p, t, secretDir); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
+}
+
+// hostname is the template's, or the instance's name as a DNS label.
+func hostname(as *wire.Assignment) string {
+	if as.Template.Hostname != "" {
+		return as.Template.Hostname
+	}
+	return strings.ReplaceAll(as.Instance.Name, ".", "-")
+}
+
+func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) error {
+	if as.Template.HostNetwork {
+		return nil
+	}
+	addresses, err := parseAddresses(as.Instance.Addresses)
+	if err != nil {
+		return err
+	}
+	at := overlay.Attachment{Instance: w.id, Sysctls: networkSysctls(as.Template.Sysctls), Isolated: as.Template.NoNetwork}
+	for _, want := range as.Template.Networks {
+		i := slices.IndexFunc(as.Networks, func(n *model.Network) bool { return n.ID == want.Network })
+		ip, ok := addresses[want.Network]
+		if i < 0 || !ok {
+			return fault.New(fault.Unavailable, "no address on network %s was assigned yet", want.Network)
+		}
+		if !p.address.IsValid() {
+			p.address = ip
+		}
+		at.Interfaces = append(at.Interfaces, overlay.Interface{Network: as.Networks[i], IP: ip})
+	}
+	got, err := w.agent.Links.Attach(ctx, at)
+	if err != nil {
+		return fmt.Errorf("attach instance to its networks: %w", err)
+	}
+	p.netNS = got.NetNS
+	return nil
+}
+
+// networkSysctls are those that belong to a network namespace; the rest is the task's.
+func networkSysctls(all map[string]string) map[string]string {
+	out := map[string]string{}
+	for k, v := range all {
+		if strings.HasPrefix(k, "net.") {
+			out[k] = v
+		}
+	}
+	return out
+}
+
+func (w *worker) filesDir() string { return filepath.Join(w.agent.DataDir, "files", w.id) }
+
+// writeFiles makes /etc/hosts, /etc/hostname and /etc/resolv.conf.
+func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, error) {
+	dir := w.filesDir()
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, err
+	}
+	var hosts strings.Builder
+	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+	for _, e := range as.Template.ExtraHosts {
+		address := e.Address
+		if address == "host-gateway" {
+			address = ResolverAddress // an address of this node on every node
+		}
+		fmt.Fprintf(&hosts, "%s\t%s\n", address, e.Name)
+	}
+	if p.address.IsValid() {
+		name := p.hostname
+		if as.Template.Domainname != "" {
+			name = p.hostname + "." + as.Template.Domainname + " " + p.hostname
+		}
+		fmt.Fprintf(&hosts, "%s\t%s\n", p.address, name)
+	}
+	resolv := "nameserver " + ResolverAddress + "\n"
+	if as.Template.HostNetwork {
+		own, err := os.ReadFile("/etc/resolv.conf")
+		if err != nil && !os.IsNotExist(err) {
+			return nil, err
+		}
+		resolv = string(own)
+	}
+	if len(as.Template.DNS.Search) > 0 {
+		resolv += "search " + strings.Join(as.Template.DNS.Search, " ") + "\n"
+	}
+	options := as.Template.DNS.Options
+	if len(options) == 0 {
+		options = []string{"ndots:0"}
+	}
+	resolv += "options " + strings.Join(options, " ") + "\n"
+
+	var mounts []driver.Mount
+	for _, f := range []struct{ name, content string }{
+		{"hosts", hosts.String()}, {"hostname", p.hostname + "\n"}, {"resolv.conf", resolv},
+	} {
+		path := filepath.Join(dir, f.name)
+		if err := writeFile(path, f.content); err != nil {
+			return nil, err
+		}
+		mounts = append(mounts, driver.Mount{Type: "bind", Source: path, Target: "/etc/" + f.name})
+	}
+	return mounts, nil
+}
+
+// putSecrets writes the secrets and configs that the template mounts into memory-backed files
+// and returns their directory; the file of a mount is named by secretFile.
+func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
+	var files []secret.File
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
+		for i, m := range t.Mounts {
+			var data []byte
+			var ok bool
+			switch m.Type {
+			case model.MountSecret:
+				data, ok = as.Secrets[m.Source]
+			case model.MountConfig:
+				data, ok = as.Configs[m.Source]
+			default:
+				continue
+			}
+			name := secretFile(t.Name, i)
+			if !ok {
+				if m.Type == model.MountSecret && as.Secrets == nil && w.adopted {
+					return w.agent.Secrets.Dir(w.id) // written by an earlier agent, which was told them
+				}
+				return "", fault.New(fault.Unavailable, "the content of %s %s has not reached node %s", m.Type, m.Source, w.agent.NodeName)
+			}
+			mode := os.FileMode(m.Mode)
+			if mode == 0 {
+				mode = 0o444
+			}
+			uid, err := numericID(m.UID, m.Target)
+			if err != nil {
+				return "", err
+			}
+			gid, err := numericID(m.GID, m.Target)
+			if err != nil {
+				return "", err
+			}
+			files = append(files, secret.File{Name: name, Data: data, UID: uid, GID: gid, Mode: mode})
+		}
+	}
+	if len(files) == 0 {
+		return "", nil
+	}
+	dir, err := w.agent.Secrets.Put(w.id, files)
+	if err != nil {
+		return "", fmt.Errorf("write secrets: %w", err)
+	}
+	return dir, nil
+}
+
+func numericID(s, target string) (int, error) {
+	if s == "" {
+		return 0, nil
+	}
+	n, err := strconv.Atoi(s)
+	if err != nil || n < 0 {
+		return 0, fault.New(fault.Invalid, "owner %q of %s is not a number", s, target)
+	}
+	return n, nil
+}
+
+func secretFile(task string, mount int) string { return task + "." + strconv.Itoa(mount) }
+
+func (w *worker) prepareRoot(ctx context.Context, p *prepared, t *model.TaskSpec) error {
+	info, err := w.agent.Images.Ensure(ctx, t.Image, t.Digest, func(pr image.Progress) {
+		w.set(func(st *model.InstanceStatus) {
+			if st.State == model.InstancePreparing {
+				st.Message = "fetching image " + t.Image
+			}
+		})
+	})
+	if err != nil {
+		return err
+	}
+	p.images[t.Name], p.digests[t.Name] = &info, info.Digest
+	root, err := w.agent.Images.Mount(ctx, w.id+"."+t.Name, info.Digest)
+	if err != nil {
+		return fmt.Errorf("mount image %s: %w", t.Image, err)
+	}
+	p.rootfs[t.Name] = root
+	return nil
+}
+
+// prepareMounts resolves a task's mounts to paths on this host, those that its image declares
+// as volumes included.
+func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prepared, t *model.TaskSpec, secretDir string) error {
+	covered := map[string]bool{}
+	for i, m := range t.Mounts {
+		covered[filepath.Clean(m.Target)] = true
+		dm := driver.Mount{Type: "bind", Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation}
+		switch m.Type {
+		case model.MountTmpfs:
+			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode}
+		case model.MountBind:
+			if _, err := os.Stat(m.Source); os.IsNotExist(err) {
+				if !m.CreateHostPath {
+					return fault.New(fault.Invalid, "bind source %s does not exist on node %s", m.Source, w.agent.NodeName)
+				}
+				if err := os.MkdirAll(m.Source, 0o755); err != nil {
+					return fmt.Errorf("make bind source: %w", err)
+				}
+			}
+			dm.Source = m.Source
+		case model.MountVolume:
+			path, err := w.volume(ctx, as, p, t, &m, i)
+			if err != nil {
+				return err
+			}
+			dm.Source = path
+		case model.MountSecret, model.MountConfig:
+			dm.Source, dm.ReadOnly = filepath.Join(secretDir, secretFile(t.Name, i)), true
+		default:
+			return fault.New(fault.Unsupported, "mount type %q of %s", m.Type, m.Target)
+		}
+		p.mounts[t.Name] = append(p.mounts[t.Name], dm)
+	}
+	if info := p.images[t.Name]; info != nil {
+		for i, target := range slices.Sorted(slices.Values(info.Config.Volumes)) {
+			if covered[filepath.Clean(target)] {
+				continue
+			}
+			m := model.Mount{Type: model.MountVolume, Target: target}
+			path, err := w.volume(ctx, as, p, t, &m, 1000+i)
+			if err != nil {
+				return err
+			}
+			p.mounts[t.Name] = append(p.mounts[t.Name], driver.Mount{Type: "bind", Source: path, Target: target})
+		}
+	}
+	return nil
+}
+
+// volume returns the host path of a volume mount. An anonymous volume lives as long as the
+// instance.
+func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t *model.TaskSpec, m *model.Mount, index int) (string, error) {
+	var v *model.Volume
+	if m.Source == "" {
+		v = &model.Volume{Meta: model.Meta{ID: w.anonymous(t.Name, index), Name: "anonymous"}}
+	} else {
+		i := slices.IndexFunc(as.Volumes, func(v *model.Volume) bool { return v.ID == m.Source })
+		if i < 0 {
+			return "", fault.New(fault.NotFound, "volume %s of mount %s does not exist", m.Source, m.Target)
+		}
+		v = as.Volumes[i]
+	}
+	path, err := w.agent.Volumes.Ensure(ctx, v)
+	if err != nil {
+		return "", err
+	}
+	if root := p.rootfs[t.Name]; root != "" && !m.NoCopy && !m.ReadOnly {
+		if err := w.agent.Volumes.Fill(ctx, path, root, m.Target); err != nil {
+			return "", fmt.Errorf("fill volume %s from the image: %w", v.Name, err)
+		}
+	}
+	if m.SubPath == "" {
+		return path, nil
+	}
+	sub := filepath.Join(path, filepath.Clean("/"+m.SubPath))
+	root, err := os.OpenRoot(path) // keeps symlinks in the volume from leading out of it
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	if err := root.MkdirAll(strings.TrimPrefix(filepath.Clean("/"+m.SubPath), "/"), 0o755); err != nil {
+		return "", fmt.Errorf("sub-path %q of volume %s: %w", m.SubPath, v.Name, err)
+	}
+	return sub, nil
+}
+
+func (w *worker) anonymous(task string, index int) string {
+	return w.id + "-" + task + "-" + strconv.Itoa(index)
+}
+
+// resolve turns a task of the template into what its driver runs.
+func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task, error) {
+	as, _, _ := w.desired()
+	task := driver.Task{
+		ID: id, Rootfs: p.rootfs[t.Name], User: t.User, Groups: t.Groups, WorkingDir: t.WorkingDir,
+		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS,
+		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
+		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,
+		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Devices: t.Devices, Init: t.Init,
+		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust,
+	}
+	if len(as.Template.Sysctls) > 0 {
+		task.Sysctls = map[string]string{}
+		for k, v := range as.Template.Sysctls {
+			if !strings.HasPrefix(k, "net.") || p.netNS != "" {
+				task.Sysctls[k] = v
+			}
+		}
+	}
+	entrypoint, args, env := t.Entrypoint, t.Args, []string(nil)
+	if info := p.images[t.Name]; info != nil {
+		c := info.Config
+		if entrypoint == nil {
+			entrypoint = c.Entrypoint
+			if args == nil {
+				args = c.Cmd
+			}
+		}
+		env = c.Env
+		if task.User == "" {
+			task.User = c.User
+		}
+		if task.WorkingDir == "" {
+			task.WorkingDir = c.WorkingDir
+		}
+	}
+	task.Args = slices.Concat(entrypoint, args)
+	if len(task.Args) == 0 {
+		return task, fault.New(fault.Invalid, "task %s: neither the workload nor image %s says what to run", t.Name, t.Image)
+	}
+	defaults := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=" + p.hostname}
+	if t.TTY {
+		defaults = append(defaults, "TERM=xterm")
+	}
+	task.Env = mergeEnv(defaults, env, t.Env)
+	return task, nil
+}
+
+// mergeEnv joins NAME=value lists; of one name the last value counts, at its first place.
+func mergeEnv(lists ...[]string) []string {
+	var out []string
+	at := map[string]int{}
+	for _, list := range lists {
+		for _, e := range list {
+			name, _, _ := strings.Cut(e, "=")
+			if i, ok := at[name]; ok {
+				out[i] = e
+				continue
+			}
+			at[name] = len(out)
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func (w *worker) cgroup() string { return w.agent.CgroupParent + "/" + w.id }
+
+// stopSignal is the task's, its image's, or SIGTERM.
+func stopSignal(t *model.TaskSpec, info *image.Info) int {
+	for _, name := range []string{t.StopSignal, imageStopSignal(info)} {
+		if name == "" {
+			continue
+		}
+		if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+			return n
+		}
+		upper := strings.ToUpper(name)
+		if !strings.HasPrefix(upper, "SIG") {
+			upper = "SIG" + upper
+		}
+		if n := unix.SignalNum(upper); n != 0 {
+			return int(n)
+		}
+	}
+	return int(syscall.SIGTERM)
+}
+
+func imageStopSignal(info *image.Info) string {
+	if info == nil {
+		return ""
+	}
+	return info.Config.StopSignal
+}
+
+// free gives back what the instance used while it ran; logs and exit codes stay.
+func (w *worker) free(ctx context.Context) {
+	as, _, _ := w.desired()
+	note := func(what string, err error) {
+		if err != nil && ctx.Err() == nil {
+			w.log.Error("instance could not be cleaned up", "what", what, "error", err)
+		}
+	}
+	note("network", w.agent.Links.Detach(ctx, w.id))
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
+		if driverName(&t) == "oci" {
+			note("root file system", w.agent.Images.Unmount(ctx, w.id+"."+t.Name))
+		}
+	}
+	note("secrets", w.agent.Secrets.Remove(w.id))
+	note("files", os.RemoveAll(w.filesDir()))
+}
+
+// cleanUp removes everything that is left of an instance and forgets it.
+func (w *worker) cleanUp(ctx context.Context) {
+	w.mu.Lock()
+	runs := w.runs
+	as := w.assignment
+	w.mu.Unlock()
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
+		for _, n := range runs[t.Name] {
+			err := w.agent.Drivers[driverName(&t)].Remove(ctx, runID(w.id, t.Name, n))
+			if err != nil && !fault.Is(err, fault.NotFound) {
+				w.log.Error("run could not be removed", "run", n, "error", err)
+			}
+		}
+	}
+	w.free(ctx)
+	if err := w.agent.Volumes.RemoveOf(ctx, w.id); err != nil {
+		w.log.Error("anonymous volumes could not be removed", "error", err)
+	}
+	if err := dropAssignment(w.agent.assignments(), w.id); err != nil {
+		w.log.Error("assignment could not be dropped", "error", err)
+	}
+	w.agent.forget(w.id)
+}

@@ -1,0 +1,328 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Timing of a node session. A node is taken for dead after DeadAfter without a heartbeat (see
+// package dispatch); the connection to a server that went silent must be given up, and another
+// made, well before that.
+const (
+	heartbeatEvery = 250 * time.Millisecond
+	silentAfter    = 700 * time.Millisecond
+	reportEvery    = 5 * time.Millisecond
+)
+
+// SessionPath is where servers accept node sessions.
+const SessionPath = "/node/session"
+
+// Connection keeps one session open with some server of the cluster, and moves to another when
+// that goes away.
+type Connection struct {
+	Client *wire.Client
+	Node   func() *model.Node
+	Log    *slog.Logger
+	// Remember is called with the cluster's servers whenever they change.
+	Remember func([]wire.ServerAddress)
+
+	agent   *Agent
+	session string
+
+	mu      sync.Mutex
+	servers []wire.ServerAddress
+	pending map[string]model.InstanceStatus
+	applied uint64
+	wake    chan struct{}
+}
+
+// NewConnection returns a connection for the agent, which knows these servers to begin with.
+func NewConnection(c Connection, a *Agent, servers []wire.ServerAddress) *Connection {
+	c.agent, c.servers = a, servers
+	c.session = model.NewID()
+	c.pending = map[string]model.InstanceStatus{}
+	c.wake = make(chan struct{}, 1)
+	return &c
+}
+
+// Report queues a status; the latest of an instance counts.
+func (c *Connection) Report(instance string, st model.InstanceStatus) {
+	c.mu.Lock()
+	c.pending[instance] = st
+	c.mu.Unlock()
+	c.poke()
+}
+
+// Forget drops what was queued for an instance that is no more.
+func (c *Connection) Forget(instance string) {
+	c.mu.Lock()
+	delete(c.pending, instance)
+	c.mu.Unlock()
+}
+
+// Applied says which revision of the network state is in force here.
+func (c *Connection) Applied(revision uint64) {
+	c.mu.Lock()
+	c.applied = max(c.applied, revision)
+	c.mu.Unlock()
+	c.poke()
+}
+
+func (c *Connection) poke() {
+	select {
+	case c.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Servers returns the servers known, in the order in which they should be tried.
+func (c *Connection) Servers() []wire.ServerAddress {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Clone(c.servers)
+}
+
+// Run holds a session until ctx is done.
+func (c *Connection) Run(ctx context.Context) error {
+	var lastLogged string
+	for attempt := 0; ctx.Err() == nil; attempt++ {
+		began := time.Now()
+		err := c.once(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && err.Error() != lastLogged {
+			c.Log.Warn("session with the cluster ended", "error", err)
+			lastLogged = err.Error()
+		}
+		if time.Since(began) > 5*time.Second {
+			attempt = 0
+		}
+		delay := min(20*time.Millisecond<<min(attempt, 6), time.Second)
+		select {
+		case <-ctx.Done():
+		case <-time.After(delay + rand.N(delay)):
+		}
+	}
+	return nil
+}
+
+// once opens a stream to the first server that answers and serves it until it breaks.
+func (c *Connection) once(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stream, address, err := c.dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	c.mu.Lock()
+	applied := c.applied
+	c.mu.Unlock()
+	if err := stream.Send(wire.AgentMessage{Hello: &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Instances()}}); err != nil {
+		return fmt.Errorf("greet server %s: %w", address, err)
+	}
+	if all := c.agent.Statuses(); len(all) > 0 {
+		if err := stream.Send(wire.AgentMessage{Status: &wire.Report{Instances: all}}); err != nil {
+			return fmt.Errorf("report to server %s: %w", address, err)
+		}
+	}
+	c.Log.Debug("session opened", "server", address, "applied", applied)
+
+	heard := make(chan struct{}, 1)
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		defer cancel()
+		for {
+			var m wire.ServerMessage
+			if err := stream.Receive(&m); err != nil {
+				return fmt.Errorf("read from server %s: %w", address, err)
+			}
+			select {
+			case heard <- struct{}{}:
+			default:
+			}
+			c.take(&m)
+		}
+	})
+	g.Go(func() error {
+		<-gctx.Done()
+		stream.Close() // ends the reader
+		return nil
+	})
+	g.Go(func() error { return c.send(gctx, stream) })
+	g.Go(func() error { return watchSilence(gctx, heard, address) })
+	err = g.Wait()
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// watchSilence ends a session whose server has not been heard for too long. A stall of this
+// very process is not the server's silence: when the timer fires late, it waits once more.
+func watchSilence(ctx context.Context, heard <-chan struct{}, address string) error {
+	for {
+		began := time.Now()
+		t := time.NewTimer(silentAfter)
+		select {
+		case <-ctx.Done():
+			t.Stop()
+			return nil
+		case <-heard:
+			t.Stop()
+		case <-t.C:
+			if late := time.Since(began) - silentAfter; late > 100*time.Millisecond {
+				continue
+			}
+			select {
+			case <-heard:
+				continue
+			default:
+			}
+			return fmt.Errorf("server %s has been silent for %s", address, silentAfter)
+		}
+	}
+}
+
+// dial asks all known servers at once and takes the first that answers.
+func (c *Connection) dial(ctx context.Context) (*wire.Stream, string, error) {
+	servers := c.Servers()
+	if len(servers) == 0 {
+		return nil, "", errors.New("no server is known")
+	}
+	type result struct {
+		stream  *wire.Stream
+		address string
+		err     error
+	}
+	results := make(chan result, len(servers))
+	for i, s := range servers {
+		go func() {
+			// The one used last comes first; the others get their chance shortly after.
+			select {
+			case <-time.After(time.Duration(i) * 50 * time.Millisecond):
+			case <-ctx.Done():
+			}
+			stream, err := c.Client.Stream(ctx, s.Address, SessionPath)
+			results <- result{stream, s.Address, err}
+		}()
+	}
+	var first error
+	for n := range servers {
+		var r result
+		select {
+		case r = <-results:
+		case <-time.After(2 * time.Second):
+			return nil, "", fmt.Errorf("no server answered within 2s; first error: %w", first)
+		}
+		if r.err == nil {
+			go func() { // the slower ones are not needed
+				for range len(servers) - n - 1 {
+					if other := <-results; other.err == nil {
+						other.stream.Close()
+					}
+				}
+			}()
+			c.prefer(r.address)
+			return r.stream, r.address, nil
+		}
+		if first == nil {
+			first = r.err
+		}
+	}
+	return nil, "", fmt.Errorf("no server answers: %w", first)
+}
+
+func (c *Connection) prefer(address string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	servers := slices.Clone(c.servers)
+	slices.SortStableFunc(servers, func(a, b wire.ServerAddress) int {
+		switch {
+		case a.Address == b.Address:
+			return 0
+		case a.Address == address:
+			return -1
+		case b.Address == address:
+			return 1
+		}
+		return 0
+	})
+	c.servers = servers
+}
+
+func (c *Connection) take(m *wire.ServerMessage) {
+	switch {
+	case m.Assign != nil:
+		c.agent.Assign(m.Assign)
+	case m.Network != nil && m.Network.Unchanged:
+		c.agent.networkUnchanged(m.Network.Revision)
+	case m.Network != nil:
+		c.agent.SetNetwork(m.Network)
+	case len(m.Servers) > 0:
+		c.mu.Lock()
+		known := slices.Equal(sortedAddresses(c.servers), sortedAddresses(m.Servers))
+		if !known {
+			c.servers = m.Servers
+		}
+		c.mu.Unlock()
+		if !known {
+			c.Remember(m.Servers)
+		}
+	}
+}
+
+func sortedAddresses(list []wire.ServerAddress) []string {
+	out := make([]string, len(list))
+	for i, s := range list {
+		out[i] = s.ID + "@" + s.Address
+	}
+	slices.Sort(out)
+	return out
+}
+
+// send batches statuses and renews the lease.
+func (c *Connection) send(ctx context.Context, stream *wire.Stream) error {
+	beat := time.NewTicker(heartbeatEvery)
+	defer beat.Stop()
+	var acknowledged uint64
+	for {
+		due := false
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-beat.C:
+			due = true
+		case <-c.wake:
+			time.Sleep(reportEvery) // what comes at the same time travels together
+		}
+		c.mu.Lock()
+		batch := c.pending
+		c.pending = map[string]model.InstanceStatus{}
+		applied := c.applied
+		c.mu.Unlock()
+		if len(batch) > 0 {
+			if err := stream.Send(wire.AgentMessage{Status: &wire.Report{Instances: batch}}); err != nil {
+				return fmt.Errorf("report: %w", err)
+			}
+		}
+		if due || applied != acknowledged {
+			if err := stream.Send(wire.AgentMessage{Heartbeat: &wire.Heartbeat{Applied: applied}}); err != nil {
+				return fmt.Errorf("renew lease: %w", err)
+			}
+			acknowledged = applied
+		}
+	}
+}

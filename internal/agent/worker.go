@@ -1,0 +1,676 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// worker lives as long as its instance is assigned here. Its run loop is the only writer of the
+// instance's status and the only caller that starts, stops or removes its tasks.
+type worker struct {
+	id      string
+	agent   *Agent
+	log     *slog.Logger
+	adopted bool
+
+	wake chan struct{} // capacity 1: something in the fields below changed
+
+	mu         sync.Mutex
+	assignment *wire.Assignment
+	removing   bool
+	status     model.InstanceStatus
+	hasStatus  bool
+	changed    chan struct{} // closed and replaced at each status change
+	runs       map[string][]int
+}
+
+func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {
+	return &worker{
+		id: as.Instance.ID, agent: a, assignment: as, adopted: adopted,
+		log:     a.Log.With("instance", as.Instance.ID, "name", as.Instance.FullName()),
+		wake:    make(chan struct{}, 1),
+		changed: make(chan struct{}),
+		runs:    map[string][]int{},
+	}
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+func (w *worker) update(as *wire.Assignment) {
+	w.mu.Lock()
+	w.assignment = as
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) remove() {
+	w.mu.Lock()
+	w.removing = true
+	w.mu.Unlock()
+	w.poke()
+}
+
+// desired returns the current assignment and whether its tasks should run.
+func (w *worker) desired() (as *wire.Assignment, run, remove bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	run = w.assignment.Instance.Desired == model.DesiredRun || w.assignment.Instance.Desired == model.DesiredDrain
+	return w.assignment, run && !w.removing, w.removing
+}
+
+func (w *worker) reported() (model.InstanceStatus, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.status, w.hasStatus
+}
+
+// set changes the status and reports it when it differs.
+func (w *worker) set(change func(*model.InstanceStatus)) {
+	w.mu.Lock()
+	st := w.status
+	st.Tasks = slices.Clone(st.Tasks)
+	change(&st)
+	ready := st.State == model.InstanceRunning && (st.Health == model.HealthNone || st.Health == model.HealthHealthy)
+	if ready && !st.Ready {
+		st.ReadySince = time.Now()
+	}
+	st.Ready = ready
+	same := w.hasStatus && equalStatus(&w.status, &st)
+	w.status, w.hasStatus = st, true
+	if !same {
+		close(w.changed)
+		w.changed = make(chan struct{})
+		w.agent.session.Report(w.id, st) // only queues; under the lock so that reports keep their order
+	}
+	w.mu.Unlock()
+	if !same {
+		if err := saveStatus(w.agent.assignments(), w.id, &st); err != nil {
+			w.log.Error("status could not be kept on disk", "error", err)
+		}
+	}
+}
+
+func equalStatus(a, b *model.InstanceStatus) bool {
+	x, y := *a, *b
+	x.Tasks, y.Tasks = nil, nil
+	return fmt.Sprint(x) == fmt.Sprint(y) && slices.Equal(a.Tasks, b.Tasks)
+}
+
+func (w *worker) setTask(t model.TaskStatus) {
+	w.set(func(st *model.InstanceStatus) {
+		for i := range st.Tasks {
+			if st.Tasks[i].Name == t.Name {
+				st.Tasks[i] = t
+				return
+			}
+		}
+		st.Tasks = append(st.Tasks, t)
+	})
+}
+
+// run is the life of the instance on this node.
+func (w *worker) run(ctx context.Context) {
+	if w.adopted {
+		if st, ok := loadStatus(w.agent.assignments(), w.id); ok {
+			w.mu.Lock()
+			w.status, w.hasStatus = st, true
+			w.mu.Unlock()
+			w.agent.session.Report(w.id, st)
+		}
+		if err := w.recall(ctx); err != nil {
+			w.log.Error("earlier runs could not be read", "error", err)
+		}
+	}
+	w.live(ctx)
+	if ctx.Err() != nil {
+		return // the agent stops; the instance goes on
+	}
+	for { // ended: stay for logs until told to forget
+		if _, _, remove := w.desired(); remove {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		}
+	}
+	w.cleanUp(ctx)
+}
+
+// recall reads from the drivers which runs an earlier agent started.
+func (w *worker) recall(ctx context.Context) error {
+	for _, d := range w.agent.Drivers {
+		list, err := d.List(ctx)
+		if err != nil {
+			return err
+		}
+		for _, r := range list {
+			if id, task, n := splitRunID(r.ID); id == w.id && n > 0 {
+				w.mu.Lock()
+				w.runs[task] = append(w.runs[task], n)
+				slices.Sort(w.runs[task])
+				w.mu.Unlock()
+			}
+		}
+	}
+	return nil
+}
+
+// live prepares, starts, watches and restarts the tasks until the instance has ended or ctx is
+// done. On return without ctx done, the status is final and only logs and files are left.
+func (w *worker) live(ctx context.Context) {
+	if st, ok := w.reported(); ok && st.State.Final() {
+		return // it had ended before the agent was restarted
+	}
+	p, ok := w.prepareUntilDone(ctx)
+	if !ok {
+		return
+	}
+	restarts := newRestartCount(p.template.Restart)
+	for {
+		outcome := w.runOnce(ctx, p, w.adopted)
+		w.adopted = false
+		if ctx.Err() != nil {
+			return
+		}
+		_, want, _ := w.desired()
+		if !want {
+			w.finish(ctx, p, outcome, "stopped")
+			return
+		}
+		again, delay := restarts.next(outcome)
+		if !again {
+			w.finish(ctx, p, outcome, "")
+			return
+		}
+		w.set(func(st *model.InstanceStatus) {
+			st.State, st.Health = model.InstanceWaiting, model.HealthNone
+			st.Finished = time.Now()
+			st.Message = fmt.Sprintf("%s; restarting in %s", outcome.message, delay.Round(100*time.Millisecond))
+		})
+		w.log.Info("instance will be restarted", "reason", outcome.message, "delay", delay)
+		if !w.sleep(ctx, delay) {
+			if ctx.Err() != nil {
+				return
+			}
+			w.finish(ctx, p, outcome, "stopped")
+			return
+		}
+		w.set(func(st *model.InstanceStatus) { st.Restarts++ })
+	}
+}
+
+// prepareUntilDone prepares the instance, again and again where that may help.
+func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
+	for attempt := 0; ; attempt++ {
+		as, want, _ := w.desired()
+		if !want {
+			w.finish(ctx, nil, outcome{message: "stopped before it was started", clean: true}, "stopped")
+			return nil, false
+		}
+		w.mu.Lock()
+		fresh := !w.hasStatus
+		w.mu.Unlock()
+		if fresh {
+			w.set(func(st *model.InstanceStatus) { st.State = model.InstancePreparing })
+		}
+		p, err := w.prepare(ctx, as)
+		if err == nil {
+			return p, true
+		}
+		if ctx.Err() != nil {
+			return nil, false
+		}
+		w.log.Warn("instance could not be prepared", "error", err, "attempt", attempt+1)
+		// What can never work, or was tried often enough for this node, fails; the cluster
+		// replaces the instance where another node may do better.
+		if kind := fault.KindOf(err); kind == fault.Invalid || kind == fault.Unsupported || attempt >= 4 {
+			w.finish(ctx, nil, outcome{message: err.Error()}, "")
+			return nil, false
+		}
+		w.set(func(st *model.InstanceStatus) {
+			st.State, st.Message = model.InstancePreparing, err.Error()
+		})
+		if !w.sleep(ctx, time.Second<<min(attempt, 4)) && ctx.Err() != nil {
+			return nil, false
+		}
+	}
+}
+
+// sleep waits; it returns false early when the instance should no longer run or ctx is done.
+func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	for {
+		if _, want, _ := w.desired(); !want {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-t.C:
+			return true
+		case <-w.wake:
+		}
+	}
+}
+
+// outcome is how one run of all tasks ended.
+type outcome struct {
+	clean   bool // every task ended with exit code 0
+	never   bool // it can never be started: restarting is of no use
+	ran     time.Duration
+	message string
+}
+
+// runOnce starts the init tasks and the tasks (or adopts those that run), watches them until
+// the first one ends or the instance is to stop, and ends the rest.
+func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
+	began := time.Now()
+	if !adopt || !w.anyRun(p.template.Tasks) {
+		w.set(func(st *model.InstanceStatus) {
+			st.State, st.Health, st.Message = model.InstanceStarting, model.HealthNone, ""
+		})
+		for i := range p.template.InitTasks {
+			if o, ok := w.runInit(ctx, p, &p.template.InitTasks[i]); !ok {
+				return o
+			}
+		}
+	}
+	exits := make(chan driver.Status, len(p.template.Tasks))
+	watchCtx, stopWatching := context.WithCancel(ctx)
+	var watching sync.WaitGroup
+	defer func() { stopWatching(); watching.Wait() }()
+	var ids []string
+	for i := range p.template.Tasks {
+		t := &p.template.Tasks[i]
+		id, err := w.startTask(ctx, p, t, adopt)
+		if err != nil {
+			if ctx.Err() != nil {
+				return outcome{message: "the agent is stopping"}
+			}
+			w.stopTasks(ctx, p)
+			kind := fault.KindOf(err)
+			return outcome{message: err.Error(), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}
+		}
+		ids = append(ids, id)
+		d := w.agent.Drivers[driverName(t)]
+		watching.Go(func() {
+			st, err := d.Wait(watchCtx, id)
+			if err != nil {
+				if watchCtx.Err() != nil {
+					return
+				}
+				st = driver.Status{ID: id, State: driver.Exited, ExitCode: 255, Error: err.Error(), Finished: time.Now()}
+			}
+			exits <- st
+		})
+	}
+	health := w.startProbes(watchCtx, &watching, p, ids)
+	w.set(func(st *model.InstanceStatus) {
+		st.State, st.Message = model.InstanceRunning, ""
+		st.Started, st.Finished = began, time.Time{}
+		if len(st.Tasks) > 0 && !st.Tasks[0].Started.IsZero() {
+			st.Started = st.Tasks[0].Started
+		}
+		if health == nil {
+			st.Health = model.HealthNone
+		} else if st.Health == model.HealthNone || !adopt {
+			st.Health = model.HealthStarting
+		}
+	})
+
+	for {
+		select {
+		case <-ctx.Done():
+			return outcome{message: "the agent is stopping"}
+		case <-w.wake:
+			if _, want, _ := w.desired(); !want {
+				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+				return w.stopTasks(ctx, p)
+			}
+		case st := <-exits:
+			o := w.ended(p, st)
+			o.ran = time.Since(began)
+			w.stopTasks(ctx, p)
+			return o
+		case h := <-health:
+			if o, over := w.probed(ctx, p, h); over {
+				o.ran = time.Since(began)
+				return o
+			}
+		}
+	}
+}
+
+// probed takes over a probe's verdict. An unhealthy instance is restarted as its policy says.
+func (w *worker) probed(ctx context.Context, p *prepared, h verdict) (outcome, bool) {
+	w.set(func(st *model.InstanceStatus) {
+		if st.State == model.InstanceRunning {
+			st.Health = h.health
+			st.Message = ""
+			if h.health != model.HealthHealthy {
+				st.Message = h.output
+			}
+		}
+	})
+	if h.health != model.HealthUnhealthy {
+		return outcome{}, false
+	}
+	message := "unhealthy: " + h.output
+	w.log.Info("instance is unhealthy", "output", h.output)
+	w.stopTasks(ctx, p)
+	return outcome{message: message}, true
+}
+
+func (w *worker) anyRun(tasks []model.TaskSpec) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for i := range tasks {
+		if len(w.runs[tasks[i].Name]) > 0 {
+			return true
+		}
+	}
+	return false
+}
+
+func driverName(t *model.TaskSpec) string {
+	if t.Driver == "" {
+		return "oci"
+	}
+	return t.Driver
+}
+
+// startTask starts the next run of a task, or, when adopting, goes on with the latest one.
+func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, adopt bool) (string, error) {
+	d := w.agent.Drivers[driverName(t)]
+	w.mu.Lock()
+	runs := w.runs[t.Name]
+	w.mu.Unlock()
+	if adopt && len(runs) > 0 {
+		n := runs[len(runs)-1]
+		id := runID(w.id, t.Name, n)
+		st, err := d.Status(ctx, id)
+		if err != nil {
+			return "", err
+		}
+		w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
+		return id, nil
+	}
+	n := 1
+	if len(runs) > 0 {
+		n = runs[len(runs)-1] + 1
+	}
+	id := runID(w.id, t.Name, n)
+	task, err := w.resolve(p, t, id)
+	if err != nil {
+		return "", err
+	}
+	w.mu.Lock()
+	w.runs[t.Name] = append(w.runs[t.Name], n)
+	old := w.runs[t.Name]
+	var drop []int
+	if len(old) > keptRuns {
+		drop = slices.Clone(old[:len(old)-keptRuns])
+		w.runs[t.Name] = slices.Clone(old[len(old)-keptRuns:])
+	}
+	w.mu.Unlock()
+	for _, run := range drop {
+		if err := d.Remove(ctx, runID(w.id, t.Name, run)); err != nil && !fault.Is(err, fault.NotFound) {
+			w.log.Warn("an earlier run could not be removed", "run", run, "error", err)
+		}
+	}
+	err = d.Start(ctx, task)
+	st, statusErr := d.Status(ctx, id)
+	if statusErr != nil {
+		st = driver.Status{ID: id, State: driver.Exited, ExitCode: 127}
+		if err != nil {
+			st.Error = err.Error()
+		}
+	}
+	w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
+	if err != nil {
+		return "", fmt.Errorf("start %s of %s: %w", t.Name, w.assignment.Instance.FullName(), err)
+	}
+	return id, nil
+}
+
+// keptRuns is how many runs of a task keep their logs.
+const keptRuns = 3
+
+func taskStatus(t *model.TaskSpec, run int, st driver.Status, digest string) model.TaskStatus {
+	return model.TaskStatus{
+		Name: t.Name, RunID: st.ID, Run: run, State: string(st.State), PID: st.PID,
+		Started: st.Started, Finished: st.Finished, ExitCode: st.ExitCode, OOM: st.OOM,
+		Error: st.Error, Image: digest,
+	}
+}
+
+// ended records the end of a task and says what it means.
+func (w *worker) ended(p *prepared, st driver.Status) outcome {
+	_, name, n := splitRunID(st.ID)
+	for i := range p.template.Tasks {
+		if t := &p.template.Tasks[i]; t.Name == name {
+			w.setTask(taskStatus(t, n, st, p.digests[name]))
+		}
+	}
+	return outcome{clean: st.ExitCode == 0 && st.Error == "", message: describeExit(name, len(p.template.Tasks) > 1, st)}
+}
+
+func describeExit(name string, several bool, st driver.Status) string {
+	var b strings.Builder
+	if several {
+		b.WriteString(name + ": ")
+	}
+	switch {
+	case st.OOM:
+		b.WriteString("killed: it used more memory than its limit")
+	case st.Error != "":
+		b.WriteString(st.Error)
+	case st.ExitCode > 128 && st.ExitCode < 128+65:
+		fmt.Fprintf(&b, "ended by signal %d", st.ExitCode-128)
+	default:
+		fmt.Fprintf(&b, "exited with code %d", st.ExitCode)
+	}
+	return b.String()
+}
+
+// runInit runs one init task to completion.
+func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec) (outcome, bool) {
+	id, err := w.startTask(ctx, p, t, false)
+	if err != nil {
+		return outcome{message: err.Error()}, false
+	}
+	d := w.agent.Drivers[driverName(t)]
+	waitCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	done := make(chan driver.Status, 1)
+	go func() {
+		if st, err := d.Wait(waitCtx, id); err == nil {
+			done <- st
+		}
+	}()
+	for {
+		select {
+		case <-ctx.Done():
+			return outcome{message: "the agent is stopping"}, false
+		case <-w.wake:
+			if _, want, _ := w.desired(); !want {
+				return w.stopTasks(ctx, p), false
+			}
+		case st := <-done:
+			_, _, n := splitRunID(id)
+			w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
+			if st.ExitCode != 0 || st.Error != "" {
+				return outcome{message: "init " + describeExit(t.Name, true, st)}, false
+			}
+			return outcome{}, true
+		}
+	}
+}
+
+// stopTasks sends every running task its stop signal, waits for the grace period and kills what
+// is left. It returns when all have ended.
+func (w *worker) stopTasks(ctx context.Context, p *prepared) outcome {
+	var wg sync.WaitGroup
+	all := slices.Concat(p.template.InitTasks, p.template.Tasks)
+	ends := make([]driver.Status, len(all))
+	for i := range all {
+		t := &all[i]
+		w.mu.Lock()
+		runs := w.runs[t.Name]
+		w.mu.Unlock()
+		if len(runs) == 0 {
+			continue
+		}
+		n := runs[len(runs)-1]
+		wg.Go(func() {
+			ends[i] = w.stopTask(ctx, p, t, runID(w.id, t.Name, n))
+			if ends[i].State == driver.Exited {
+				w.setTask(taskStatus(t, n, ends[i], p.digests[t.Name]))
+			}
+		})
+	}
+	wg.Wait()
+	o := outcome{clean: true, message: "stopped"}
+	for _, st := range ends[len(p.template.InitTasks):] {
+		if st.ExitCode != 0 && st.ExitCode != 128+15 {
+			o = outcome{message: describeExit("", false, st)}
+		}
+	}
+	return o
+}
+
+func (w *worker) stopTask(ctx context.Context, p *prepared, t *model.TaskSpec, id string) driver.Status {
+	d := w.agent.Drivers[driverName(t)]
+	st, err := d.Status(ctx, id)
+	if err != nil || st.State == driver.Exited {
+		return st
+	}
+	grace := p.template.StopGrace
+	if grace > 0 {
+		if err := d.Signal(ctx, id, stopSignal(t, p.images[t.Name])); err != nil && !fault.Is(err, fault.NotFound) {
+			w.log.Warn("stop signal could not be sent", "task", t.Name, "error", err)
+		}
+		waitCtx, cancel := context.WithTimeout(ctx, grace)
+		st, err = d.Wait(waitCtx, id)
+		cancel()
+		if err == nil {
+			return st
+		}
+		if ctx.Err() != nil {
+			return st
+		}
+	}
+	if err := d.Kill(ctx, id); err != nil && !fault.Is(err, fault.NotFound) {
+		w.log.Error("task could not be killed", "task", t.Name, "error", err)
+	}
+	if st, err = d.Wait(ctx, id); err != nil && ctx.Err() == nil {
+		w.log.Error("end of a killed task is unknown", "task", t.Name, "error", err)
+	}
+	return st
+}
+
+// finish ends the instance on this node: what it used is freed, its logs stay, its status is final.
+func (w *worker) finish(ctx context.Context, p *prepared, o outcome, because string) {
+	if p != nil {
+		w.stopTasks(ctx, p)
+	}
+	w.free(ctx)
+	w.set(func(st *model.InstanceStatus) {
+		st.State = model.InstanceFailed
+		if o.clean || because != "" {
+			st.State = model.InstanceCompleted
+		}
+		st.Health, st.Message, st.Finished = model.HealthNone, o.message, time.Now()
+	})
+	w.log.Info("instance ended", "state", w.status.State, "reason", o.message)
+}
+
+// latestRun returns the driver and newest run of a task; "" is the first task.
+func (w *worker) latestRun(task string) (driver.Driver, string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t, err := w.task(task)
+	if err != nil {
+		return nil, "", err
+	}
+	runs := w.runs[t.Name]
+	if len(runs) == 0 {
+		return nil, "", fault.New(fault.Unavailable, "%s was not started yet: %s", w.assignment.Instance.FullName(), w.status.State)
+	}
+	return w.agent.Drivers[driverName(t)], runID(w.id, t.Name, runs[len(runs)-1]), nil
+}
+
+func (w *worker) task(name string) (*model.TaskSpec, error) {
+	tasks := w.assignment.Template.Tasks
+	var names []string
+	for i := range tasks {
+		if name == "" || tasks[i].Name == name {
+			return &tasks[i], nil
+		}
+		names = append(names, tasks[i].Name)
+	}
+	for i := range w.assignment.Template.InitTasks {
+		if t := &w.assignment.Template.InitTasks[i]; t.Name == name {
+			return t, nil
+		}
+	}
+	return nil, fault.New(fault.NotFound, "%s has no task %q; it has %s", w.assignment.Instance.FullName(), name, strings.Join(names, ", "))
+}
+
+// restartCount decides about restarts in place: exponential delay, bounded attempts, and a run
+// that was long enough forgives what was before.
+type restartCount struct {
+	policy   model.RestartPolicy
+	attempts int
+}
+
+func newRestartCount(p model.RestartPolicy) *restartCount { return &restartCount{policy: p} }
+
+func (r *restartCount) next(o outcome) (again bool, delay time.Duration) {
+	switch r.policy.Condition {
+	case model.RestartNever:
+		return false, 0
+	case model.RestartOnFailure:
+		if o.clean {
+			return false, 0
+		}
+	}
+	if o.never {
+		return false, 0
+	}
+	forgive := r.policy.Window
+	if forgive == 0 {
+		forgive = 10 * time.Second
+	}
+	if o.ran >= forgive {
+		r.attempts = 0
+	}
+	if r.policy.MaxAttempts > 0 && r.attempts >= r.policy.MaxAttempts {
+		return false, 0
+	}
+	delay = r.policy.Delay
+	if delay == 0 {
+		delay = 100 * time.Millisecond
+	}
+	delay = min(delay<<min(r.attempts, 10), time.Minute)
+	r.attempts++
+	return true, delay
+}

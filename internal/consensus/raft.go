@@ -1,0 +1,329 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/raft"
+	raftwal "github.com/hashicorp/raft-wal"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// FSM is the state machine: the store.
+type FSM interface {
+	Apply(data []byte) store.Result
+	Snapshot() *store.Snapshot
+	Restore(r io.Reader) error
+}
+
+// Config says how a server takes part.
+type Config struct {
+	NodeID  string
+	Address string // host:port under which other servers reach this one
+	DataDir string // for the log and snapshots
+	// Bootstrap makes this server the first of a new cluster; ignored when it has data.
+	Bootstrap bool
+	Layer     raft.StreamLayer
+	FSM       FSM
+	// Forward proposes through the leader at the address. Nil refuses instead.
+	Forward func(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error)
+	Log     *slog.Logger
+
+	// Timings; zero values are 500 ms, 500 ms and 300 ms.
+	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
+}
+
+// Server is a server as the others know it.
+type Server struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Voter   bool   `json:"voter"`
+	Leader  bool   `json:"leader"`
+}
+
+// Raft is this server's part in the replication.
+type Raft struct {
+	cfg       Config
+	raft      *raft.Raft
+	wal       *raftwal.WAL
+	transport *raft.NetworkTransport
+}
+
+// New opens the log and joins in.
+func New(cfg Config) (*Raft, error) {
+	if err := os.MkdirAll(filepath.Join(cfg.DataDir, "log"), 0o700); err != nil {
+		return nil, fmt.Errorf("make the log's directory: %w", err)
+	}
+	wal, err := raftwal.Open(filepath.Join(cfg.DataDir, "log"))
+	if err != nil {
+		return nil, fmt.Errorf("open the log: %w", err)
+	}
+	hlog := newHCLog(cfg.Log)
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 2, hlog)
+	if err != nil {
+		wal.Close()
+		return nil, fmt.Errorf("open snapshots: %w", err)
+	}
+	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: cfg.Layer, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: hlog,
+	})
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(cfg.NodeID)
+	rc.Logger = hlog
+	rc.HeartbeatTimeout = or(cfg.HeartbeatTimeout, 500*time.Millisecond)
+	rc.ElectionTimeout = or(cfg.ElectionTimeout, 500*time.Millisecond)
+	rc.LeaderLeaseTimeout = or(cfg.LeaseTimeout, 300*time.Millisecond)
+	rc.CommitTimeout = 5 * time.Millisecond
+	rc.MaxAppendEntries = 512
+	rc.SnapshotThreshold = 16384
+	rc.TrailingLogs = 8192
+	rc.BatchApplyCh = true
+	if cfg.Bootstrap {
+		has, err := raft.HasExistingState(wal, wal, snapshots)
+		if err == nil && !has {
+			err = raft.BootstrapCluster(rc, wal, wal, snapshots, transport, raft.Configuration{Servers: []raft.Server{
+				{ID: rc.LocalID, Address: raft.ServerAddress(cfg.Address)},
+			}})
+		}
+		if err != nil {
+			transport.Close()
+			wal.Close()
+			return nil, fmt.Errorf("begin a new cluster: %w", err)
+		}
+	}
+	r, err := raft.NewRaft(rc, &machine{cfg.FSM}, wal, wal, snapshots, transport)
+	if err != nil {
+		transport.Close()
+		wal.Close()
+		return nil, fmt.Errorf("start replication: %w", err)
+	}
+	return &Raft{cfg: cfg, raft: r, wal: wal, transport: transport}, nil
+}
+
+func or(d, otherwise time.Duration) time.Duration {
+	if d == 0 {
+		return otherwise
+	}
+	return d
+}
+
+// machine adapts the FSM to raft.
+type machine struct{ fsm FSM }
+
+func (m *machine) Apply(l *raft.Log) any               { return m.fsm.Apply(l.Data) }
+func (m *machine) Restore(r io.ReadCloser) error       { defer r.Close(); return m.fsm.Restore(r) }
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &persist{m.fsm.Snapshot()}, nil }
+
+type persist struct{ snapshot *store.Snapshot }
+
+func (p *persist) Persist(sink raft.SnapshotSink) error {
+	if err := p.snapshot.Write(sink); err != nil {
+		return errors.Join(err, sink.Cancel())
+	}
+	return sink.Close()
+}
+
+func (p *persist) Release() {}
+
+// proposeTimeout bounds a proposal whose context has no nearer end.
+const proposeTimeout = 10 * time.Second
+
+// Propose replicates data and returns once this server's state machine has applied it. While no
+// leader is known it waits for one, as long as ctx allows and ten seconds at most.
+func (r *Raft) Propose(ctx context.Context, data []byte) (store.Result, error) {
+	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
+	defer cancel()
+	for {
+		var res store.Result
+		var err error
+		address, id := r.raft.LeaderWithID()
+		switch {
+		case r.IsLeader():
+			res, err = r.ProposeLocal(ctx, data)
+		case id == "" || string(id) == r.cfg.NodeID:
+			err = errNotSent
+		case r.cfg.Forward == nil:
+			return res, fault.New(fault.Unavailable, "this server does not lead")
+		default:
+			res, err = r.cfg.Forward(ctx, string(id), string(address), data)
+			if err == nil {
+				return res, r.catchUp(ctx, res.Revision)
+			}
+		}
+		// Only what surely was not taken up may be tried again.
+		if err == nil || !errors.Is(err, errNotSent) {
+			return res, err
+		}
+		select {
+		case <-ctx.Done():
+			return res, fault.New(fault.Unavailable, "no server leads: %w", ctx.Err())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// errNotSent marks a proposal that no server took up.
+var errNotSent = fault.New(fault.Unavailable, "this server does not lead")
+
+// NotSent returns the error with which Forward says that the leader did not take the proposal up,
+// so that it is safe to try again.
+func NotSent() error { return errNotSent }
+
+// ProposeLocal replicates data if this server leads, and fails with fault.Unavailable otherwise.
+func (r *Raft) ProposeLocal(ctx context.Context, data []byte) (store.Result, error) {
+	timeout := proposeTimeout
+	if deadline, ok := ctx.Deadline(); ok {
+		timeout = max(time.Until(deadline), time.Millisecond)
+	}
+	f := r.raft.Apply(data, timeout)
+	if err := f.Error(); err != nil {
+		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress) || errors.Is(err, raft.ErrEnqueueTimeout) {
+			return store.Result{}, errNotSent
+		}
+		return store.Result{}, fault.New(fault.Unavailable, "replicate: %w", err)
+	}
+	return f.Response().(store.Result), nil
+}
+
+// catchUp waits until this server's state shows a revision.
+func (r *Raft) catchUp(ctx context.Context, revision uint64) error {
+	for wait := time.Millisecond; r.cfg.FSM.Snapshot().Revision() < revision; wait = min(2*wait, 20*time.Millisecond) {
+		select {
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "the change was made, but this server does not show it yet: %w", ctx.Err())
+		case <-time.After(wait):
+		}
+	}
+	return nil
+}
+
+// IsLeader reports whether this server leads at the moment.
+func (r *Raft) IsLeader() bool { return r.raft.State() == raft.Leader }
+
+// Leader returns the leading server, empty when none is known.
+func (r *Raft) Leader() (id, address string) {
+	a, i := r.raft.LeaderWithID()
+	return string(i), string(a)
+}
+
+// RunAsLeader runs work each time this server comes to lead, after all earlier entries were
+// applied. When leadership ends work's context is cancelled, and nothing follows before it has
+// returned. It blocks until ctx is done.
+func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) error) error {
+	for {
+		if !r.awaitLeadership(ctx) {
+			return nil
+		}
+		if err := r.raft.Barrier(5 * time.Second).Error(); err != nil {
+			continue // lost again before it was of use
+		}
+		workCtx, cancel := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			defer cancel()
+			r.awaitLoss(workCtx)
+		})
+		err := work(workCtx)
+		cancel()
+		wg.Wait()
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && r.IsLeader() {
+			return fmt.Errorf("work of the leader: %w", err)
+		}
+	}
+}
+
+// Leadership is polled: raft's own channel holds one value and loses quick changes.
+const leadershipPoll = 10 * time.Millisecond
+
+func (r *Raft) awaitLeadership(ctx context.Context) bool {
+	for !r.IsLeader() {
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(leadershipPoll):
+		}
+	}
+	return ctx.Err() == nil
+}
+
+func (r *Raft) awaitLoss(ctx context.Context) {
+	term := r.raft.CurrentTerm()
+	for r.IsLeader() && r.raft.CurrentTerm() == term {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(leadershipPoll):
+		}
+	}
+}
+
+// AddServer makes a server a voter, or changes its address. Only the leader can.
+func (r *Raft) AddServer(ctx context.Context, id, address string) error {
+	return r.change(r.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, proposeTimeout), "add server "+id)
+}
+
+// RemoveServer takes a server out. Only the leader can.
+func (r *Raft) RemoveServer(ctx context.Context, id string) error {
+	return r.change(r.raft.RemoveServer(raft.ServerID(id), 0, proposeTimeout), "remove server "+id)
+}
+
+func (r *Raft) change(f raft.Future, what string) error {
+	if err := f.Error(); err != nil {
+		return fault.New(fault.Unavailable, "%s: %w", what, err)
+	}
+	return nil
+}
+
+// Servers returns the servers of the latest known configuration.
+func (r *Raft) Servers() []Server {
+	f := r.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	leader, _ := r.Leader()
+	var out []Server
+	for _, s := range f.Configuration().Servers {
+		out = append(out, Server{
+			ID: string(s.ID), Address: string(s.Address),
+			Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader,
+		})
+	}
+	return out
+}
+
+// WaitReady returns once a leader is known and this server has applied all it knows of.
+func (r *Raft) WaitReady(ctx context.Context) error {
+	for {
+		id, _ := r.Leader()
+		if id != "" && r.raft.AppliedIndex() >= r.raft.CommitIndex() && r.raft.CommitIndex() > 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "no leader was found: %w", ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// Shutdown hands leadership over, where there is someone to take it, and stops.
+func (r *Raft) Shutdown() error {
+	if r.IsLeader() && len(r.Servers()) > 1 {
+		if err := r.raft.LeadershipTransfer().Error(); err != nil {
+			r.cfg.Log.Info("leadership could not be handed over", "error", err)
+		}
+	}
+	return errors.Join(r.raft.Shutdown().Error(), r.transport.Close(), r.wal.Close())
+}

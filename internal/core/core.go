@@ -1,0 +1,109 @@
+package core
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Remote reaches into nodes.
+type Remote interface {
+	Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
+	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
+	EnsureImage(ctx context.Context, nodeID, name, digest string) error
+	RemoveImage(ctx context.Context, nodeID, name string) error
+	RemoveVolume(ctx context.Context, nodeID, id string) error
+}
+
+// Images is this server's own image store.
+type Images interface {
+	Import(ctx context.Context, r io.Reader, o image.ImportOptions) ([]image.Info, error)
+	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
+}
+
+// Servers tells of the cluster's servers.
+type Servers interface {
+	// Leader returns the ID of the leading server, "" when there is none.
+	Leader() string
+	Addresses() []wire.ServerAddress
+	// Remove takes a server out of the quorum.
+	Remove(ctx context.Context, id string) error
+}
+
+// Deps is what Core works with.
+type Deps struct {
+	Store   *store.Store
+	Remote  Remote
+	Images  Images
+	Servers Servers
+	NodeID  string // of this server
+	Log     *slog.Logger
+}
+
+// Core answers use cases. It is safe for concurrent use.
+type Core struct {
+	Deps
+}
+
+// New returns a Core.
+func New(d Deps) *Core { return &Core{Deps: d} }
+
+// Snapshot returns a consistent view for reading.
+func (c *Core) Snapshot() *store.Snapshot { return c.Store.Snapshot() }
+
+func namespaceOr(ns string) string {
+	if ns == "" {
+		return model.DefaultNamespace
+	}
+	return ns
+}
+
+// attempts bounds how often a use case starts over because somebody else changed the same
+// objects meanwhile.
+const attempts = 5
+
+// update decides on a fresh snapshot and commits, again when the snapshot was outrun.
+func (c *Core) update(ctx context.Context, decide func(snap *store.Snapshot, cs *store.ChangeSet) error) error {
+	for n := 1; ; n++ {
+		cs := &store.ChangeSet{}
+		if err := decide(c.Store.Snapshot(), cs); err != nil {
+			return err
+		}
+		if cs.Len() == 0 {
+			return nil
+		}
+		_, err := c.Store.Commit(ctx, cs)
+		if err == nil || n == attempts || !fault.Is(err, fault.Conflict) {
+			return err
+		}
+	}
+}
+
+// put adds an object to the change set, on condition that nobody else changed it meanwhile.
+func put(cs *store.ChangeSet, obj model.Object) {
+	m := obj.GetMeta()
+	cs.Expect(obj.Kind(), m.ID, m.Revision)
+	cs.Put(obj)
+}
+
+func newMeta(namespace, application, name string, now time.Time) model.Meta {
+	return model.Meta{ID: model.NewID(), Namespace: namespace, Application: application, Name: name, Created: now}
+}
+
+func event(cs *store.ChangeSet, now time.Time, kind string, obj model.Object, message string) {
+	m := obj.GetMeta()
+	id := model.NewID()
+	cs.Put(&model.Event{
+		Meta: model.Meta{ID: id, Namespace: m.Namespace, Application: m.Application, Name: id, Created: now},
+		Time: now, Type: kind, Message: message,
+		Subject: model.Subject{Kind: obj.Kind(), ID: m.ID, Name: m.FullName()},
+	})
+}

@@ -1,0 +1,540 @@
+package core
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/schedule"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// Deploy makes an application as the deployment says, or changes it to that. It happens as a
+// whole or, with an error that names every reason, not at all. It returns once the change is
+// decided and durable; what follows is watched through the objects' statuses.
+func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResult, error) {
+	d.Namespace = namespaceOr(d.Namespace)
+	if err := checkDeployment(&d); err != nil {
+		return DeployResult{}, err
+	}
+	digests, err := c.resolveImages(ctx, &d)
+	if err != nil {
+		return DeployResult{}, err
+	}
+	var result DeployResult
+	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}}
+		if err := p.plan(who); err != nil {
+			return err
+		}
+		result = p.result
+		if d.DryRun {
+			*cs = store.ChangeSet{}
+		}
+		return nil
+	})
+	if err == nil && !d.DryRun {
+		c.Log.Info("application deployed", "application", d.Application, "by", who.Name, "via", who.Via, "changes", len(result.Changes))
+	}
+	return result, err
+}
+
+// checkDeployment refuses what can be refused without looking at the cluster.
+func checkDeployment(d *Deployment) error {
+	if err := model.CheckName(d.Application); err != nil {
+		return fault.New(fault.Invalid, "application name %w", err)
+	}
+	var problems []string
+	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
+	published := map[string]string{}
+	for _, s := range d.Services {
+		for _, p := range s.Ports {
+			if p.Published == 0 || p.HostMode {
+				continue
+			}
+			key := fmt.Sprintf("%d/%s", p.Published, p.Protocol)
+			if other := published[key]; other != "" {
+				bad("services %s and %s both publish port %s", other, s.Name, key)
+			}
+			published[key] = s.Name
+		}
+	}
+	names := map[string]bool{}
+	for _, w := range d.Workloads {
+		if err := model.CheckName(w.Name); err != nil {
+			bad("workload name %v", err)
+		}
+		if names[w.Name] {
+			bad("workload %s is there twice", w.Name)
+		}
+		names[w.Name] = true
+		if w.Count < 0 {
+			bad("workload %s: count %d is negative", w.Name, w.Count)
+		}
+		if len(w.Template.Tasks) == 0 {
+			bad("workload %s has no task", w.Name)
+		}
+		switch w.Type {
+		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload:
+		default:
+			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global and job are", w.Name, w.Type)
+		}
+	}
+	for _, w := range d.Workloads {
+		for _, dep := range w.DependsOn {
+			if !names[dep.Workload] && !dep.Optional {
+				bad("workload %s depends on %s, which does not exist", w.Name, dep.Workload)
+			}
+		}
+	}
+	if len(problems) > 0 {
+		return fault.New(fault.Invalid, "application %s: %s", d.Application, strings.Join(problems, "; "))
+	}
+	return nil
+}
+
+// resolveImages finds out what each image reference means now: the cluster's own images first,
+// then registries.
+func (c *Core) resolveImages(ctx context.Context, d *Deployment) (map[string]string, error) {
+	out := map[string]string{}
+	var problems []string
+	for _, w := range d.Workloads {
+		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
+			if t.Image == "" || out[t.Image] != "" {
+				continue
+			}
+			digest, err := c.resolveImage(ctx, t.Image)
+			if err != nil {
+				problems = append(problems, fmt.Sprintf("workload %s: %v", w.Name, err))
+				continue
+			}
+			out[t.Image] = digest
+		}
+	}
+	if len(problems) > 0 {
+		return nil, fault.New(fault.NotFound, "application %s: %s", d.Application, strings.Join(problems, "; "))
+	}
+	return out, nil
+}
+
+func (c *Core) resolveImage(ctx context.Context, ref string) (string, error) {
+	name, err := image.Normalize(ref)
+	if err != nil {
+		return "", err
+	}
+	if img, ok := store.ByName[*model.Image](c.Store.Snapshot(), "", "", name); ok {
+		return img.Digest, nil
+	}
+	info, err := c.Images.Ensure(ctx, ref, "", func(image.Progress) {})
+	if err != nil {
+		return "", err
+	}
+	if err := c.recordImages(ctx, []image.Info{info}); err != nil {
+		return "", err
+	}
+	return info.Digest, nil
+}
+
+// planner turns a deployment into one change set over one snapshot.
+type planner struct {
+	snap    *store.Snapshot
+	cs      *store.ChangeSet
+	d       *Deployment
+	now     time.Time
+	digests map[string]string // image reference → digest
+	refs    map[string]string // kind + " " + name → ID
+	content map[string]string // secret or config ID → what identifies its content
+	result  DeployResult
+	cluster *model.Cluster
+}
+
+func (p *planner) plan(who Caller) error {
+	cluster, ok := store.Get[*model.Cluster](p.snap, model.ClusterID)
+	if !ok {
+		return fault.New(fault.Unavailable, "the cluster is still being set up")
+	}
+	p.cluster = cluster
+	p.content = map[string]string{}
+	p.result = DeployResult{Application: p.d.Application}
+	steps := []func() error{p.networks, p.volumes, p.secrets, p.configs, p.workloads, p.services}
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	if !p.d.KeepOthers {
+		p.removeOthers()
+	}
+	return p.application(who)
+}
+
+func (p *planner) note(action string, obj model.Object) {
+	p.result.Changes = append(p.result.Changes, Change{Action: action, Kind: obj.Kind(), Name: obj.GetMeta().Name})
+}
+
+func (p *planner) remember(obj model.Object) {
+	p.refs[string(obj.Kind())+" "+obj.GetMeta().Name] = obj.GetMeta().ID
+}
+
+// resolve turns a name of the deployment into an ID: "x" is the application's, "/x" stands alone.
+func resolve[T model.Object](p *planner, kind model.Kind, ref, where string) (string, error) {
+	if name, external := strings.CutPrefix(ref, "/"); external {
+		if obj, ok := store.ByName[T](p.snap, p.d.Namespace, "", name); ok {
+			return obj.GetMeta().ID, nil
+		}
+		return "", fault.New(fault.NotFound, "%s: external %s %q does not exist", where, kind, name)
+	}
+	if id := p.refs[string(kind)+" "+ref]; id != "" {
+		return id, nil
+	}
+	if obj, ok := store.ByName[T](p.snap, p.d.Namespace, p.d.Application, ref); ok {
+		return obj.GetMeta().ID, nil
+	}
+	return "", fault.New(fault.NotFound, "%s: %s %q does not exist in application %s", where, kind, ref, p.d.Application)
+}
+
+// settle writes want over what exists under its name, unless that is equal already, and says
+// which. keep copies from the old object what the deployment does not decide.
+func settle[T model.Object](p *planner, want T, keep func(old T)) error {
+	m := want.GetMeta()
+	if err := model.CheckName(m.Name); err != nil {
+		return fault.New(fault.Invalid, "%s name %w", want.Kind(), err)
+	}
+	m.Namespace, m.Application = p.d.Namespace, p.d.Application
+	old, ok := store.ByName[T](p.snap, m.Namespace, m.Application, m.Name)
+	if !ok {
+		m.ID, m.Created, m.Revision = model.NewID(), p.now, 0
+		p.remember(want)
+		p.note("created", want)
+		put(p.cs, want)
+		return nil
+	}
+	om := old.GetMeta()
+	m.ID, m.Created, m.Revision = om.ID, om.Created, om.Revision
+	want.AdoptStatus(old)
+	keep(old)
+	p.remember(want)
+	if same(want, old) {
+		p.note("unchanged", want)
+		return nil
+	}
+	p.note("updated", want)
+	put(p.cs, want)
+	return nil
+}
+
+// same compares by the encoded form, in which absent and empty are equal.
+func same(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
+}
+
+func (p *planner) networks() error {
+	for _, n := range p.d.Networks {
+		n = n.Clone()
+		err := settle(p, n, func(old *model.Network) {
+			if n.Subnet == "" {
+				n.Subnet = old.Subnet
+			}
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) volumes() error {
+	for _, v := range p.d.Volumes {
+		v = v.Clone()
+		err := settle(p, v, func(old *model.Volume) { v.NodeID = old.NodeID })
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) secrets() error {
+	for _, s := range p.d.Secrets {
+		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.cluster.SecretKey, s.Data)}
+		fresh := true
+		if old, ok := store.ByName[*model.Secret](p.snap, p.d.Namespace, p.d.Application, s.Name); ok && old.Digest == want.Digest {
+			want.Sealed, fresh = old.Sealed, false
+		}
+		if fresh {
+			sealed, err := secret.Seal(p.cluster.SecretKey, s.Data, []byte(want.Digest))
+			if err != nil {
+				return fmt.Errorf("seal secret %s: %w", s.Name, err)
+			}
+			want.Sealed = sealed
+		}
+		if err := settle(p, want, func(*model.Secret) {}); err != nil {
+			return err
+		}
+		p.content[want.ID] = want.Digest
+	}
+	return nil
+}
+
+func (p *planner) configs() error {
+	for _, cfg := range p.d.Configs {
+		cfg = cfg.Clone()
+		if err := settle(p, cfg, func(*model.Config) {}); err != nil {
+			return err
+		}
+		p.content[cfg.ID] = secret.Digest(p.cluster.SecretKey, cfg.Data)
+	}
+	return nil
+}
+
+func (p *planner) workloads() error {
+	for _, w := range p.d.Workloads {
+		w = w.Clone()
+		if err := p.resolveTemplate(w); err != nil {
+			return err
+		}
+		if err := p.feasible(w); err != nil {
+			return err
+		}
+		hash := w.Template.Hash()
+		w.Generation = 1
+		var previous string
+		err := settle(p, w, func(old *model.Workload) {
+			w.Generation, w.Suspended = old.Generation, old.Suspended
+			w.RevisionID, w.PreviousRevisionID = old.RevisionID, old.PreviousRevisionID
+			if next := model.RevisionIDOf(w.ID, hash); next != old.RevisionID {
+				w.PreviousRevisionID, w.RevisionID = old.RevisionID, next
+				previous = old.RevisionID
+			}
+			if !same(w, old) {
+				w.Generation++
+			}
+		})
+		if err != nil {
+			return err
+		}
+		if w.RevisionID == "" {
+			w.RevisionID = model.RevisionIDOf(w.ID, hash)
+		}
+		p.keepRevision(w, hash, previous)
+	}
+	return nil
+}
+
+// keepRevision makes the Revision object of a workload's template, unless it exists.
+func (p *planner) keepRevision(w *model.Workload, hash, previous string) {
+	if _, ok := store.Get[*model.Revision](p.snap, w.RevisionID); ok {
+		return
+	}
+	p.cs.Put(newRevision(p.snap, w, hash, p.now))
+	if previous != "" {
+		event(p.cs, p.now, "workload updated", w, "a new revision is to be rolled out")
+	}
+}
+
+func newRevision(snap *store.Snapshot, w *model.Workload, hash string, now time.Time) *model.Revision {
+	number := 1
+	for r := range store.RevisionsOfWorkload(snap, w.ID) {
+		number = max(number, r.Number+1)
+	}
+	return &model.Revision{
+		Meta:       model.Meta{ID: w.RevisionID, Namespace: w.Namespace, Application: w.Application, Name: w.RevisionID, Created: now},
+		WorkloadID: w.ID, Hash: hash, Number: number, Template: w.Template.Clone(),
+	}
+}
+
+// resolveTemplate turns the names in a template into IDs and pins images.
+func (p *planner) resolveTemplate(w *model.Workload) error {
+	where := "workload " + w.Name
+	for i := range w.Template.Networks {
+		id, err := resolve[*model.Network](p, model.KindNetwork, w.Template.Networks[i].Network, where)
+		if err != nil {
+			return err
+		}
+		w.Template.Networks[i].Network = id
+	}
+	for _, tasks := range [][]model.TaskSpec{w.Template.InitTasks, w.Template.Tasks} {
+		for i := range tasks {
+			t := &tasks[i]
+			if t.Image != "" {
+				t.Digest = p.digests[t.Image]
+			}
+			for j := range t.Mounts {
+				if err := p.resolveMount(&t.Mounts[j], where); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	return nil
+}
+
+func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
+	switch m.Type {
+	case model.MountVolume:
+		if m.Source != "" {
+			m.Source, err = resolve[*model.Volume](p, model.KindVolume, m.Source, where)
+		}
+	case model.MountSecret:
+		if m.Source, err = resolve[*model.Secret](p, model.KindSecret, m.Source, where); err != nil {
+			return err
+		}
+		m.Content = p.content[m.Source]
+		if s, ok := store.Get[*model.Secret](p.snap, m.Source); ok && m.Content == "" {
+			m.Content = s.Digest
+		}
+	case model.MountConfig:
+		if m.Source, err = resolve[*model.Config](p, model.KindConfig, m.Source, where); err != nil {
+			return err
+		}
+		m.Content = p.content[m.Source]
+		if cfg, ok := store.Get[*model.Config](p.snap, m.Source); ok && m.Content == "" {
+			m.Content = secret.Digest(p.cluster.SecretKey, cfg.Data)
+		}
+	}
+	return err
+}
+
+// feasible refuses a template that no node of the cluster could ever run: better said now than
+// found out after the running revision was stopped for it.
+func (p *planner) feasible(w *model.Workload) error {
+	var nodes []*model.Node
+	for n := range store.List[*model.Node](p.snap) {
+		nodes = append(nodes, n)
+	}
+	if reason := schedule.Impossible(nodes, &w.Template); reason != "" {
+		return fault.New(fault.Invalid, "workload %s can run on no node: %s", w.Name, reason)
+	}
+	return nil
+}
+
+func (p *planner) services() error {
+	for _, s := range p.d.Services {
+		s = s.Clone()
+		where := "service " + s.Name
+		id, err := resolve[*model.Workload](p, model.KindWorkload, s.WorkloadID, where)
+		if err != nil {
+			return err
+		}
+		s.WorkloadID = id
+		for i := range s.Networks {
+			if s.Networks[i], err = resolve[*model.Network](p, model.KindNetwork, s.Networks[i], where); err != nil {
+				return err
+			}
+		}
+		aliases := map[string][]string{}
+		for ref, names := range s.Aliases {
+			id, err := resolve[*model.Network](p, model.KindNetwork, ref, where)
+			if err != nil {
+				return err
+			}
+			aliases[id] = names
+		}
+		s.Aliases = aliases
+		if err := p.portsFree(s); err != nil {
+			return err
+		}
+		if err := settle(p, s, func(*model.Service) {}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *planner) portsFree(s *model.Service) error {
+	for other := range store.List[*model.Service](p.snap) {
+		if other.Namespace == p.d.Namespace && other.Application == p.d.Application {
+			continue // replaced or removed by this very deployment
+		}
+		for _, a := range s.Ports {
+			for _, b := range other.Ports {
+				if a.Published != 0 && a.Published == b.Published && a.Protocol == b.Protocol && !(a.HostMode && b.HostMode) {
+					return fault.New(fault.Conflict, "service %s: port %d/%s is already published by %s",
+						s.Name, a.Published, a.Protocol, other.FullName())
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// removeOthers drops members that the application has and the deployment lacks. Volumes stay:
+// they hold data, and only an explicit word removes them.
+func (p *planner) removeOthers() {
+	ns, app := p.d.Namespace, p.d.Application
+	gone := func(obj model.Object) bool { return p.refs[string(obj.Kind())+" "+obj.GetMeta().Name] == "" }
+	for w := range store.ByApplication[*model.Workload](p.snap, ns, app) {
+		if gone(w) {
+			removeWorkload(p.snap, p.cs, w)
+			p.note("removed", w)
+		}
+	}
+	for s := range store.ByApplication[*model.Service](p.snap, ns, app) {
+		if gone(s) {
+			p.drop(s)
+		}
+	}
+	for n := range store.ByApplication[*model.Network](p.snap, ns, app) {
+		if gone(n) {
+			p.drop(n)
+		}
+	}
+	for s := range store.ByApplication[*model.Secret](p.snap, ns, app) {
+		if gone(s) {
+			p.drop(s)
+		}
+	}
+	for cfg := range store.ByApplication[*model.Config](p.snap, ns, app) {
+		if gone(cfg) {
+			p.drop(cfg)
+		}
+	}
+}
+
+func (p *planner) drop(obj model.Object) {
+	p.cs.Delete(obj.Kind(), obj.GetMeta().ID)
+	p.note("removed", obj)
+}
+
+// removeWorkload deletes a workload and its revisions; its instances end and are forgotten.
+func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
+	cs.Delete(model.KindWorkload, w.ID)
+	for i := range store.InstancesOfWorkload(snap, w.ID) {
+		if i.Desired != model.DesiredRemove {
+			c := i.Clone()
+			c.Desired, c.Cause = model.DesiredRemove, "its workload was removed"
+			cs.Put(c)
+		}
+	}
+}
+
+func (p *planner) application(who Caller) error {
+	a := &model.Application{Meta: model.Meta{Name: p.d.Application, Namespace: p.d.Namespace}, Source: p.d.Source, Version: 1}
+	old, ok := store.ByName[*model.Application](p.snap, p.d.Namespace, "", p.d.Application)
+	if ok {
+		a.Meta = old.Clone().Meta
+		a.Version = old.Version + 1
+	} else {
+		a.ID, a.Created = model.NewID(), p.now
+	}
+	changed := !ok
+	for _, ch := range p.result.Changes {
+		changed = changed || ch.Action != "unchanged"
+	}
+	if !changed {
+		return nil
+	}
+	put(p.cs, a)
+	event(p.cs, p.now, "application deployed", a, fmt.Sprintf("version %d, by %s through %s", a.Version, who.Name, who.Via))
+	return nil
+}

@@ -1,0 +1,354 @@
+package dispatch
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Servers is what a session needs to know of the cluster's servers.
+type Servers interface {
+	// Addresses returns all servers of the cluster.
+	Addresses() []wire.ServerAddress
+	// Tell hands signs of life to the leader.
+	Tell(ctx context.Context, beats []Beat) error
+}
+
+// Deps is what Sessions works with.
+type Deps struct {
+	Store   *store.Store
+	Servers Servers
+	// Open decrypts a secret.
+	Open func(*model.Secret) ([]byte, error)
+	Log  *slog.Logger
+}
+
+// Sessions serves the agents that are connected to this server.
+type Sessions struct {
+	Deps
+
+	mu       sync.Mutex
+	sessions map[*session]struct{}
+	beats    map[string]heard
+	network  *networkView // the newest, nil before the first
+
+	beatWake chan struct{}
+}
+
+type heard struct {
+	Beat
+	at time.Time
+}
+
+// New returns Sessions that serve once Run runs.
+func New(d Deps) *Sessions {
+	return &Sessions{
+		Deps: d, sessions: map[*session]struct{}{}, beats: map[string]heard{},
+		beatWake: make(chan struct{}, 1),
+	}
+}
+
+// session is one connected agent.
+type session struct {
+	nodeID string
+	wake   chan struct{} // capacity 1: the store has news
+	log    *slog.Logger
+}
+
+// networkView is the network state, encoded once for all sessions.
+type networkView struct {
+	revision uint64
+	content  []byte          // without the revision, to compare
+	message  cbor.RawMessage // wire.ServerMessage
+	serial   uint64          // counts different contents
+}
+
+// coalesce is how long changes are collected before agents are told.
+const coalesce = 3 * time.Millisecond
+
+// Run follows the store and tells the sessions, until ctx is done.
+func (s *Sessions) Run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.follow(ctx) })
+	g.Go(func() error { return s.tell(ctx) })
+	return g.Wait()
+}
+
+func (s *Sessions) follow(ctx context.Context) error {
+	for {
+		snap := s.Store.Snapshot()
+		if err := s.refresh(snap); err != nil {
+			return err
+		}
+		w := s.Store.Watch(snap.Revision())
+		for {
+			if _, err := w.Next(ctx); err != nil {
+				if ctx.Err() != nil {
+					return nil
+				}
+				if errors.Is(err, store.ErrTooOld) {
+					break // start over from a snapshot
+				}
+				return fmt.Errorf("follow the store: %w", err)
+			}
+			time.Sleep(coalesce)
+			snap := s.Store.Snapshot()
+			if err := s.refresh(snap); err != nil {
+				return err
+			}
+			w = s.Store.Watch(snap.Revision())
+		}
+	}
+}
+
+// refresh computes the network state anew and wakes the sessions.
+func (s *Sessions) refresh(snap *store.Snapshot) error {
+	n := networkOf(snap)
+	content, err := cbor.Marshal(n)
+	if err != nil {
+		return fmt.Errorf("encode network state: %w", err)
+	}
+	v := &networkView{revision: snap.Revision(), content: content}
+	s.mu.Lock()
+	old := s.network
+	s.mu.Unlock()
+	if old != nil && bytes.Equal(old.content, content) {
+		v.serial, v.content, v.message = old.serial, old.content, old.message
+	} else {
+		n.Revision = snap.Revision()
+		if v.message, err = cbor.Marshal(wire.ServerMessage{Network: n}); err != nil {
+			return fmt.Errorf("encode network state: %w", err)
+		}
+		if old != nil {
+			v.serial = old.serial
+		}
+		v.serial++
+	}
+	s.mu.Lock()
+	s.network = v
+	for sess := range s.sessions {
+		select {
+		case sess.wake <- struct{}{}:
+		default:
+		}
+	}
+	s.mu.Unlock()
+	return nil
+}
+
+// tell hands heartbeats to the leader, many at a time.
+func (s *Sessions) tell(ctx context.Context) error {
+	failing := false
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.beatWake:
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(10 * time.Millisecond):
+		}
+		now := time.Now()
+		s.mu.Lock()
+		beats := make([]Beat, 0, len(s.beats))
+		for _, h := range s.beats {
+			h.Age = now.Sub(h.at)
+			beats = append(beats, h.Beat)
+		}
+		clear(s.beats)
+		s.mu.Unlock()
+		tellCtx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+		err := s.Servers.Tell(tellCtx, beats)
+		cancel()
+		if err != nil && ctx.Err() == nil && !failing {
+			s.Log.Warn("leader could not be told of live nodes", "error", err)
+		}
+		failing = err != nil
+	}
+}
+
+func (s *Sessions) hear(b Beat) {
+	s.mu.Lock()
+	s.beats[b.NodeID] = heard{b, time.Now()}
+	s.mu.Unlock()
+	select {
+	case s.beatWake <- struct{}{}:
+	default:
+	}
+}
+
+// Serve holds one session; it is the handler of the session path.
+func (s *Sessions) Serve(ctx context.Context, stream *wire.Stream) error {
+	peer := wire.PeerOf(ctx)
+	var first wire.AgentMessage
+	if err := stream.Receive(&first); err != nil {
+		return fmt.Errorf("read greeting: %w", err)
+	}
+	if first.Hello == nil || first.Hello.Node == nil {
+		return fault.New(fault.Invalid, "a session begins with a greeting")
+	}
+	if first.Hello.Node.ID != peer.NodeID {
+		return fault.New(fault.Forbidden, "node %s greets as node %s", peer.NodeID, first.Hello.Node.ID)
+	}
+	if err := s.register(ctx, first.Hello.Node); err != nil {
+		return fmt.Errorf("register node %s: %w", peer.NodeID, err)
+	}
+	sess := &session{
+		nodeID: peer.NodeID, wake: make(chan struct{}, 1),
+		log: s.Log.With("node", first.Hello.Node.Name),
+	}
+	sess.wake <- struct{}{}
+	s.mu.Lock()
+	s.sessions[sess] = struct{}{}
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.sessions, sess)
+		s.mu.Unlock()
+	}()
+	sess.log.Debug("session opened")
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	lease := make(chan struct{}, 1)
+	reports := newReports(s.Store, sess)
+	g.Go(func() error { defer cancel(); return s.read(stream, sess, first.Hello.Session, lease, reports) })
+	g.Go(func() error { return s.write(ctx, stream, sess, lease) })
+	g.Go(func() error { return reports.run(ctx) })
+	g.Go(func() error { <-ctx.Done(); stream.Close(); return nil })
+	err := g.Wait()
+	if errors.Is(err, context.Canceled) {
+		err = nil
+	}
+	sess.log.Debug("session closed", "error", err)
+	return err
+}
+
+// register writes what the agent says of its host, where it differs from what is known. What
+// people set (availability, labels, taints) is theirs.
+func (s *Sessions) register(ctx context.Context, n *model.Node) error {
+	c := n.Clone()
+	if old, ok := store.Get[*model.Node](s.Store.Snapshot(), n.ID); ok {
+		c.Meta = old.Clone().Meta
+		c.Name = n.Name
+		c.Availability, c.Taints = old.Availability, old.Taints
+		c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
+		a, err := cbor.Marshal(c)
+		if err != nil {
+			return err
+		}
+		b, err := cbor.Marshal(old)
+		if err != nil {
+			return err
+		}
+		if bytes.Equal(a, b) {
+			return nil
+		}
+	} else {
+		c.Created = time.Now()
+		c.Status = model.NodeStatus{State: model.NodeUnknown}
+	}
+	cs := &store.ChangeSet{}
+	cs.Put(c)
+	_, err := s.Store.Commit(ctx, cs)
+	return err
+}
+
+func (s *Sessions) read(stream *wire.Stream, sess *session, id string, lease chan<- struct{}, reports *reports) error {
+	for {
+		var m wire.AgentMessage
+		if err := stream.Receive(&m); err != nil {
+			return err
+		}
+		switch {
+		case m.Heartbeat != nil:
+			s.hear(Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
+			select {
+			case lease <- struct{}{}:
+			default:
+			}
+		case m.Status != nil:
+			reports.add(m.Status)
+		}
+	}
+}
+
+// write sends what is new to the agent.
+func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session, lease <-chan struct{}) error {
+	sent := map[string]string{} // instance → what the agent was told of it
+	full := true
+	var serial, revision uint64
+	var servers []wire.ServerAddress
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-lease:
+			if err := stream.Send(wire.ServerMessage{Lease: &wire.Lease{For: DeadAfter}}); err != nil {
+				return err
+			}
+			if now := s.Servers.Addresses(); len(now) > 0 && !sameAddresses(servers, now) {
+				servers = now
+				if err := stream.Send(wire.ServerMessage{Servers: now}); err != nil {
+					return err
+				}
+			}
+			continue
+		case <-sess.wake:
+		}
+		s.mu.Lock()
+		v := s.network
+		s.mu.Unlock()
+		// The network comes first, so that an instance finds the way to its peers when it starts.
+		if v != nil && v.serial != serial {
+			if err := stream.Send(v.message); err != nil {
+				return err
+			}
+			serial, revision = v.serial, 0
+		}
+		if v != nil && v.revision != revision {
+			if err := stream.Send(wire.ServerMessage{Network: &wire.Network{Revision: v.revision, Unchanged: true}}); err != nil {
+				return err
+			}
+			revision = v.revision
+		}
+		assign, err := s.assignments(s.Store.Snapshot(), sess, sent)
+		if err != nil {
+			return err
+		}
+		assign.Full = full
+		if full || len(assign.Put) > 0 || len(assign.Remove) > 0 {
+			if err := stream.Send(wire.ServerMessage{Assign: assign}); err != nil {
+				return err
+			}
+			full = false
+		}
+	}
+}
+
+func sameAddresses(a, b []wire.ServerAddress) bool {
+	if len(a) != len(b) {
+		return false
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return false
+		}
+	}
+	return true
+}
