@@ -49,7 +49,8 @@ type Network struct {
 
 // NetworkStatus is assigned by the leader.
 type NetworkStatus struct {
-	Subnet string `json:"subnet,omitempty"`
+	Subnet  string `json:"subnet,omitempty"`
+	Message string `json:"message,omitempty"` // why there is no subnet
 	// Blocks are the parts of the subnet that nodes hold; a node routes a block as a whole.
 	Blocks []Block `json:"blocks,omitempty"`
 }

@@ -178,6 +178,12 @@ func static(n *model.Node, t *model.Template) string {
 	return ""
 }
 
+// Eligible reports whether a node takes work, and instances of the template in particular,
+// however full it may be.
+func Eligible(n *model.Node, t *model.Template) bool {
+	return n.Schedulable() && static(n, t) == ""
+}
+
 // Impossible says why no node could ever run the template, however empty; "" when one could. An
 // empty cluster is no reason.
 func Impossible(nodes []*model.Node, t *model.Template) string {

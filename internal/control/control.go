@@ -1,0 +1,266 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// Sessions tells what is known of nodes beyond the store.
+type Sessions interface {
+	// Applied is the store revision whose network state a node has in force; 0 is unknown.
+	Applied(nodeID string) uint64
+	// Live reports whether the node was heard of in time.
+	Live(nodeID string) bool
+}
+
+// Deps is what a Controller works with.
+type Deps struct {
+	Store    *store.Store
+	Sessions Sessions
+	Log      *slog.Logger
+}
+
+// Controller does the leader's work.
+type Controller struct {
+	Deps
+	dirty   map[string]bool      // workload IDs to look at
+	timers  map[string]time.Time // workload ID → when to look again
+	sweep   bool                 // look at everything
+	cursors map[string]uint32    // network and node → the address given out last
+}
+
+// New returns a Controller.
+func New(d Deps) *Controller { return &Controller{Deps: d} }
+
+const (
+	coalesce     = 2 * time.Millisecond
+	drainPoll    = 10 * time.Millisecond
+	retryAfter   = 50 * time.Millisecond
+	sweepEvery   = 30 * time.Second
+	maxDrainWait = 10 * time.Second
+)
+
+// Run works until ctx, the leadership, is done.
+func (c *Controller) Run(ctx context.Context) error {
+	c.dirty, c.timers, c.cursors = map[string]bool{}, map[string]time.Time{}, map[string]uint32{}
+	c.sweep = true
+	snap := c.Store.Snapshot()
+	watch := c.Store.Watch(snap.Revision())
+	var batches []store.Batch
+	for ctx.Err() == nil {
+		snap = c.Store.Snapshot()
+		again, err := c.pass(ctx, snap, batches)
+		batches = nil
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			c.Log.Warn("changes could not be made, trying again", "error", err)
+			c.sweep = true
+			again = retryAfter
+		}
+		more, err := c.wait(ctx, watch, again)
+		switch {
+		case errors.Is(err, store.ErrTooOld):
+			c.sweep = true
+			watch = c.Store.Watch(c.Store.Snapshot().Revision())
+		case err != nil && ctx.Err() == nil:
+			return fmt.Errorf("follow the store: %w", err)
+		}
+		for _, b := range more {
+			c.mark(c.Store.Snapshot(), b)
+		}
+		batches = more
+	}
+	return nil
+}
+
+// wait returns the next changes, or nothing when it is time to look again anyway.
+func (c *Controller) wait(ctx context.Context, w *store.Watcher, again time.Duration) ([]store.Batch, error) {
+	if again == 0 {
+		again = sweepEvery
+	}
+	wctx, cancel := context.WithTimeout(ctx, again)
+	defer cancel()
+	b, err := w.Next(wctx)
+	if err != nil {
+		if wctx.Err() != nil {
+			return nil, nil
+		}
+		return nil, err
+	}
+	out := []store.Batch{b}
+	gather, cancelGather := context.WithTimeout(ctx, coalesce)
+	defer cancelGather()
+	for len(out) < 1000 {
+		b, err := w.Next(gather)
+		if err != nil {
+			if gather.Err() != nil {
+				return out, nil
+			}
+			return out, err
+		}
+		out = append(out, b)
+	}
+	return out, nil
+}
+
+// mark notes which workloads a batch concerns.
+func (c *Controller) mark(snap *store.Snapshot, b store.Batch) {
+	for _, ch := range b.Changes {
+		obj := ch.New
+		if obj == nil {
+			obj = ch.Old
+		}
+		switch o := obj.(type) {
+		case *model.Workload:
+			c.dirty[o.ID] = true
+		case *model.Instance:
+			c.dirty[o.WorkloadID] = true
+			for w := range store.ByApplication[*model.Workload](snap, o.Namespace, o.Application) {
+				if w.Status.Released != w.RevisionID {
+					c.dirty[w.ID] = true // may wait for this one
+				}
+			}
+		case *model.Node:
+			old, _ := ch.Old.(*model.Node)
+			if old == nil || ch.New == nil || old.Status.State != o.Status.State || old.Availability != o.Availability ||
+				fmt.Sprint(old.Labels, old.Taints) != fmt.Sprint(o.Labels, o.Taints) {
+				for w := range store.List[*model.Workload](snap) {
+					c.dirty[w.ID] = true
+				}
+			}
+		}
+	}
+}
+
+// pass looks at what is due and commits one change set. It returns when to look again; zero
+// leaves that to the next change.
+func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []store.Batch) (time.Duration, error) {
+	now := time.Now()
+	if c.sweep {
+		for w := range store.List[*model.Workload](snap) {
+			c.dirty[w.ID] = true
+		}
+		c.sweep = false
+	}
+	for id, at := range c.timers {
+		if !at.After(now) {
+			c.dirty[id] = true
+			delete(c.timers, id)
+		}
+	}
+	p := &pass{c: c, snap: snap, cs: &store.ChangeSet{}, now: now, changed: map[string]model.Object{}}
+	p.observe(batches)
+	p.addressNodes()
+	p.addressNetworks()
+	p.addressServices()
+	p.loseInstances()
+	for id := range c.dirty {
+		if w, ok := store.Get[*model.Workload](snap, id); ok {
+			if err := p.workload(w); err != nil {
+				c.Log.Error("workload could not be looked after", "workload", w.FullName(), "error", err)
+				c.timers[id] = now.Add(5 * time.Second)
+			}
+		}
+	}
+	clear(c.dirty)
+	p.place()
+	draining := p.drain()
+	p.tidy()
+	if p.cs.Len() > 0 {
+		if _, err := c.Store.Commit(ctx, p.cs); err != nil {
+			return 0, err
+		}
+	}
+	again := time.Duration(0)
+	for _, at := range c.timers {
+		if d := max(at.Sub(now), time.Millisecond); again == 0 || d < again {
+			again = d
+		}
+	}
+	if draining && (again == 0 || again > drainPoll) {
+		again = drainPoll
+	}
+	return again, nil
+}
+
+// pass is one look at the whole; it collects its decisions in cs.
+type pass struct {
+	c    *Controller
+	snap *store.Snapshot
+	cs   *store.ChangeSet
+	now  time.Time
+	// changed holds objects that this pass has changed already, by ID, so that a later step
+	// builds on it.
+	changed map[string]model.Object
+	pools   map[string]*pool // by network ID
+}
+
+// put writes the desired part of an object.
+func (p *pass) put(o model.Object) {
+	p.changed[o.GetMeta().ID] = o
+	p.cs.Put(o)
+}
+
+// current returns the object as this pass left it.
+func current[T model.Object](p *pass, o T) T {
+	if c, ok := p.changed[o.GetMeta().ID].(T); ok {
+		return c
+	}
+	return o
+}
+
+func (p *pass) event(kind string, o model.Object, message string) {
+	m := o.GetMeta()
+	id := model.NewID()
+	p.cs.Put(&model.Event{
+		Meta: model.Meta{ID: id, Namespace: m.Namespace, Application: m.Application, Name: id, Created: p.now},
+		Time: p.now, Type: kind, Message: message,
+		Subject: model.Subject{Kind: o.Kind(), ID: m.ID, Name: m.FullName()},
+	})
+}
+
+// observe turns changes that others made into events for people.
+func (p *pass) observe(batches []store.Batch) {
+	for _, b := range batches {
+		for _, ch := range b.Changes {
+			switch n := ch.New.(type) {
+			case *model.Instance:
+				old, _ := ch.Old.(*model.Instance)
+				p.observeInstance(old, n)
+			case *model.Node:
+				if old, ok := ch.Old.(*model.Node); ok && old.Status.State != n.Status.State {
+					p.event("node "+string(n.Status.State), n, n.Status.Message)
+				}
+			}
+		}
+	}
+}
+
+func (p *pass) observeInstance(old, n *model.Instance) {
+	if old == nil {
+		return
+	}
+	a, b := &old.Status, &n.Status
+	switch {
+	case b.Restarts > a.Restarts:
+		p.event("instance restarted", n, a.Message)
+	case a.State != b.State && b.State == model.InstanceFailed:
+		p.event("instance failed", n, b.Message)
+	case a.State != b.State && b.State == model.InstanceCompleted:
+		p.event("instance ended", n, b.Message)
+	case a.State != b.State && b.State == model.InstanceWaiting:
+		p.event("instance waits", n, b.Message)
+	case !a.Ready && b.Ready:
+		p.event("instance ready", n, "")
+	case a.Health != b.Health && b.Health == model.HealthUnhealthy:
+		p.event("instance unhealthy", n, b.Message)
+	}
+}
