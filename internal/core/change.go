@@ -1,0 +1,268 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// Scale sets the count of a workload.
+func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) error {
+	if count < 0 {
+		return fault.New(fault.Invalid, "count %d is negative", count)
+	}
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		switch w.Type {
+		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload:
+		default:
+			return fault.New(fault.Invalid, "%s is of kind %s, which has no count", w.FullName(), w.Type)
+		}
+		if w.Count == count {
+			return nil
+		}
+		event(cs, now, "workload scaled", w, fmt.Sprintf("from %d to %d, by %s through %s", w.Count, count, who.Name, who.Via))
+		w.Count = count
+		return nil
+	})
+}
+
+// RestartWorkload replaces all instances of a workload as its update policy says.
+func (c *Core) RestartWorkload(ctx context.Context, who Caller, ref string) error {
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		w.Template.ForceUpdate++
+		setRevision(snap, cs, w, now)
+		event(cs, now, "workload restarted", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// Rollback returns a workload to the revision before the present one.
+func (c *Core) Rollback(ctx context.Context, who Caller, ref string) error {
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		r, ok := store.Get[*model.Revision](snap, w.PreviousRevisionID)
+		if !ok {
+			return fault.New(fault.Invalid, "%s has no earlier revision to return to", w.FullName())
+		}
+		w.PreviousRevisionID, w.RevisionID = w.RevisionID, r.ID
+		w.Template = r.Template.Clone()
+		event(cs, now, "workload rolled back", w, fmt.Sprintf("to revision %d, by %s through %s", r.Number, who.Name, who.Via))
+		return nil
+	})
+}
+
+// setRevision makes the workload's present template its desired revision.
+func setRevision(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, now time.Time) {
+	hash := w.Template.Hash()
+	next := model.RevisionIDOf(w.ID, hash)
+	if next == w.RevisionID {
+		return
+	}
+	w.PreviousRevisionID, w.RevisionID = w.RevisionID, next
+	if _, ok := store.Get[*model.Revision](snap, next); !ok {
+		cs.Put(newRevision(snap, w, hash, now))
+	}
+}
+
+func (c *Core) changeWorkload(ctx context.Context, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		old, err := findWorkload(snap, ref)
+		if err != nil {
+			return err
+		}
+		w := old.Clone()
+		if err := change(w, snap, cs, time.Now()); err != nil {
+			return err
+		}
+		if same(w, old) {
+			return nil
+		}
+		w.Generation++
+		put(cs, w)
+		return nil
+	})
+}
+
+// Remove removes an application or a workload. Volumes, and what they hold, stay unless
+// withVolumes; then it returns only after the instances have ended and the data is gone.
+func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes bool) error {
+	var volumes []*model.Volume
+	var workloads []string
+	err := c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		volumes, workloads = nil, nil
+		f, err := find(snap, ref)
+		if err != nil {
+			return err
+		}
+		now := time.Now()
+		switch {
+		case f.Application != nil:
+			volumes = c.removeApplication(snap, cs, f.Application, &workloads)
+			event(cs, now, "application removed", f.Application, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		case f.Workload != nil:
+			w := f.Workload
+			workloads = append(workloads, w.ID)
+			removeWorkload(snap, cs, w)
+			for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
+				if s.WorkloadID == w.ID {
+					cs.Delete(model.KindService, s.ID)
+				}
+			}
+			event(cs, now, "workload removed", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		default:
+			return fault.New(fault.Invalid, "%s is %s; an application or a workload can be removed", ref, f.describe())
+		}
+		return nil
+	})
+	if err != nil || !withVolumes || len(volumes) == 0 {
+		return err
+	}
+	if err := c.awaitGone(ctx, workloads); err != nil {
+		return err
+	}
+	return c.removeVolumes(ctx, volumes)
+}
+
+func (c *Core) removeApplication(snap *store.Snapshot, cs *store.ChangeSet, a *model.Application, workloads *[]string) []*model.Volume {
+	ns, app := a.Namespace, a.Name
+	cs.Expect(model.KindApplication, a.ID, a.Revision)
+	cs.Delete(model.KindApplication, a.ID)
+	for w := range store.ByApplication[*model.Workload](snap, ns, app) {
+		*workloads = append(*workloads, w.ID)
+		removeWorkload(snap, cs, w)
+	}
+	for s := range store.ByApplication[*model.Service](snap, ns, app) {
+		cs.Delete(model.KindService, s.ID)
+	}
+	for n := range store.ByApplication[*model.Network](snap, ns, app) {
+		cs.Delete(model.KindNetwork, n.ID)
+	}
+	for s := range store.ByApplication[*model.Secret](snap, ns, app) {
+		cs.Delete(model.KindSecret, s.ID)
+	}
+	for f := range store.ByApplication[*model.Config](snap, ns, app) {
+		cs.Delete(model.KindConfig, f.ID)
+	}
+	return slices.Collect(store.ByApplication[*model.Volume](snap, ns, app))
+}
+
+// awaitGone waits until no instance of the workloads is left.
+func (c *Core) awaitGone(ctx context.Context, workloads []string) error {
+	for {
+		left := 0
+		snap := c.Store.Snapshot()
+		for _, id := range workloads {
+			for range store.InstancesOfWorkload(snap, id) {
+				left++
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fault.New(fault.Unavailable, "%d instances have not ended yet; their volumes are kept: %w", left, ctx.Err())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (c *Core) removeVolumes(ctx context.Context, volumes []*model.Volume) error {
+	var failed []string
+	for _, v := range volumes {
+		if v.NodeID != "" {
+			if err := c.Remote.RemoveVolume(ctx, v.NodeID, v.ID); err != nil && !fault.Is(err, fault.NotFound) {
+				failed = append(failed, fmt.Sprintf("%s: %v", v.FullName(), err))
+				continue
+			}
+		}
+		cs := &store.ChangeSet{}
+		cs.Delete(model.KindVolume, v.ID)
+		if _, err := c.Store.Commit(ctx, cs); err != nil {
+			return fmt.Errorf("remove volume %s: %w", v.FullName(), err)
+		}
+	}
+	if len(failed) > 0 {
+		return fault.New(fault.Unavailable, "volumes could not be removed: %s", strings.Join(failed, "; "))
+	}
+	return nil
+}
+
+// SetAvailability makes a node take work, take no new work, or give up what it has.
+func (c *Core) SetAvailability(ctx context.Context, who Caller, ref string, a model.Availability) error {
+	switch a {
+	case model.Active, model.Cordoned, model.Draining:
+	default:
+		return fault.New(fault.Invalid, "availability %q: active, cordoned and draining are accepted", a)
+	}
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
+		n.Availability = a
+		event(cs, time.Now(), "node "+string(a), n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+	})
+}
+
+// LabelNode sets and removes labels of a node.
+func (c *Core) LabelNode(ctx context.Context, who Caller, ref string, set map[string]string, remove []string) error {
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
+		if n.Labels == nil {
+			n.Labels = map[string]string{}
+		}
+		for k, v := range set {
+			n.Labels[k] = v
+		}
+		for _, k := range remove {
+			delete(n.Labels, k)
+		}
+	})
+}
+
+func (c *Core) changeNode(ctx context.Context, ref string, change func(*model.Node, *store.ChangeSet)) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		old, err := findNode(snap, ref)
+		if err != nil {
+			return err
+		}
+		n := old.Clone()
+		change(n, cs)
+		put(cs, n)
+		return nil
+	})
+}
+
+// RemoveNode forgets a node that is down, and takes it out of the quorum if it is a server.
+func (c *Core) RemoveNode(ctx context.Context, who Caller, ref string) error {
+	n, err := findNode(c.Store.Snapshot(), ref)
+	if err != nil {
+		return err
+	}
+	if n.Status.State != model.NodeDown {
+		return fault.New(fault.Invalid, "node %s is %s; only a node that is down can be removed", n.Name, n.Status.State)
+	}
+	if n.Server {
+		if err := c.Servers.Remove(ctx, n.ID); err != nil {
+			return fmt.Errorf("take server %s out of the quorum: %w", n.Name, err)
+		}
+	}
+	cs := &store.ChangeSet{}
+	cs.Delete(model.KindNode, n.ID)
+	event(cs, time.Now(), "node removed", n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+	_, err = c.Store.Commit(ctx, cs)
+	return err
+}
+
+// JoinToken returns the token with which a host joins, as a server or as an agent only.
+func (c *Core) JoinToken(ctx context.Context, who Caller, server bool) (string, error) {
+	cl, ok := store.Get[*model.Cluster](c.Store.Snapshot(), model.ClusterID)
+	if !ok {
+		return "", fault.New(fault.Unavailable, "the cluster is still being set up")
+	}
+	if server {
+		return cl.ServerToken, nil
+	}
+	return cl.AgentToken, nil
+}

@@ -1,0 +1,287 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// Explain says why an application, workload, instance or node is as it is, and what to do where
+// something is wrong.
+func (c *Core) Explain(ctx context.Context, ref string) (Explanation, error) {
+	snap := c.Store.Snapshot()
+	f, err := find(snap, ref)
+	if err != nil {
+		return Explanation{}, err
+	}
+	e := &explainer{snap: snap}
+	switch {
+	case f.Instance != nil:
+		e.instance(f.Instance)
+	case f.Workload != nil:
+		e.workload(f.Workload)
+	case f.Application != nil:
+		for w := range store.ByApplication[*model.Workload](snap, f.Application.Namespace, f.Application.Name) {
+			e.workload(w)
+		}
+		if e.out.State == "" {
+			e.out.State = "all is well"
+		} else {
+			e.out.State = "needs attention"
+		}
+	default:
+		e.node(f.Node)
+	}
+	e.out.Subject = f.describe()
+	e.history(f)
+	return e.out, nil
+}
+
+type explainer struct {
+	snap *store.Snapshot
+	out  Explanation
+}
+
+func (e *explainer) say(format string, args ...any) {
+	e.out.Lines = append(e.out.Lines, fmt.Sprintf(format, args...))
+}
+
+func (e *explainer) advise(format string, args ...any) {
+	line := fmt.Sprintf(format, args...)
+	if !slices.Contains(e.out.Advice, line) {
+		e.out.Advice = append(e.out.Advice, line)
+	}
+}
+
+func (e *explainer) workload(w *model.Workload) {
+	ready, wanted := 0, w.Count
+	var shown []*model.Instance
+	for i := range store.InstancesOfWorkload(e.snap, w.ID) {
+		if i.Serving() || (w.Type == model.JobWorkload && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID) {
+			ready++
+		}
+		if i.WantsToRun() || i.Status.State == model.InstanceFailed {
+			shown = append(shown, i)
+		}
+	}
+	if w.Type == model.GlobalWorkload {
+		wanted = len(shown)
+	}
+	word := "ready"
+	if w.Type == model.JobWorkload {
+		word = "completed"
+	}
+	e.say("%s: %d of %d %s", w.FullName(), ready, wanted, word)
+	if w.Suspended {
+		e.say("  it is suspended")
+	}
+	if w.Status.Waiting != "" && w.Status.Released != w.RevisionID {
+		e.say("  %s", w.Status.Waiting)
+		e.out.State = "waiting"
+	}
+	if r := w.Status.Rollout; r.State != model.RolloutNone && r.State != model.RolloutCompleted {
+		e.say("  update: %s %s", r.State, r.Message)
+		if r.State == model.RolloutPaused {
+			e.advise("fix %s and deploy again, or return with `tutti rollback %s`", w.FullName(), w.FullName())
+		}
+	}
+	for _, i := range shown {
+		if !i.Status.Ready {
+			e.instance(i)
+		}
+	}
+	if ready >= wanted && e.out.State == "" {
+		return
+	}
+	if ready < wanted && e.out.State == "" {
+		e.out.State = fmt.Sprintf("%d of %d %s", ready, wanted, word)
+	}
+}
+
+func (e *explainer) instance(i *model.Instance) {
+	st := &i.Status
+	where := "not placed"
+	if n, ok := store.Get[*model.Node](e.snap, i.NodeID); ok {
+		where = "on " + n.Name
+	}
+	state := string(st.State)
+	if st.Health != model.HealthNone {
+		state += ", " + string(st.Health)
+	}
+	e.out.State = state
+	e.say("  %s (%s) is %s, %s", i.FullName(), model.ShortID(i.ID), state, where)
+	if i.Reason != "" {
+		if i.NodeID == "" {
+			e.say("    no node: %s", i.Reason)
+			e.adviseUnplaced(i.Reason)
+		} else {
+			e.say("    placed there as %s", i.Reason)
+		}
+	}
+	if st.Message != "" {
+		e.say("    %s", st.Message)
+	}
+	if st.Restarts > 0 {
+		e.say("    restarted %d times", st.Restarts)
+		e.advise("look at what it says: `tutti logs %s`", i.FullName())
+	}
+	if i.Cause != "" {
+		e.say("    to be ended: %s", i.Cause)
+	}
+	for _, t := range st.Tasks {
+		if t.State == "exited" {
+			e.say("    task %s exited with code %d %s", t.Name, t.ExitCode, t.Error)
+		}
+		if t.OOM {
+			e.advise("%s needs more memory than its limit: raise deploy.resources.limits.memory", i.FullName())
+		}
+	}
+	if st.State == model.InstanceFailed {
+		e.advise("look at what it said: `tutti logs %s`", i.FullName())
+	}
+}
+
+func (e *explainer) adviseUnplaced(reason string) {
+	switch {
+	case strings.Contains(reason, "too full"):
+		e.advise("add a host (`tutti join`), scale something down, or lower the reservation")
+	case strings.Contains(reason, "do not satisfy"):
+		e.advise("label a node so that it matches (`tutti node label NODE KEY=VALUE`), or change the constraint")
+	case strings.Contains(reason, "volume"):
+		e.advise("bring the node with the volume back; local data cannot move by itself")
+	case strings.Contains(reason, "port"):
+		e.advise("the port is held on every node that fits: use another, or a mesh port")
+	case strings.Contains(reason, "down"):
+		e.advise("bring the nodes back: `tutti nodes` lists them")
+	}
+}
+
+func (e *explainer) node(n *model.Node) {
+	e.out.State = string(n.Status.State)
+	count := 0
+	for i := range store.InstancesOnNode(e.snap, n.ID) {
+		if !i.Status.State.Final() {
+			count++
+		}
+	}
+	e.say("%s is %s since %s, %s, with %d instances", n.Name, n.Status.State, n.Status.Since.Format(time.DateTime), n.Availability, count)
+	if n.Status.Message != "" {
+		e.say("  %s", n.Status.Message)
+	}
+	if n.Status.State == model.NodeDown {
+		e.advise("check the host and the tutti process on it; if it is gone for good: `tutti node rm %s`", n.Name)
+	}
+}
+
+// history adds the latest events about the subject.
+func (e *explainer) history(f Found) {
+	ids := map[string]bool{}
+	for _, i := range instancesOf(e.snap, f) {
+		ids[i.ID] = true
+	}
+	switch {
+	case f.Workload != nil:
+		ids[f.Workload.ID] = true
+	case f.Node != nil:
+		ids = map[string]bool{f.Node.ID: true}
+	case f.Application != nil:
+		return // too many to be of use
+	}
+	var list []*model.Event
+	for ev := range store.List[*model.Event](e.snap) {
+		if ids[ev.Subject.ID] {
+			list = append(list, ev)
+		}
+	}
+	slices.SortFunc(list, func(a, b *model.Event) int { return a.Time.Compare(b.Time) })
+	if len(list) > 8 {
+		list = list[len(list)-8:]
+	}
+	if len(list) > 0 {
+		e.say("lately:")
+	}
+	for _, ev := range list {
+		e.say("  %s  %s %s %s", ev.Time.Format(time.TimeOnly), ev.Subject.Name, strings.TrimPrefix(ev.Type, string(ev.Subject.Kind)+" "), ev.Message)
+	}
+}
+
+// Status sums the cluster up.
+func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
+	snap := c.Store.Snapshot()
+	s := ClusterStatus{Revision: snap.Revision()}
+	problem := func(advice, format string, args ...any) {
+		s.Problems = append(s.Problems, Problem{What: fmt.Sprintf(format, args...), Advice: advice})
+	}
+	leader := c.Servers.Leader()
+	for n := range store.List[*model.Node](snap) {
+		s.Nodes++
+		up := n.Status.State == model.NodeReady
+		if up {
+			s.NodesReady++
+		}
+		if n.Server {
+			s.Servers++
+			if up {
+				s.ServersReady++
+			}
+		}
+		if n.ID == leader {
+			s.Leader = n.Name
+		}
+		if !up {
+			problem("bring the host back, or forget it with `tutti node rm "+n.Name+"`", "node %s is %s since %s", n.Name, n.Status.State, n.Status.Since.Format(time.DateTime))
+		}
+	}
+	if leader == "" {
+		problem("bring back enough servers for a majority; what runs goes on running meanwhile", "no server leads: nothing can be changed, and this may be out of date")
+	}
+	if s.Servers == 2 {
+		problem("add a third server: `tutti join --server`", "two servers cannot spare one")
+	}
+	for range store.List[*model.Application](snap) {
+		s.Applications++
+	}
+	for w := range store.List[*model.Workload](snap) {
+		s.Workloads++
+		ready, pending := 0, 0
+		for i := range store.InstancesOfWorkload(snap, w.ID) {
+			if !i.WantsToRun() {
+				if w.Type == model.JobWorkload && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID {
+					ready++
+				}
+				continue
+			}
+			s.Instances++
+			if i.Status.State == model.InstanceRunning {
+				s.Running++
+			}
+			if i.Status.Ready {
+				s.Ready++
+				ready++
+			}
+			if i.NodeID == "" {
+				s.Pending++
+				pending++
+			}
+		}
+		advice := "`tutti explain " + w.FullName() + "` says why"
+		switch {
+		case pending > 0:
+			problem(advice, "%d instances of %s have no node", pending, w.FullName())
+		case w.Status.Waiting != "" && w.Status.Released != w.RevisionID:
+			problem(advice, "%s is %s", w.FullName(), w.Status.Waiting)
+		case w.Type != model.GlobalWorkload && !w.Suspended && ready < w.Count:
+			problem(advice, "%s has %d of %d ready", w.FullName(), ready, w.Count)
+		}
+		if st := w.Status.Rollout.State; st == model.RolloutPaused || st == model.RolloutRolledBack || st == model.RolloutFailed {
+			problem(advice, "the latest update of %s ended %s: %s", w.FullName(), st, w.Status.Rollout.Message)
+		}
+	}
+	s.Healthy = len(s.Problems) == 0
+	return s, nil
+}
