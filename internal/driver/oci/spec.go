@@ -1,0 +1,343 @@
+package oci
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+	"github.com/moby/sys/capability"
+	"github.com/moby/sys/user"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+)
+
+// defaultCapabilities are those that Docker gives containers.
+var defaultCapabilities = []string{
+	"CAP_CHOWN", "CAP_DAC_OVERRIDE", "CAP_FSETID", "CAP_FOWNER", "CAP_MKNOD", "CAP_NET_RAW", "CAP_SETGID",
+	"CAP_SETUID", "CAP_SETFCAP", "CAP_SETPCAP", "CAP_NET_BIND_SERVICE", "CAP_SYS_CHROOT", "CAP_KILL", "CAP_AUDIT_WRITE",
+}
+
+var maskedPaths = []string{
+	"/proc/acpi", "/proc/asound", "/proc/interrupts", "/proc/kcore", "/proc/keys", "/proc/latency_stats",
+	"/proc/sched_debug", "/proc/scsi", "/proc/timer_list", "/proc/timer_stats",
+	"/sys/devices/virtual/powercap", "/sys/firmware",
+}
+
+var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+
+const defaultShmBytes = 64 << 20
+
+// spec states a task in the terms of the OCI runtime specification.
+func spec(t *driver.Task) (*specs.Spec, error) {
+	u, err := lookupUser(t.Rootfs, t.User, t.Groups)
+	if err != nil {
+		return nil, err
+	}
+	args := t.Args
+	if t.Init {
+		args = append([]string{reaperPath, reapArg, "--"}, args...)
+	}
+	cwd := t.WorkingDir
+	if cwd == "" {
+		cwd = "/"
+	}
+	caps, err := capabilities(t)
+	if err != nil {
+		return nil, err
+	}
+	s := &specs.Spec{
+		Version: specs.Version, Hostname: t.Hostname, Domainname: t.Domainname,
+		Root: &specs.Root{Path: t.Rootfs, Readonly: t.ReadOnlyRoot},
+		Process: &specs.Process{
+			Args: args, Env: t.Env, Cwd: cwd, Terminal: t.TTY, User: *u, Capabilities: caps,
+			NoNewPrivileges: slices.Contains(t.SecurityOpts, "no-new-privileges") || slices.Contains(t.SecurityOpts, "no-new-privileges:true"),
+		},
+		Linux: &specs.Linux{
+			CgroupsPath: filepath.Join(t.CgroupParent, t.ID),
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace}, {Type: specs.IPCNamespace},
+			},
+			Sysctl: t.Sysctls,
+		},
+	}
+	if t.NetNS != "" {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.NetNS})
+	}
+	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil && !t.Privileged {
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
+	}
+	if t.OOMScoreAdjust != 0 {
+		s.Process.OOMScoreAdj = &t.OOMScoreAdjust
+	}
+	for _, l := range t.Ulimits {
+		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
+			Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: uint64(l.Soft), Hard: uint64(l.Hard),
+		})
+	}
+	if !t.Privileged {
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
+	}
+	s.Mounts, err = mounts(t)
+	if err != nil {
+		return nil, err
+	}
+	for _, m := range t.Mounts {
+		switch m.Propagation {
+		case "shared", "rshared":
+			s.Linux.RootfsPropagation = "rshared"
+		case "slave", "rslave":
+			if s.Linux.RootfsPropagation == "" {
+				s.Linux.RootfsPropagation = "rslave"
+			}
+		}
+	}
+	s.Linux.Resources = resources(t)
+	if err := devices(t, s); err != nil {
+		return nil, err
+	}
+	if err := secure(t, s); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+func secure(t *driver.Task, s *specs.Spec) error {
+	confined := !t.Privileged
+	for _, o := range t.SecurityOpts {
+		switch o {
+		case "seccomp=unconfined", "seccomp:unconfined":
+			confined = false
+		case "no-new-privileges", "no-new-privileges:true", "no-new-privileges:false", "seccomp=default", "apparmor=unconfined":
+		default:
+			return fault.New(fault.Unsupported, "security option %q is not supported; no-new-privileges and seccomp=unconfined are", o)
+		}
+	}
+	if !confined {
+		return nil
+	}
+	profile, err := seccomp.GetDefaultProfile(s)
+	if err != nil {
+		return fmt.Errorf("load the default seccomp profile: %w", err)
+	}
+	s.Linux.Seccomp = profile
+	return nil
+}
+
+// lookupUser resolves "name", "uid", "name:group" and so on by the image's own files.
+func lookupUser(rootfs, spec string, groups []string) (*specs.User, error) {
+	root, err := os.OpenRoot(rootfs) // symlinks in the image do not lead out of it
+	if err != nil {
+		return nil, fmt.Errorf("open root file system: %w", err)
+	}
+	defer root.Close()
+	passwd := openOrEmpty(root, "etc/passwd")
+	defer passwd.Close()
+	group := openOrEmpty(root, "etc/group")
+	defer group.Close()
+	u, err := user.GetExecUser(spec, &user.ExecUser{}, passwd, group)
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "user %q: %w", spec, err)
+	}
+	out := &specs.User{UID: uint32(u.Uid), GID: uint32(u.Gid)}
+	for _, g := range u.Sgids {
+		out.AdditionalGids = append(out.AdditionalGids, uint32(g))
+	}
+	if len(groups) > 0 {
+		again := openOrEmpty(root, "etc/group")
+		defer again.Close()
+		gids, err := user.GetAdditionalGroups(groups, again)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "groups %s: %w", strings.Join(groups, ", "), err)
+		}
+		for _, g := range gids {
+			out.AdditionalGids = append(out.AdditionalGids, uint32(g))
+		}
+	}
+	return out, nil
+}
+
+func openOrEmpty(root *os.Root, name string) *os.File {
+	f, err := root.Open(name)
+	if err != nil {
+		f, _ = os.Open(os.DevNull) // an image without users has only numbers
+	}
+	return f
+}
+
+func capabilities(t *driver.Task) (*specs.LinuxCapabilities, error) {
+	known := map[string]bool{}
+	var all []string
+	supported, err := capability.ListSupported()
+	if err != nil {
+		return nil, fmt.Errorf("list capabilities: %w", err)
+	}
+	for _, c := range supported {
+		name := "CAP_" + strings.ToUpper(c.String())
+		known[name] = true
+		all = append(all, name)
+	}
+	normal := func(names []string) ([]string, bool, error) {
+		var out []string
+		for _, n := range names {
+			n = strings.ToUpper(n)
+			if n == "ALL" {
+				return nil, true, nil
+			}
+			if !strings.HasPrefix(n, "CAP_") {
+				n = "CAP_" + n
+			}
+			if !known[n] {
+				return nil, false, fault.New(fault.Invalid, "capability %s is not known to this host's kernel", n)
+			}
+			out = append(out, n)
+		}
+		return out, false, nil
+	}
+	add, addAll, err := normal(t.CapAdd)
+	if err != nil {
+		return nil, err
+	}
+	drop, dropAll, err := normal(t.CapDrop)
+	if err != nil {
+		return nil, err
+	}
+	set := slices.Clone(defaultCapabilities)
+	if addAll || t.Privileged {
+		set = all
+	}
+	if dropAll {
+		set = nil
+	}
+	set = slices.DeleteFunc(set, func(c string) bool { return slices.Contains(drop, c) })
+	for _, c := range add {
+		if !slices.Contains(set, c) {
+			set = append(set, c)
+		}
+	}
+	return &specs.LinuxCapabilities{Bounding: set, Effective: set, Permitted: set}, nil
+}
+
+func mounts(t *driver.Task) ([]specs.Mount, error) {
+	shm := t.ShmBytes
+	if shm == 0 {
+		shm = defaultShmBytes
+	}
+	ro := "ro"
+	if t.Privileged {
+		ro = "rw"
+	}
+	out := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", ro}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", ro}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shm)}},
+	}
+	if t.Init {
+		exe, err := os.Executable()
+		if err != nil {
+			return nil, fmt.Errorf("find this program for the init process: %w", err)
+		}
+		out = append(out, specs.Mount{Destination: reaperPath, Type: "bind", Source: exe, Options: []string{"bind", "ro", "nosuid", "nodev"}})
+	}
+	for _, m := range t.Mounts {
+		sm := specs.Mount{Destination: m.Target, Source: m.Source}
+		access := "rw"
+		if m.ReadOnly {
+			access = "ro"
+		}
+		switch m.Type {
+		case "bind":
+			propagation := m.Propagation
+			if propagation == "" {
+				propagation = "rprivate"
+			}
+			sm.Type, sm.Options = "bind", []string{"rbind", propagation, access}
+		case "tmpfs":
+			sm.Type, sm.Source = "tmpfs", "tmpfs"
+			sm.Options = []string{"nosuid", "nodev", "noexec", access}
+			if m.SizeBytes > 0 {
+				sm.Options = append(sm.Options, fmt.Sprintf("size=%d", m.SizeBytes))
+			}
+			mode := m.Mode
+			if mode == 0 {
+				mode = 0o1777
+			}
+			sm.Options = append(sm.Options, fmt.Sprintf("mode=%o", mode))
+		default:
+			return nil, fault.New(fault.Unsupported, "mount type %q of %s", m.Type, m.Target)
+		}
+		// A mount of ours at the place of a default one replaces it.
+		out = slices.DeleteFunc(out, func(have specs.Mount) bool { return filepath.Clean(have.Destination) == filepath.Clean(m.Target) })
+		out = append(out, sm)
+	}
+	// Outer mounts first, or they would hide the inner ones.
+	slices.SortStableFunc(out, func(a, b specs.Mount) int {
+		return strings.Count(filepath.Clean(a.Destination), "/") - strings.Count(filepath.Clean(b.Destination), "/")
+	})
+	return out, nil
+}
+
+const cpuPeriod = 100_000 // microseconds
+
+func resources(t *driver.Task) *specs.LinuxResources {
+	r := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: t.Privileged, Access: "rwm"}}}
+	cpu := &specs.LinuxCPU{}
+	if t.Limit.NanoCPUs > 0 {
+		period, quota := uint64(cpuPeriod), max(t.Limit.NanoCPUs*cpuPeriod/1e9, 1000)
+		cpu.Period, cpu.Quota = &period, &quota
+	}
+	if t.Reserve.NanoCPUs > 0 {
+		shares := uint64(max(t.Reserve.NanoCPUs*1024/1e9, 2))
+		cpu.Shares = &shares
+	}
+	r.CPU = cpu
+	if t.Limit.MemoryBytes > 0 {
+		limit := t.Limit.MemoryBytes
+		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	if t.Limit.Pids > 0 {
+		limit := t.Limit.Pids
+		r.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	return r
+}
+
+// devices adds host devices, and the right to use them.
+func devices(t *driver.Task, s *specs.Spec) error {
+	for _, d := range t.Devices {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Host, &st); err != nil {
+			return fault.New(fault.Invalid, "device %s: %w", d.Host, err)
+		}
+		kind := ""
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFCHR:
+			kind = "c"
+		case unix.S_IFBLK:
+			kind = "b"
+		default:
+			return fault.New(fault.Invalid, "%s is not a device", d.Host)
+		}
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		mode := os.FileMode(st.Mode & 0o777)
+		path, access := d.Container, d.Permissions
+		if path == "" {
+			path = d.Host
+		}
+		if access == "" {
+			access = "rwm"
+		}
+		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: path, Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &st.Uid, GID: &st.Gid})
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: access})
+	}
+	return nil
+}
