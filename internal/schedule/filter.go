@@ -5,6 +5,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -64,6 +65,27 @@ func Satisfies(n *model.Node, c *model.Constraint) bool {
 	return false
 }
 
+// problem says why no node can ever meet a constraint, "" when it makes sense.
+func problem(c *model.Constraint) string {
+	known := strings.HasPrefix(c.Key, "node.labels.") || strings.HasPrefix(c.Key, "node.attributes.") ||
+		slices.Contains([]string{"node.id", "node.name", "node.hostname", "node.role", "node.platform.os", "node.platform.arch", "node.ip"}, c.Key)
+	if !known {
+		return fmt.Sprintf("have no property %q, which a constraint names", c.Key)
+	}
+	switch c.Operator {
+	case model.Exists, model.NotExists, model.Equal, model.In, model.NotEqual, model.NotIn:
+	case model.Matches:
+		for _, p := range c.Values {
+			if _, err := regexp.Compile(p); err != nil {
+				return fmt.Sprintf("cannot be compared with %q, which is no regular expression", p)
+			}
+		}
+	default:
+		return fmt.Sprintf("cannot be compared by the unknown operator %q", c.Operator)
+	}
+	return ""
+}
+
 func describeConstraint(c *model.Constraint) string {
 	switch c.Operator {
 	case model.Exists, model.NotExists:
@@ -85,6 +107,14 @@ func Wanted(t *model.Template) model.Resources {
 		sum.MemoryBytes = max(sum.MemoryBytes, r.MemoryBytes)
 		sum.DiskBytes = max(sum.DiskBytes, r.DiskBytes)
 		sum.Pids = max(sum.Pids, r.Pids)
+		for k, v := range r.Custom {
+			if v > sum.Custom[k] {
+				if sum.Custom == nil {
+					sum.Custom = map[string]int64{}
+				}
+				sum.Custom[k] = v
+			}
+		}
 	}
 	return sum
 }
@@ -102,33 +132,39 @@ func add(to, r *model.Resources, sign int64) {
 	}
 }
 
-// freeOf returns what a node has beyond what is reserved and used.
-func freeOf(n *model.Node, used *model.Resources) model.Resources {
-	free := n.Capacity
-	free.Custom = maps.Clone(free.Custom)
-	add(&free, &n.Reserved, -1)
-	add(&free, used, -1)
-	return free
-}
-
-// lacking names the first resource of which free holds less than wanted, "" when it fits.
-// Resources that a node does not state (zero capacity) are not counted, apart from custom ones.
-func lacking(capacity, free, wanted *model.Resources) string {
-	switch {
-	case wanted.NanoCPUs > 0 && capacity.NanoCPUs > 0 && free.NanoCPUs < wanted.NanoCPUs:
-		return fmt.Sprintf("%s free, %s wanted", cores(free.NanoCPUs), cores(wanted.NanoCPUs))
-	case wanted.MemoryBytes > 0 && capacity.MemoryBytes > 0 && free.MemoryBytes < wanted.MemoryBytes:
-		return fmt.Sprintf("%s of memory free, %s wanted", bytesText(free.MemoryBytes), bytesText(wanted.MemoryBytes))
-	case wanted.DiskBytes > 0 && capacity.DiskBytes > 0 && free.DiskBytes < wanted.DiskBytes:
-		return fmt.Sprintf("%s of disk free, %s wanted", bytesText(free.DiskBytes), bytesText(wanted.DiskBytes))
+// lacking names the first resource of which a node has less left than wanted, and how much it
+// has; "" when all fits. Resources that a node does not state (zero capacity) are not counted,
+// apart from custom ones.
+func lacking(n *model.Node, used, wanted *model.Resources) (what, detail string) {
+	have, kept := &n.Capacity, &n.Reserved
+	counted := [...]struct {
+		name                         string
+		text                         func(int64) string
+		capacity, kept, used, wanted int64
+	}{
+		{"cores", cores, have.NanoCPUs, kept.NanoCPUs, used.NanoCPUs, wanted.NanoCPUs},
+		{"memory", bytesText, have.MemoryBytes, kept.MemoryBytes, used.MemoryBytes, wanted.MemoryBytes},
+		{"disk", bytesText, have.DiskBytes, kept.DiskBytes, used.DiskBytes, wanted.DiskBytes},
+		{"pids", plain, have.Pids, kept.Pids, used.Pids, wanted.Pids},
 	}
-	for k, v := range wanted.Custom {
-		if free.Custom[k] < v {
-			return fmt.Sprintf("%d of %s free, %d wanted", free.Custom[k], k, v)
+	for i := range counted {
+		c := &counted[i]
+		if free := c.capacity - c.kept - c.used; c.wanted > 0 && c.capacity > 0 && free < c.wanted {
+			return c.name, c.text(free) + " free, " + c.text(c.wanted) + " wanted"
 		}
 	}
-	return ""
+	if len(wanted.Custom) == 0 {
+		return "", ""
+	}
+	for _, k := range slices.Sorted(maps.Keys(wanted.Custom)) {
+		if free := have.Custom[k] - kept.Custom[k] - used.Custom[k]; free < wanted.Custom[k] {
+			return k, plain(free) + " free, " + plain(wanted.Custom[k]) + " wanted"
+		}
+	}
+	return "", ""
 }
+
+func plain(n int64) string { return strconv.FormatInt(max(n, 0), 10) }
 
 func cores(nano int64) string { return fmt.Sprintf("%.2f cores", float64(max(nano, 0))/1e9) }
 
@@ -150,20 +186,38 @@ func tolerated(n *model.Node, tolerations []model.Toleration) (string, bool) {
 		if taint.Effect == "preferNoSchedule" {
 			continue
 		}
-		ok := slices.ContainsFunc(tolerations, func(t model.Toleration) bool {
-			return (t.Key == "" || t.Key == taint.Key) && (t.Value == "" || t.Value == taint.Value) && (t.Effect == "" || t.Effect == taint.Effect)
-		})
-		if !ok {
+		if !tolerates(tolerations, taint) {
 			return taint.Key, false
 		}
 	}
 	return "", true
 }
 
+// avoided counts the taints of a node that ask for other nodes to be taken first.
+func avoided(n *model.Node, tolerations []model.Toleration) int {
+	count := 0
+	for _, taint := range n.Taints {
+		if taint.Effect == "preferNoSchedule" && !tolerates(tolerations, taint) {
+			count++
+		}
+	}
+	return count
+}
+
+func tolerates(tolerations []model.Toleration, taint model.Taint) bool {
+	return slices.ContainsFunc(tolerations, func(t model.Toleration) bool {
+		return (t.Key == "" || t.Key == taint.Key) && (t.Value == "" || t.Value == taint.Value) && (t.Effect == "" || t.Effect == taint.Effect)
+	})
+}
+
 // static returns why a node can never run a template as the node is set up, "" when it can.
 func static(n *model.Node, t *model.Template) string {
 	for i := range t.Placement.Constraints {
-		if c := &t.Placement.Constraints[i]; !Satisfies(n, c) {
+		c := &t.Placement.Constraints[i]
+		if problem := problem(c); problem != "" {
+			return problem
+		}
+		if !Satisfies(n, c) {
 			return "do not satisfy " + describeConstraint(c)
 		}
 	}
@@ -177,6 +231,10 @@ func static(n *model.Node, t *model.Template) string {
 	}
 	return ""
 }
+
+// Suits reports whether a node is one that instances of the template may run on, whatever its
+// state and however full it may be.
+func Suits(n *model.Node, t *model.Template) bool { return static(n, t) == "" }
 
 // Eligible reports whether a node takes work, and instances of the template in particular,
 // however full it may be.
@@ -195,15 +253,14 @@ func Impossible(nodes []*model.Node, t *model.Template) string {
 	for _, n := range nodes {
 		reason := static(n, t)
 		if reason == "" {
-			free := freeOf(n, &model.Resources{})
-			if lack := lacking(&n.Capacity, &free, &wanted); lack != "" {
-				reason = "are too small (" + lack + ", on " + n.Name + ")"
+			what, lack := lacking(n, &model.Resources{}, &wanted)
+			if what == "" {
+				return ""
 			}
+			rejected.add("have too little "+what, lack+" on "+n.Name)
+			continue
 		}
-		if reason == "" {
-			return ""
-		}
-		rejected.add(reason)
+		rejected.add(reason, "")
 	}
 	return rejected.text()
 }

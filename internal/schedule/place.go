@@ -3,7 +3,7 @@ package schedule
 import (
 	"cmp"
 	"fmt"
-	"hash/fnv"
+	"iter"
 	"slices"
 	"strings"
 
@@ -43,135 +43,241 @@ type Placement struct {
 // Place decides about requests in order and accounts for each before the next; it changes the
 // views accordingly. seed breaks ties.
 func Place(nodes []*NodeView, requests []Request, seed uint64) []Placement {
-	out := make([]Placement, 0, len(requests))
-	classes := map[*model.Template]*class{}
+	p := &placer{nodes: nodes, seed: seed, classes: map[classKey]*class{}, counts: map[domain]*int{}, spreads: map[string][][]string{}}
+	out := make([]Placement, len(requests))
 	for i := range requests {
-		r := &requests[i]
-		c := classes[r.Template]
-		if c == nil {
-			c = newClass(nodes, r.Template)
-			classes[r.Template] = c
-		}
-		out = append(out, c.place(nodes, r, seed))
+		out[i] = p.place(&requests[i])
 	}
 	return out
 }
 
-// class is what all requests of one template share.
-type class struct {
-	template *model.Template
-	wanted   model.Resources
-	fit      []*NodeView // nodes that pass the static filters
-	rejected *tally
+// placer is one call of Place.
+type placer struct {
+	nodes   []*NodeView
+	seed    uint64
+	classes map[classKey]*class
+	// counts are instances of a workload in a failure domain.
+	counts map[domain]*int
+	// spreads are the different lists of spread keys by workload.
+	spreads map[string][][]string
+	taken   int // placements so far
 }
 
-func newClass(nodes []*NodeView, t *model.Template) *class {
-	c := &class{template: t, wanted: Wanted(t), rejected: newTally(len(nodes))}
-	for _, n := range nodes {
-		switch {
-		case n.Node.Status.State == model.NodeDown:
-			c.rejected.add("are down")
-		case n.Node.Status.State != model.NodeReady:
-			c.rejected.add("are not ready yet")
-		case !n.Node.Schedulable():
-			c.rejected.add("take no new work (" + string(n.Node.Availability) + ")")
-		default:
-			if reason := static(n.Node, t); reason != "" {
-				c.rejected.add(reason)
-				continue
-			}
-			c.fit = append(c.fit, n)
+// classKey is equal for requests that every node answers alike.
+type classKey struct {
+	template   *model.Template
+	workloadID string
+	pinnedTo   string
+	ports      string
+}
+
+// domain is a failure domain as a workload sees it: the values of the template's spread keys,
+// from the first to the one that the domain is of.
+type domain struct{ workloadID, path string }
+
+// class is what all requests of one key share: the nodes that may do, the best first.
+type class struct {
+	*Request
+	wanted   model.Resources
+	rejected *tally // by filters that do not depend on what runs
+	fit      []*candidate
+	root     *branch
+	reasons  map[int]string // why a node with so many instances was chosen
+	refusal  string         // why no node does, as of refusedAt
+	refused  int
+}
+
+// candidate is a node with the score it had when last looked at. Placing only ever makes scores
+// worse, so a stale score is never too bad, and it is enough to look again at the best.
+type candidate struct {
+	*NodeView
+	avoid int // taints that ask for other nodes, if there are any
+	tie   uint64
+	score score
+	// domains count the workload's instances in each of the node's failure domains.
+	domains []*int
+}
+
+// score orders nodes of one failure domain; the smallest is the best.
+type score struct {
+	avoid int
+	same  int // instances of the workload on the node
+	load  float64
+	tie   uint64
+}
+
+func compareScores(a, b *score) int {
+	return cmp.Or(cmp.Compare(a.avoid, b.avoid), cmp.Compare(a.same, b.same), cmp.Compare(a.load, b.load), cmp.Compare(a.tie, b.tie))
+}
+
+func (c *class) scoreOf(n *candidate) score {
+	return score{avoid: n.avoid, same: n.Instances[c.WorkloadID], load: load(n.NodeView, &c.wanted), tie: n.tie}
+}
+
+func (p *placer) place(r *Request) Placement {
+	key := classKey{template: r.Template, workloadID: r.WorkloadID, pinnedTo: r.PinnedTo}
+	for _, port := range r.HostPorts {
+		key.ports += portKey(port) + " "
+	}
+	c := p.classes[key]
+	if c == nil {
+		c = p.newClass(r)
+		p.classes[key] = c
+	}
+	best := c.best()
+	if best == nil {
+		return Placement{InstanceID: r.InstanceID, Reason: c.refusalText(p.taken)}
+	}
+	out := Placement{InstanceID: r.InstanceID, NodeID: best.Node.ID, Reason: c.because(best.score.same, len(p.nodes))}
+	best.Take(c.WorkloadID, &c.wanted, c.HostPorts)
+	own := c.Template.Placement.Spread
+	for _, live := range best.domains {
+		*live++
+	}
+	for _, keys := range p.spreads[c.WorkloadID] {
+		if slices.Equal(keys, own) {
+			continue
+		}
+		for path := range paths(best.Node, keys) { // another revision spreads differently
+			*p.count(c.WorkloadID, path)++
 		}
 	}
+	p.taken++
+	return out
+}
+
+func (p *placer) newClass(r *Request) *class {
+	c := &class{Request: r, wanted: Wanted(r.Template), rejected: newTally(len(p.nodes)), reasons: map[int]string{}, refused: -1}
+	p.countDomains(c)
+	c.root = &branch{live: new(int)}
+	for _, n := range p.nodes {
+		switch {
+		case n.Node.Status.State == model.NodeDown:
+			c.rejected.add("are down", "")
+		case n.Node.Status.State != model.NodeReady:
+			c.rejected.add("are not ready yet", "")
+		case !n.Node.Schedulable():
+			c.rejected.add("take no new work ("+string(n.Node.Availability)+")", "")
+		default:
+			if reason := static(n.Node, c.Template); reason != "" {
+				c.rejected.add(reason, "")
+				continue
+			}
+			can := &candidate{NodeView: n, avoid: avoided(n.Node, c.Template.Placement.Tolerations), tie: tie(p.seed, c.WorkloadID, n.Node.ID)}
+			can.score = c.scoreOf(can)
+			c.fit = append(c.fit, can)
+			if reason, _ := c.dynamic(n); reason == "" {
+				c.root.insert(p, c, can)
+			}
+		}
+	}
+	c.root.order()
 	return c
 }
 
-// dynamic returns why a node does not do at the moment.
-func (c *class) dynamic(n *NodeView, r *Request) string {
-	if r.PinnedTo != "" && n.Node.ID != r.PinnedTo {
-		return r.PinReason
+// countDomains counts the workload's instances by failure domain, once for all its classes.
+func (p *placer) countDomains(c *class) {
+	keys := c.Template.Placement.Spread
+	seen := func(have []string) bool { return slices.Equal(have, keys) }
+	if len(keys) == 0 || slices.ContainsFunc(p.spreads[c.WorkloadID], seen) {
+		return
 	}
-	if m := c.template.Placement.MaxPerNode; m > 0 && n.Instances[r.WorkloadID] >= m {
-		return fmt.Sprintf("have %d instances of it already, as many as one node may", m)
+	p.spreads[c.WorkloadID] = append(p.spreads[c.WorkloadID], keys)
+	for _, n := range p.nodes {
+		if have := n.Instances[c.WorkloadID]; have > 0 {
+			for path := range paths(n.Node, keys) {
+				*p.count(c.WorkloadID, path) += have
+			}
+		}
 	}
-	for _, p := range r.HostPorts {
+}
+
+func (p *placer) count(workloadID, path string) *int {
+	d := domain{workloadID, path}
+	n := p.counts[d]
+	if n == nil {
+		n = new(int)
+		p.counts[d] = n
+	}
+	return n
+}
+
+// paths yields the failure domains that a node is in, from the widest to the narrowest.
+func paths(n *model.Node, keys []string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		path := strings.Join(keys, "\x00") + "\x01" // other keys, other domains
+		for _, key := range keys {
+			v, _ := Value(n, key)
+			path += key + "=" + v + "\x00"
+			if !yield(path) {
+				return
+			}
+		}
+	}
+}
+
+// dynamic returns why a node does not do at the moment, and an example of it.
+func (c *class) dynamic(n *NodeView) (reason, example string) {
+	if c.PinnedTo != "" && n.Node.ID != c.PinnedTo {
+		return c.PinReason, ""
+	}
+	if m := c.Template.Placement.MaxPerNode; m > 0 && n.Instances[c.WorkloadID] >= m {
+		return fmt.Sprintf("have %d instances of it already, as many as one node may", m), ""
+	}
+	for _, p := range c.HostPorts {
 		if n.Ports[portKey(p)] {
-			return fmt.Sprintf("have port %d/%s taken", p.Published, p.Protocol)
+			return fmt.Sprintf("have port %d/%s taken", p.Published, p.Protocol), ""
 		}
 	}
-	free := freeOf(n.Node, &n.Used)
-	if lack := lacking(&n.Node.Capacity, &free, &c.wanted); lack != "" {
-		return "are too full (" + lack + ", on " + n.Node.Name + ")"
+	if what, lack := lacking(n.Node, &n.Used, &c.wanted); what != "" {
+		return "have too little " + what, lack + " on " + n.Node.Name
 	}
-	return ""
+	return "", ""
 }
 
-// score orders nodes; the smallest is the best.
-type score struct {
-	domain []int // instances of the workload in the node's failure domains
-	same   int   // instances of the workload on the node
-	load   float64
-	tie    uint64
-}
-
-func compareScores(a, b score) int {
-	return cmp.Or(slices.Compare(a.domain, b.domain), cmp.Compare(a.same, b.same), cmp.Compare(a.load, b.load), cmp.Compare(a.tie, b.tie))
-}
-
-func (c *class) place(nodes []*NodeView, r *Request, seed uint64) Placement {
-	rejected := c.rejected.clone()
-	var best *NodeView
-	var bestScore score
-	fitting := 0
-	domains := c.domains(r.WorkloadID)
-	for _, n := range c.fit {
-		if reason := c.dynamic(n, r); reason != "" {
-			rejected.add(reason)
-			continue
-		}
-		fitting++
-		s := score{same: n.Instances[r.WorkloadID], load: load(n, &c.wanted), tie: tie(seed, r.InstanceID, n.Node.ID)}
-		for i, key := range c.template.Placement.Spread {
-			v, _ := Value(n.Node, key)
-			s.domain = append(s.domain, domains[i][v])
-		}
-		if best == nil || compareScores(s, bestScore) < 0 {
-			best, bestScore = n, s
-		}
-	}
-	if best == nil {
-		return Placement{InstanceID: r.InstanceID, Reason: rejected.text()}
-	}
-	best.Take(r.WorkloadID, &c.wanted, r.HostPorts)
-	return Placement{InstanceID: r.InstanceID, NodeID: best.Node.ID, Reason: because(r, fitting, len(nodes), &bestScore)}
-}
-
-func because(r *Request, fitting, all int, s *score) string {
-	switch {
-	case r.PinnedTo != "":
-		return "its volume lives here"
-	case fitting == 1:
-		return fmt.Sprintf("the only one of %d nodes that fits", all)
-	case s.same == 0:
-		return fmt.Sprintf("best of %d nodes that fit: no other instance of %s here", fitting, r.Workload)
-	}
-	return fmt.Sprintf("best of %d nodes that fit: %d instances of %s here, nowhere fewer", fitting, s.same, r.Workload)
-}
-
-// domains counts the workload's instances by value, for each key of the template's spread.
-func (c *class) domains(workloadID string) []map[string]int {
-	if len(c.template.Placement.Spread) == 0 {
+// best returns the node that the next instance should go to, nil when none does.
+func (c *class) best() *candidate {
+	if ok, _ := c.root.refresh(c); !ok {
 		return nil
 	}
-	out := make([]map[string]int, len(c.template.Placement.Spread))
-	for i, key := range c.template.Placement.Spread {
-		out[i] = map[string]int{}
-		for _, n := range c.fit {
-			v, _ := Value(n.Node, key)
-			out[i][v] += n.Instances[workloadID]
+	b := c.root
+	for len(b.branches) > 0 {
+		b = b.branches[0]
+	}
+	return b.nodes[0]
+}
+
+func (c *class) refusalText(taken int) string {
+	if c.refused == taken {
+		return c.refusal
+	}
+	rejected := c.rejected.clone()
+	for _, n := range c.fit {
+		if reason, example := c.dynamic(n.NodeView); reason != "" {
+			rejected.add(reason, example)
 		}
 	}
-	return out
+	c.refusal, c.refused = rejected.text(), taken
+	return c.refusal
+}
+
+func (c *class) because(same, all int) string {
+	if have := c.reasons[same]; have != "" {
+		return have
+	}
+	reason := fmt.Sprintf("best of %d nodes that fit: %d instances of %s here, nowhere fewer", len(c.fit), same, c.Workload)
+	switch {
+	case c.PinnedTo != "":
+		reason = "its volume lives here"
+	case len(c.fit) == 1:
+		reason = fmt.Sprintf("the only one of %d nodes that fits", all)
+	case len(c.Template.Placement.Spread) > 0:
+		reason = fmt.Sprintf("best of %d nodes that fit: spreads %s over %s", len(c.fit), c.Workload, strings.Join(c.Template.Placement.Spread, " and "))
+	case same == 0:
+		reason = fmt.Sprintf("best of %d nodes that fit: no other instance of %s here", len(c.fit), c.Workload)
+	}
+	c.reasons[same] = reason
+	return reason
 }
 
 // Take accounts for an instance on the node.
@@ -207,46 +313,13 @@ func load(n *NodeView, wanted *model.Resources) float64 {
 	) + float64(n.Total)*0.01
 }
 
-func tie(seed uint64, instance, node string) uint64 {
-	h := fnv.New64a()
-	fmt.Fprintf(h, "%d %s %s", seed, instance, node)
-	return h.Sum64()
-}
-
-// tally counts why nodes were rejected.
-type tally struct {
-	nodes   int
-	counts  map[string]int
-	reasons []string // in order of first appearance
-}
-
-func newTally(nodes int) *tally { return &tally{nodes: nodes, counts: map[string]int{}} }
-
-func (t *tally) clone() *tally {
-	c := newTally(t.nodes)
-	for _, r := range t.reasons {
-		c.reasons = append(c.reasons, r)
-		c.counts[r] = t.counts[r]
+// tie is a hash (FNV-1a) of what it is given, the same everywhere.
+func tie(seed uint64, workload, node string) uint64 {
+	h := seed ^ 14695981039346656037
+	for _, s := range [...]string{workload, "/", node} {
+		for i := range len(s) {
+			h = (h ^ uint64(s[i])) * 1099511628211
+		}
 	}
-	return c
-}
-
-func (t *tally) add(reason string) {
-	if t.counts[reason] == 0 {
-		t.reasons = append(t.reasons, reason)
-	}
-	t.counts[reason]++
-}
-
-func (t *tally) text() string {
-	if t.nodes == 0 {
-		return "the cluster has no nodes"
-	}
-	order := slices.Clone(t.reasons)
-	slices.SortStableFunc(order, func(a, b string) int { return cmp.Compare(t.counts[b], t.counts[a]) })
-	parts := make([]string, len(order))
-	for i, r := range order {
-		parts[i] = fmt.Sprintf("%d of %d nodes %s", t.counts[r], t.nodes, r)
-	}
-	return strings.Join(parts, "; ")
+	return h ^ h>>32
 }
