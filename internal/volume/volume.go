@@ -1,0 +1,211 @@
+// Package volume gives volumes their place on a host: a directory per local volume, filled from the
+// image on first use.
+package volume
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Volumes owns a directory with one directory per volume: "data", which tasks see, and, once its
+// first filling from an image has been decided, the file "filled".
+type Volumes struct{ root string }
+
+// New returns the volumes below root.
+func New(root string) (*Volumes, error) {
+	if err := os.MkdirAll(root, 0o711); err != nil {
+		return nil, fmt.Errorf("make the volumes' directory: %w", err)
+	}
+	return &Volumes{root: root}, nil
+}
+
+func (v *Volumes) dir(id string) (string, error) {
+	if id == "" || strings.ContainsAny(id, "/\x00") || id == "." || id == ".." {
+		return "", fault.New(fault.Invalid, "%q is not the ID of a volume", id)
+	}
+	return filepath.Join(v.root, id), nil
+}
+
+// Ensure makes a volume, unless it is there, and returns its path on this host.
+func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error) {
+	if vol.Driver != "" && vol.Driver != "local" {
+		return "", fault.New(fault.Unsupported, "volume %s: driver %q is not supported; local is", vol.FullName(), vol.Driver)
+	}
+	if len(vol.Options) > 0 {
+		return "", fault.New(fault.Unsupported, "volume %s: driver options are not supported yet", vol.FullName())
+	}
+	dir, err := v.dir(vol.ID)
+	if err != nil {
+		return "", err
+	}
+	data := filepath.Join(dir, "data")
+	if err := os.MkdirAll(data, 0o755); err != nil {
+		return "", fmt.Errorf("make volume %s: %w", vol.FullName(), err)
+	}
+	return data, nil
+}
+
+// Fill copies what the image has at target into a volume that was never filled and is empty, with
+// owners and modes, those of target itself included. path is what Ensure returned.
+func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string) error {
+	mark := filepath.Join(filepath.Dir(path), "filled")
+	if _, err := os.Stat(mark); err == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(path)
+	if err != nil {
+		return err
+	}
+	if len(entries) == 0 {
+		if err := fill(ctx, path, rootfs, target); err != nil {
+			return err
+		}
+	}
+	return os.WriteFile(mark, nil, 0o600)
+}
+
+func fill(ctx context.Context, path, rootfs, target string) error {
+	root, err := os.OpenRoot(rootfs) // symlinks in the image do not lead out of it
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	name := strings.TrimPrefix(filepath.Clean("/"+target), "/")
+	from, err := root.OpenRoot(name)
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil // the image has nothing there
+	}
+	if err != nil {
+		return err
+	}
+	defer from.Close()
+	to, err := os.OpenRoot(path)
+	if err != nil {
+		return err
+	}
+	defer to.Close()
+	return copyDir(ctx, from, to, ".")
+}
+
+func copyDir(ctx context.Context, from, to *os.Root, name string) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	dir, err := from.Open(name)
+	if err != nil {
+		return err
+	}
+	entries, err := dir.ReadDir(-1)
+	dir.Close()
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		path := filepath.Join(name, e.Name())
+		switch {
+		case e.IsDir():
+			if err := to.Mkdir(path, 0o700); err != nil {
+				return err
+			}
+			if err := copyDir(ctx, from, to, path); err != nil {
+				return err
+			}
+		case e.Type()&os.ModeSymlink != 0:
+			link, err := from.Readlink(path)
+			if err != nil {
+				return err
+			}
+			if err := to.Symlink(link, path); err != nil {
+				return err
+			}
+			if err := sameOwner(from, to, path); err != nil {
+				return err
+			}
+		case e.Type().IsRegular():
+			if err := copyFile(from, to, path); err != nil {
+				return err
+			}
+		default:
+			continue // devices and sockets are not content
+		}
+	}
+	return sameAttributes(from, to, name)
+}
+
+func copyFile(from, to *os.Root, name string) error {
+	in, err := from.Open(name)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := to.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = io.Copy(out, in)
+	if err = errors.Join(err, out.Close()); err != nil {
+		return err
+	}
+	return sameAttributes(from, to, name)
+}
+
+func sameOwner(from, to *os.Root, name string) error {
+	st, err := from.Lstat(name)
+	if err != nil {
+		return err
+	}
+	sys := st.Sys().(*syscall.Stat_t)
+	return to.Lchown(name, int(sys.Uid), int(sys.Gid))
+}
+
+func sameAttributes(from, to *os.Root, name string) error {
+	if err := sameOwner(from, to, name); err != nil {
+		return err
+	}
+	st, err := from.Lstat(name)
+	if err != nil {
+		return err
+	}
+	return to.Chmod(name, st.Mode())
+}
+
+// Remove deletes a volume with all that it holds.
+func (v *Volumes) Remove(ctx context.Context, id string) error {
+	dir, err := v.dir(id)
+	if err != nil {
+		return err
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return fault.New(fault.Conflict, "volume %s is still in use", id)
+		}
+		return fmt.Errorf("remove volume %s: %w", id, err)
+	}
+	return nil
+}
+
+// RemoveOf deletes the anonymous volumes of an instance, whose IDs begin with its own and a dash.
+func (v *Volumes) RemoveOf(ctx context.Context, instance string) error {
+	entries, err := os.ReadDir(v.root)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), instance+"-") {
+			errs = append(errs, v.Remove(ctx, e.Name()))
+		}
+	}
+	return errors.Join(errs...)
+}
