@@ -28,14 +28,19 @@ const (
 // SessionPath is where servers accept node sessions.
 const SessionPath = "/node/session"
 
-// Connection keeps one session open with some server of the cluster, and moves to another when
-// that goes away.
-type Connection struct {
+// ConnectionDeps is what a Connection works with.
+type ConnectionDeps struct {
 	Client *wire.Client
 	Node   func() *model.Node
 	Log    *slog.Logger
 	// Remember is called with the cluster's servers whenever they change.
 	Remember func([]wire.ServerAddress)
+}
+
+// Connection keeps one session open with some server of the cluster, and moves to another when
+// that goes away.
+type Connection struct {
+	ConnectionDeps
 
 	agent   *Agent
 	session string
@@ -48,12 +53,11 @@ type Connection struct {
 }
 
 // NewConnection returns a connection for the agent, which knows these servers to begin with.
-func NewConnection(c Connection, a *Agent, servers []wire.ServerAddress) *Connection {
-	c.agent, c.servers = a, servers
-	c.session = model.NewID()
-	c.pending = map[string]model.InstanceStatus{}
-	c.wake = make(chan struct{}, 1)
-	return &c
+func NewConnection(d ConnectionDeps, a *Agent, servers []wire.ServerAddress) *Connection {
+	return &Connection{
+		ConnectionDeps: d, agent: a, servers: servers, session: model.NewID(),
+		pending: map[string]model.InstanceStatus{}, wake: make(chan struct{}, 1),
+	}
 }
 
 // Report queues a status; the latest of an instance counts.

@@ -18,7 +18,10 @@ type Input struct {
 	Nodes []*model.Node
 	// Leaving are the IDs of nodes that are being drained.
 	Leaving map[string]bool
-	Now     time.Time
+	// Held is true while the revision waits for its dependencies: nothing of it is created, and
+	// what runs of an earlier one stays.
+	Held bool
+	Now  time.Time
 }
 
 // ActionType says what to do.
@@ -83,6 +86,15 @@ type plan struct {
 func Next(in Input) Output {
 	p := &plan{Input: in}
 	p.out.Rollout = in.Workload.Status.Rollout
+	switch in.Workload.Type {
+	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload:
+	default:
+		p.out.Rollout = model.RolloutStatus{
+			State: model.RolloutFailed, Revision: in.Workload.RevisionID,
+			Message: fmt.Sprintf("workloads of kind %q are not supported yet; service, global and job are", in.Workload.Type),
+		}
+		return p.out
+	}
 	p.collect()
 	p.begin()
 	p.judge()
@@ -173,8 +185,8 @@ func (p *plan) begin() {
 	if r.Revision != w.RevisionID {
 		back := r.State == model.RolloutRolling && r.From == w.RevisionID
 		if !back {
-			*r = model.RolloutStatus{Revision: w.RevisionID, From: w.PreviousRevisionID}
-			if w.Type != model.JobWorkload && p.anyOld() {
+			*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r)}
+			if w.Type != model.JobWorkload && (r.From != "" || p.anyOld()) {
 				r.State, r.Started = model.RolloutUpdating, p.Now
 			}
 		} else {
@@ -189,6 +201,20 @@ func (p *plan) begin() {
 	if p.policy.Monitor == 0 {
 		p.policy.Monitor = defaultMonitor
 	}
+}
+
+// returnTo is the revision that a failing update of the present revision leads back to: the one
+// before it, or, when that one was never completed either, the one before that.
+func (p *plan) returnTo(before *model.RolloutStatus) string {
+	to := p.Workload.PreviousRevisionID
+	switch before.State {
+	case model.RolloutUpdating, model.RolloutPaused, model.RolloutFailed, model.RolloutRolling:
+		to = before.From
+	}
+	if to == p.Workload.RevisionID {
+		return ""
+	}
+	return to
 }
 
 func (p *plan) anyOld() bool {
@@ -213,7 +239,7 @@ func (p *plan) failed(i *model.Instance) string {
 		return "" // its node's fault
 	case st.State == model.InstanceFailed && i.Desired == model.DesiredRun:
 		return orText(st.Message, "it failed")
-	case st.State == model.InstanceCompleted && i.Desired == model.DesiredRun && within:
+	case st.State == model.InstanceCompleted && i.Desired == model.DesiredRun && within && p.Workload.Template.Restart.Condition == model.RestartAlways:
 		return orText(st.Message, "it ended")
 	case st.Health == model.HealthUnhealthy && within:
 		return "unhealthy: " + st.Message
@@ -259,10 +285,9 @@ func (p *plan) judge() {
 	switch {
 	case p.policy.OnFailure == model.ContinueOnFailure:
 		r.Message = told
-	case r.State == model.RolloutUpdating && p.policy.OnFailure == model.RollBackOnFailure && p.Workload.PreviousRevisionID != "":
+	case r.State == model.RolloutUpdating && p.policy.OnFailure == model.RollBackOnFailure && r.From != "":
 		r.State, r.Message, r.Failures = model.RolloutRolling, told, 0
-		r.From = p.Workload.PreviousRevisionID
-		p.out.RollBackTo = p.Workload.PreviousRevisionID
+		p.out.RollBackTo = r.From
 		r.Started = p.Now
 	case r.State == model.RolloutRolling:
 		r.State, r.Message, r.Finished = model.RolloutFailed, "rolling back failed too: "+told, p.Now
@@ -342,31 +367,77 @@ func (p *plan) settle(s *slot) {
 
 // fill creates an instance in a slot that has none, unless the slot is meant to stay empty.
 func (p *plan) fill(s *slot) {
-	if p.moving() && p.policy.Order != model.StartFirst && len(s.going) > 0 {
+	if p.policy.Order != model.StartFirst && len(s.going) > 0 {
 		return // stop first: the old one has not ended yet
+	}
+	if p.unturned(s) {
+		if p.moving() && !p.Held {
+			return // advance decides whether its turn has come
+		}
+		p.refill(s)
+		return
+	}
+	if p.Held {
+		return
 	}
 	replaces := ""
 	if len(s.dead) > 0 {
 		last := s.dead[0]
 		replaces = last.ID
-		if stay, wait := p.stays(s, last); stay {
-			return
-		} else if wait > 0 {
-			p.revisit(p.Now.Add(wait))
+		if last.RevisionID == p.Workload.RevisionID && !p.mayReplace(s) {
 			return
 		}
 	}
 	p.create(s, replaces)
 }
 
+// unturned reports whether an empty slot was never given to the present revision: what ended in
+// it is an instance of another one, and not because the update took it away. While the update
+// waits, is held or was paused, such a slot gets what it had: the present revision may be bad.
+func (p *plan) unturned(s *slot) bool {
+	if len(s.dead) == 0 || len(s.current)+len(s.old) > 0 {
+		return false
+	}
+	last := s.dead[0]
+	if last.RevisionID == p.Workload.RevisionID || last.Desired != model.DesiredRun {
+		return false
+	}
+	switch p.out.Rollout.State {
+	case model.RolloutUpdating, model.RolloutRolling, model.RolloutPaused, model.RolloutFailed:
+		return true
+	}
+	return p.Held
+}
+
+// refill gives an empty slot the revision it had.
+func (p *plan) refill(s *slot) {
+	if last := s.dead[0]; p.mayReplace(s) {
+		p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: last.RevisionID, Replaces: last.ID})
+	}
+}
+
 func (p *plan) create(s *slot, replaces string) {
 	p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: p.Workload.RevisionID, Replaces: replaces})
+}
+
+// mayReplace says whether a slot's last instance is to be replaced now. If that is only a matter
+// of time, it asks to be asked again.
+func (p *plan) mayReplace(s *slot) bool {
+	stay, wait := p.stays(s, s.dead[0])
+	if stay {
+		return false
+	}
+	if wait > 0 {
+		p.revisit(p.Now.Add(wait))
+		return false
+	}
+	return true
 }
 
 // stays says whether the end of a slot's last instance is to be respected, or how long to wait
 // before it is replaced.
 func (p *plan) stays(s *slot, last *model.Instance) (stay bool, wait time.Duration) {
-	if last.RevisionID != p.Workload.RevisionID || last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost {
+	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost {
 		return false, 0
 	}
 	policy := p.Workload.Template.Restart
@@ -388,9 +459,14 @@ func (p *plan) stays(s *slot, last *model.Instance) (stay bool, wait time.Durati
 // runJob runs a slot of a job until it has completed once, or failed for good.
 func (p *plan) runJob(s *slot) {
 	for _, i := range s.old {
-		p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "a new revision runs instead"})
+		switch {
+		case i.RevisionID == p.Workload.RevisionID:
+			return // its node is being drained: a job is left to finish
+		case !p.Held:
+			p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "a new revision runs instead"})
+		}
 	}
-	if len(s.current) > 0 || len(s.going) > 0 || len(s.old) > 0 {
+	if len(s.current) > 0 || len(s.going) > 0 || len(s.old) > 0 || p.Held {
 		return
 	}
 	for _, i := range s.dead {
@@ -416,15 +492,35 @@ func (p *plan) advance() {
 			busy++
 		case len(s.old) > 0 && len(s.current) == 0 && !outdated:
 			p.create(s, s.old[0].ID) // its node is being drained
-		case len(s.old) > 0 && len(s.current) == 0:
+		case len(s.old) > 0 && len(s.current) == 0, p.unturned(s) && len(s.going) == 0:
 			waiting = append(waiting, s)
 		case len(s.current) > 0 && p.moving() && ready(s.current) == nil:
 			busy++
+		case p.unproven(s):
+			busy++
 		}
 	}
-	if !p.moving() || len(waiting) == 0 {
+	if !p.moving() || len(waiting) == 0 || p.Held {
 		return
 	}
+	// Slots that serve nobody anyway come first: updating them takes nothing away.
+	slices.SortStableFunc(waiting, func(a, b *slot) int {
+		serves := func(s *slot) int {
+			if ready(s.old) != nil {
+				return 1
+			}
+			return 0
+		}
+		return cmp.Compare(serves(a), serves(b))
+	})
+	begun := 0
+	defer func() { // those whose turn has not come and that are empty get what they had
+		for _, s := range waiting[begun:] {
+			if len(s.old) == 0 {
+				p.refill(s)
+			}
+		}
+	}()
 	room := p.policy.Parallelism - busy
 	if p.policy.Parallelism <= 0 {
 		room = len(waiting)
@@ -436,9 +532,14 @@ func (p *plan) advance() {
 		p.revisit(due)
 		return
 	}
-	for _, s := range waiting[:min(room, len(waiting))] {
+	begun = min(room, len(waiting))
+	for _, s := range waiting[:begun] {
 		r.LastStep = p.Now
-		if p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload || !s.old[0].Status.Ready && s.old[0].NodeID == "" {
+		if len(s.old) == 0 {
+			p.create(s, s.dead[0].ID)
+			continue
+		}
+		if p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload {
 			p.create(s, s.old[0].ID)
 			continue
 		}
@@ -446,6 +547,24 @@ func (p *plan) advance() {
 			p.end(i, "a new revision takes its place")
 		}
 	}
+}
+
+// unproven reports whether a slot's new instance is ready only in the sense that it runs: without
+// a probe that says more, the next batch waits until it has lasted for the monitor window.
+func (p *plan) unproven(s *slot) bool {
+	if !p.moving() {
+		return false
+	}
+	i := ready(s.current)
+	if i == nil || i.Status.Health == model.HealthHealthy || i.Created.Before(p.out.Rollout.Started) {
+		return false
+	}
+	until := i.Status.ReadySince.Add(p.policy.Monitor)
+	if !until.After(p.Now) {
+		return false
+	}
+	p.revisit(until)
+	return true
 }
 
 // complete ends an update whose instances are all ready and have been for the monitor window.
@@ -457,6 +576,11 @@ func (p *plan) complete() {
 	for _, s := range p.slots {
 		if !s.wanted {
 			continue
+		}
+		if len(s.current)+len(s.old)+len(s.going) == 0 && len(s.dead) > 0 && s.dead[0].RevisionID == p.Workload.RevisionID {
+			if stay, _ := p.stays(s, s.dead[0]); stay {
+				continue // it ran and ended, as it should
+			}
 		}
 		i := ready(s.current)
 		if i == nil || len(s.old) > 0 {
