@@ -15,18 +15,8 @@ import (
 func (p *pass) workload(w *model.Workload) error {
 	status := w.Status
 	status.Generation = w.Generation
-	if status.Released != w.RevisionID {
-		if waiting := p.waitsFor(w); waiting != "" {
-			if status.Waiting != waiting {
-				status.Waiting = waiting
-				p.event("workload waits", w, waiting)
-			}
-			p.putStatus(w, status)
-			return nil
-		}
-		status.Released, status.Waiting = w.RevisionID, ""
-	}
-	in := rollout.Input{Workload: w, Now: p.now, Leaving: map[string]bool{}}
+	held := p.hold(w, &status)
+	in := rollout.Input{Workload: w, Now: p.now, Leaving: map[string]bool{}, Held: held}
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		in.Instances = append(in.Instances, i)
 	}
@@ -56,6 +46,26 @@ func (p *pass) workload(w *model.Workload) error {
 	}
 	p.putStatus(w, status)
 	return nil
+}
+
+// hold reports whether the workload's revision still waits for its dependencies, and says so in
+// status. A revision that the workload returns to has started before and does not wait again.
+func (p *pass) hold(w *model.Workload, status *model.WorkloadStatus) bool {
+	waiting := ""
+	if status.Released != w.RevisionID {
+		if returns := status.Released != "" && status.Rollout.From == w.RevisionID; !returns {
+			waiting = p.waitsFor(w)
+		}
+	}
+	if waiting == "" {
+		status.Released, status.Waiting = w.RevisionID, ""
+		return false
+	}
+	if status.Waiting != waiting {
+		status.Waiting = waiting
+		p.event("workload waits", w, waiting)
+	}
+	return true
 }
 
 func (p *pass) putStatus(w *model.Workload, status model.WorkloadStatus) {

@@ -570,7 +570,7 @@ func (p *plan) unproven(s *slot) bool {
 // complete ends an update whose instances are all ready and have been for the monitor window.
 func (p *plan) complete() {
 	r := &p.out.Rollout
-	if !p.moving() {
+	if !p.moving() || p.Held {
 		return
 	}
 	for _, s := range p.slots {
