@@ -1,0 +1,95 @@
+// Package cgroup finds the machine's cgroup hierarchies, whichever version they are of, and
+// removes what Tutti made in them. Making and limiting cgroups is libcontainer's work.
+package cgroup
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// Hierarchies returns where cgroup hierarchies are mounted: one directory for version 2, one per
+// controller for version 1, both on a hybrid host.
+func Hierarchies() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, fmt.Errorf("list cgroup hierarchies: %w", err)
+	}
+	var out []string
+	for _, m := range mounts {
+		out = append(out, m.Mountpoint)
+	}
+	return out, nil
+}
+
+// Remove removes a cgroup, such as "/tutti", with all below it, in every hierarchy. What still
+// runs in it is killed. A cgroup that does not exist is no error.
+func Remove(cgroup string) error {
+	if clean := filepath.Clean("/" + cgroup); clean == "/" || clean != cgroup {
+		return fmt.Errorf("%q is no cgroup that could be removed", cgroup)
+	}
+	roots, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, root := range roots {
+		errs = append(errs, removeTree(filepath.Join(root, cgroup)))
+	}
+	return errors.Join(errs...)
+}
+
+func removeTree(root string) error {
+	var dirs []string
+	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return nil // what went away meanwhile is as it should be
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range slices.Backward(dirs) {
+		if err := removeDir(dir); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeDir tries for two seconds: processes that were killed need a moment to be gone.
+func removeDir(dir string) error {
+	var err error
+	for range 100 {
+		err = unix.Rmdir(dir)
+		if err == nil || errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		killMembers(dir)
+		time.Sleep(20 * time.Millisecond)
+	}
+	return fmt.Errorf("remove cgroup %s: %w", dir, err)
+}
+
+func killMembers(dir string) {
+	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil {
+		return
+	}
+	for field := range strings.FieldsSeq(string(data)) {
+		var pid int
+		if _, err := fmt.Sscan(field, &pid); err == nil && pid > 1 && pid != os.Getpid() {
+			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is as good
+		}
+	}
+}

@@ -1,0 +1,165 @@
+package node
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// DefaultPort is where nodes listen for each other.
+const DefaultPort = 7400
+
+// Config says what node to be. It is plain data, so that it can be handed to a process as a file.
+type Config struct {
+	Name    string `json:"name"`    // of the node; unique in the cluster
+	DataDir string `json:"dataDir"` // outlives everything
+	RunDir  string `json:"runDir"`  // what a reboot may wipe
+	Address string `json:"address"` // IP address under which other hosts reach this one
+	Port    int    `json:"port"`    // for other nodes; 0 is DefaultPort
+	// JoinAddress and JoinToken lead into an existing cluster; without them a host that has no
+	// identity yet founds one.
+	JoinAddress string `json:"joinAddress,omitempty"` // host:port of a server
+	JoinToken   string `json:"joinToken,omitempty"`
+	// Cgroup is the parent of all cgroups that the node makes, e.g. "/tutti".
+	Cgroup string `json:"cgroup"`
+	// Capacity is what instances may use up; zero fields are read from the host.
+	Capacity model.Resources `json:"capacity,omitzero"`
+	// AddressPool and NodePool are those of a cluster that this node founds, in CIDR form.
+	AddressPool string `json:"addressPool,omitempty"`
+	NodePool    string `json:"nodePool,omitempty"`
+	Version     string `json:"-"`
+
+	Log *slog.Logger `json:"-"`
+	// Ready is called once, when the node is a member and its network is in force.
+	Ready func() `json:"-"`
+}
+
+// The address pools of a new cluster, unless others are chosen: 256 networks of 256 addresses,
+// and 65,534 nodes.
+const (
+	DefaultAddressPool = "10.210.0.0/16"
+	DefaultNodePool    = "10.211.0.0/16"
+	networkBits        = 24
+)
+
+// Socket returns the path of the API socket of a node with that run directory.
+func Socket(runDir string) string { return filepath.Join(runDir, "tutti.sock") }
+
+func (c *Config) wireAddress() string {
+	return net.JoinHostPort(c.Address, strconv.Itoa(c.Port))
+}
+
+// complete fills in what was left open and refuses what cannot work.
+func (c *Config) complete() error {
+	if c.Port == 0 {
+		c.Port = DefaultPort
+	}
+	if c.Name == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return fmt.Errorf("find out this host's name: %w", err)
+		}
+		c.Name = name
+	}
+	if err := model.CheckName(c.Name); err != nil {
+		return fault.New(fault.Invalid, "node name %w", err)
+	}
+	if c.Address == "" {
+		a, err := ownAddress()
+		if err != nil {
+			return err
+		}
+		c.Address = a
+	}
+	if a, err := netip.ParseAddr(c.Address); err != nil || !a.Is4() {
+		return fault.New(fault.Invalid, "address %q: an IPv4 address of this host is accepted", c.Address)
+	}
+	if c.Cgroup == "" {
+		c.Cgroup = "/tutti"
+	}
+	for _, p := range []struct {
+		name  string
+		value *string
+		other string
+	}{{"address pool", &c.AddressPool, DefaultAddressPool}, {"node pool", &c.NodePool, DefaultNodePool}} {
+		if *p.value == "" {
+			*p.value = p.other
+		}
+		if pool, err := netip.ParsePrefix(*p.value); err != nil || !pool.Addr().Is4() || pool.Bits() > 22 {
+			return fault.New(fault.Invalid, "%s %q: an IPv4 range of /22 or larger is accepted", p.name, *p.value)
+		}
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	return c.measure()
+}
+
+// ownAddress is the one that leads to the rest of the world, or loopback on a host without one.
+func ownAddress() (string, error) {
+	conn, err := net.Dial("udp4", "192.0.2.1:9") // sends nothing: it only asks for the route
+	if err != nil {
+		return "127.0.0.1", nil
+	}
+	defer conn.Close()
+	host, _, err := net.SplitHostPort(conn.LocalAddr().String())
+	return host, err
+}
+
+// measure reads what the host has.
+func (c *Config) measure() error {
+	if c.Capacity.NanoCPUs == 0 {
+		c.Capacity.NanoCPUs = int64(runtime.NumCPU()) * 1e9
+	}
+	if c.Capacity.MemoryBytes == 0 {
+		var info unix.Sysinfo_t
+		if err := unix.Sysinfo(&info); err != nil {
+			return fmt.Errorf("read the host's memory: %w", err)
+		}
+		c.Capacity.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
+	}
+	if c.Capacity.DiskBytes == 0 {
+		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {
+			return fmt.Errorf("make the data directory: %w", err)
+		}
+		var st syscall.Statfs_t
+		if err := syscall.Statfs(c.DataDir, &st); err != nil {
+			return fmt.Errorf("read the size of %s: %w", c.DataDir, err)
+		}
+		c.Capacity.DiskBytes = int64(st.Blocks) * st.Bsize
+	}
+	return nil
+}
+
+// node describes this host to the cluster.
+func (c *Config) node(id string, server bool) *model.Node {
+	var u unix.Utsname
+	kernel := ""
+	if unix.Uname(&u) == nil {
+		kernel = unix.ByteSliceToString(u.Release[:])
+	}
+	hostname, err := os.Hostname()
+	if err != nil {
+		hostname = c.Name
+	}
+	return &model.Node{
+		Meta: model.Meta{ID: id, Name: c.Name}, Server: server, Availability: model.Active,
+		WireAddress: c.wireAddress(), HostAddress: c.Address, Capacity: c.Capacity,
+		Attributes: map[string]string{
+			"os": runtime.GOOS, "arch": runtime.GOARCH, "kernel": kernel,
+			"hostname": strings.ToLower(hostname), "version": c.Version,
+		},
+	}
+}

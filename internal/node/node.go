@@ -1,0 +1,105 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Run is a node's life: it blocks until ctx is done or a part of the node fails. Containers go on
+// running when it returns.
+func Run(ctx context.Context, cfg Config) (err error) {
+	if err := cfg.complete(); err != nil {
+		return err
+	}
+	lock, err := lockData(cfg.DataDir)
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
+		return fmt.Errorf("make the run directory: %w", err)
+	}
+	id, err := cfg.identify(ctx)
+	if err != nil {
+		return err
+	}
+	port, err := wire.Listen(cfg.wireAddress(), id.Identity, cfg.Log)
+	if err != nil {
+		return err
+	}
+	// The port outlives the work: what ends wants to tell others so.
+	portCtx, closePort := context.WithCancel(context.WithoutCancel(ctx))
+	var ports errgroup.Group
+	defer func() {
+		closePort()
+		err = errors.Join(err, ports.Wait())
+	}()
+
+	blobs := &peers{client: port.Client(), self: id.NodeID, servers: func() []wire.ServerAddress { return id.servers }}
+	images, err := openImages(&cfg, blobs)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, images.Close()) }()
+
+	var s *server
+	if id.Role == wire.RoleServer {
+		if s, err = newServer(&cfg, id, port, images); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, s.raft.Shutdown()) }()
+		blobs.servers = s.Addresses
+	}
+	w, err := newWorker(&cfg, id, port, images)
+	if err != nil {
+		return err
+	}
+	if s == nil {
+		blobs.servers = w.connection.Servers
+	}
+	api, err := native.Listen(Socket(cfg.RunDir))
+	if err != nil {
+		return err
+	}
+	ports.Go(func() error { return port.Serve(portCtx) })
+	cfg.Log.Info("node starts", "node", id.NodeID, "name", cfg.Name, "role", id.Role, "address", cfg.wireAddress(), "version", cfg.Version)
+	return work(ctx, s, w, api, &cfg)
+}
+
+// work runs both halves and the API until ctx is done.
+func work(ctx context.Context, s *server, w *worker, api net.Listener, cfg *Config) error {
+	g, ctx := errgroup.WithContext(ctx)
+	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
+	if s != nil {
+		handler = native.New(native.Deps{Core: s.core, NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log})
+		g.Go(func() error { return s.run(ctx) })
+	}
+	g.Go(func() error { return native.Serve(ctx, api, handler) })
+	g.Go(func() error {
+		if s != nil {
+			if err := s.begin(ctx); err != nil {
+				return ignoreEnd(ctx, err)
+			}
+		}
+		return w.run(ctx)
+	})
+	return ignoreEnd(ctx, g.Wait())
+}
+
+// ignoreEnd drops the error of a context that was ended from outside.
+func ignoreEnd(ctx context.Context, err error) error {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed)) {
+		return nil
+	}
+	return err
+}

@@ -1,0 +1,316 @@
+package node
+
+import (
+	"context"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/agent"
+	"github.com/tutti-run/tutti/internal/consensus"
+	"github.com/tutti-run/tutti/internal/control"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/dispatch"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Paths between servers.
+const (
+	pathPropose = "/server/propose" // call: proposal → proposed
+	pathBeats   = "/server/beats"   // call: []dispatch.Beat → Empty
+	pathMember  = "/server/member"  // call: membership → Empty
+)
+
+type proposal struct {
+	Data []byte `json:"data"`
+}
+
+type proposed struct {
+	Result store.Result `json:"result"`
+	// NotTaken says that this server does not lead and did nothing.
+	NotTaken bool `json:"notTaken,omitempty"`
+}
+
+// membership asks the leader to add a server, or to remove it when Address is empty.
+type membership struct {
+	ID      string `json:"id"`
+	Address string `json:"address,omitempty"`
+	// Passed is set when another server has passed this on: it is not passed on again.
+	Passed bool `json:"passed,omitempty"`
+}
+
+// server is the half of a node that holds the cluster's state.
+type server struct {
+	cfg      *Config
+	id       *identity
+	port     *wire.Port
+	log      *slog.Logger
+	store    *store.Store
+	raft     *consensus.Raft
+	sessions *dispatch.Sessions
+	liveness *dispatch.Liveness
+	control  *control.Controller
+	core     *core.Core
+}
+
+// newServer builds the server half; images is this node's own image store.
+func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (*server, error) {
+	s := &server{cfg: cfg, id: id, port: port, log: cfg.Log, store: store.New(cfg.Log)}
+	var err error
+	s.raft, err = consensus.New(consensus.Config{
+		NodeID: id.NodeID, Address: cfg.wireAddress(), DataDir: filepath.Join(cfg.DataDir, "server"),
+		Bootstrap: id.founding != nil, Layer: port.RaftLayer(), FSM: s.store, Forward: s.forward, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	s.store.SetProposer(s.raft)
+	s.liveness = dispatch.NewLiveness(s.store, cfg.Log)
+	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.openSecret, Log: cfg.Log})
+	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
+	s.core = core.New(core.Deps{
+		Store: s.store, Remote: &dispatch.Remote{Store: s.store, Client: port.Client()},
+		Images: images, Servers: s, NodeID: id.NodeID, Log: cfg.Log,
+	})
+	s.handle()
+	return s, nil
+}
+
+// handle registers what servers answer to other nodes.
+func (s *server) handle() {
+	s.port.Handle(pathPropose, wire.HandleCall(func(ctx context.Context, p proposal) (proposed, error) {
+		r, err := s.raft.ProposeLocal(ctx, p.Data)
+		if errors.Is(err, consensus.NotSent()) {
+			return proposed{NotTaken: true}, nil
+		}
+		return proposed{Result: r}, err
+	}), wire.RoleServer)
+	s.port.Handle(pathBeats, wire.HandleCall(func(ctx context.Context, beats []dispatch.Beat) (wire.Empty, error) {
+		s.liveness.Hear(beats)
+		return wire.Empty{}, nil
+	}), wire.RoleServer)
+	s.port.Handle(pathMember, wire.HandleCall(func(ctx context.Context, m membership) (wire.Empty, error) {
+		return wire.Empty{}, s.changeMember(ctx, m)
+	}), wire.RoleServer)
+	s.port.Handle(agent.SessionPath, wire.HandleStream(s.sessions.Serve), wire.RoleServer, wire.RoleAgent)
+	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.admit))
+}
+
+// run works until ctx is done. It returns after the leader's work has ended, and before the
+// replication is shut down.
+func (s *server) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.sessions.Run(ctx) })
+	g.Go(func() error { return s.raft.RunAsLeader(ctx, s.lead) })
+	g.Go(func() error { return s.stayMember(ctx) })
+	return g.Wait()
+}
+
+// lead is the leader's work.
+func (s *server) lead(ctx context.Context) error {
+	s.log.Info("this server leads")
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.liveness.Run(ctx) })
+	g.Go(func() error { return s.control.Run(ctx) })
+	err := g.Wait()
+	s.log.Info("this server leads no more")
+	return err
+}
+
+// begin waits until the state can be used; a founder writes the cluster's first object.
+func (s *server) begin(ctx context.Context) error {
+	if s.id.founding == nil {
+		return nil
+	}
+	if err := s.raft.WaitReady(ctx); err != nil {
+		return err
+	}
+	for {
+		err := s.foundCluster(ctx)
+		if err == nil {
+			return s.cfg.founded()
+		}
+		if !fault.Is(err, fault.Unavailable) {
+			return fmt.Errorf("found the cluster: %w", err)
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (s *server) foundCluster(ctx context.Context) error {
+	if _, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID); ok {
+		return nil
+	}
+	a := s.id.founding
+	cs := &store.ChangeSet{}
+	cs.Expect(model.KindCluster, model.ClusterID, 0)
+	cs.Put(&model.Cluster{
+		Meta:        model.Meta{ID: model.ClusterID, Name: model.ClusterID, Created: time.Now()},
+		AddressPool: s.cfg.AddressPool, NetworkBits: networkBits, NodePool: s.cfg.NodePool,
+		ServerToken: a.Token(model.NewID()), AgentToken: a.Token(model.NewID()),
+		CACertificate: a.CertPEM, CAKey: a.KeyPEM, SecretKey: secret.NewKey(),
+	})
+	_, err := s.store.Commit(ctx, cs)
+	return err
+}
+
+// stayMember keeps this server among the voters, under its present address.
+func (s *server) stayMember(ctx context.Context) error {
+	for {
+		if s.isMember() {
+			return nil
+		}
+		if err := s.askMembership(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("this server could not become a voter yet", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+}
+
+func (s *server) isMember() bool {
+	for _, m := range s.raft.Servers() {
+		if m.ID == s.id.NodeID && m.Voter && (m.Address == s.cfg.wireAddress() || len(s.raft.Servers()) == 1) {
+			return true
+		}
+	}
+	return false
+}
+
+func (s *server) askMembership(ctx context.Context) error {
+	m := membership{ID: s.id.NodeID, Address: s.cfg.wireAddress()}
+	err := error(fault.New(fault.Unavailable, "no other server is known"))
+	for _, other := range s.id.servers {
+		if other.ID == s.id.NodeID {
+			continue
+		}
+		if _, err = wire.Call[membership, wire.Empty](ctx, s.port.Client(), other.Address, pathMember, m); err == nil {
+			return nil
+		}
+	}
+	return err
+}
+
+// changeMember adds or removes a server, through the leader.
+func (s *server) changeMember(ctx context.Context, m membership) error {
+	if s.raft.IsLeader() {
+		if m.Address == "" {
+			return s.raft.RemoveServer(ctx, m.ID)
+		}
+		s.log.Info("server joins", "server", m.ID, "address", m.Address)
+		return s.raft.AddServer(ctx, m.ID, m.Address)
+	}
+	_, address := s.raft.Leader()
+	if address == "" || m.Passed {
+		return fault.New(fault.Unavailable, "no server leads")
+	}
+	m.Passed = true
+	_, err := wire.Call[membership, wire.Empty](ctx, s.port.Client(), address, pathMember, m)
+	return err
+}
+
+// admit signs the certificate of a newcomer that knows one of the join secrets.
+func (s *server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResponse, error) {
+	snap := s.store.Snapshot()
+	cl, ok := store.Get[*model.Cluster](snap, model.ClusterID)
+	if !ok {
+		return wire.JoinResponse{}, fault.New(fault.Unavailable, "the cluster is still being set up")
+	}
+	var role wire.Role
+	for token, as := range map[string]wire.Role{cl.ServerToken: wire.RoleServer, cl.AgentToken: wire.RoleAgent} {
+		_, secret, err := wire.ParseToken(token)
+		if err == nil && subtle.ConstantTimeCompare([]byte(secret), []byte(req.Secret)) == 1 {
+			role = as
+		}
+	}
+	if role == "" {
+		return wire.JoinResponse{}, fault.New(fault.Forbidden, "the join token is not valid (any more); `tutti token` on a server prints one")
+	}
+	if err := model.CheckName(req.NodeID); err != nil {
+		return wire.JoinResponse{}, fault.New(fault.Invalid, "node ID %w", err)
+	}
+	if _, taken := store.Get[*model.Node](snap, req.NodeID); taken {
+		return wire.JoinResponse{}, fault.New(fault.Conflict, "node %s exists already", req.NodeID)
+	}
+	a, err := wire.LoadAuthority(cl.CACertificate, cl.CAKey)
+	if err != nil {
+		return wire.JoinResponse{}, err
+	}
+	cert, err := a.Sign(req.CSR, req.NodeID, role)
+	if err != nil {
+		return wire.JoinResponse{}, err
+	}
+	s.log.Info("host admitted", "node", req.NodeID, "role", role)
+	return wire.JoinResponse{Role: role, Cert: cert, Servers: s.Addresses()}, nil
+}
+
+// forward proposes through the leader.
+func (s *server) forward(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error) {
+	r, err := wire.Call[proposal, proposed](ctx, s.port.Client(), leaderAddress, pathPropose, proposal{data})
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
+		return store.Result{}, consensus.NotSent()
+	}
+	if err == nil && r.NotTaken {
+		return store.Result{}, consensus.NotSent()
+	}
+	return r.Result, err
+}
+
+func (s *server) openSecret(sec *model.Secret) ([]byte, error) {
+	cl, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID)
+	if !ok {
+		return nil, fault.New(fault.Unavailable, "the cluster is still being set up")
+	}
+	return secret.Open(cl.SecretKey, sec.Sealed, []byte(sec.Digest))
+}
+
+// Addresses implements dispatch.Servers and core.Servers.
+func (s *server) Addresses() []wire.ServerAddress {
+	var out []wire.ServerAddress
+	for _, m := range s.raft.Servers() {
+		out = append(out, wire.ServerAddress{ID: m.ID, Address: m.Address})
+	}
+	return out
+}
+
+// Tell implements dispatch.Servers.
+func (s *server) Tell(ctx context.Context, beats []dispatch.Beat) error {
+	if s.raft.IsLeader() {
+		s.liveness.Hear(beats)
+		return nil
+	}
+	_, address := s.raft.Leader()
+	if address == "" {
+		return fault.New(fault.Unavailable, "no server leads")
+	}
+	_, err := wire.Call[[]dispatch.Beat, wire.Empty](ctx, s.port.Client(), address, pathBeats, beats)
+	return err
+}
+
+// Leader implements core.Servers.
+func (s *server) Leader() string {
+	id, _ := s.raft.Leader()
+	return id
+}
+
+// Remove implements core.Servers.
+func (s *server) Remove(ctx context.Context, id string) error {
+	return s.changeMember(ctx, membership{ID: id})
+}

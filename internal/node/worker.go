@@ -1,0 +1,140 @@
+package node
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"path/filepath"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/tutti-run/tutti/internal/agent"
+	"github.com/tutti-run/tutti/internal/balance"
+	"github.com/tutti-run/tutti/internal/balance/names"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/oci"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/volume"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// worker is the half of a node that runs instances.
+type worker struct {
+	agent      *agent.Agent
+	connection *agent.Connection
+	ready      func()
+}
+
+// openImages opens this node's images; blobs that it lacks come from servers.
+func openImages(cfg *Config, peers image.Peers) (*image.Store, error) {
+	return image.Open(image.Config{
+		Root: filepath.Join(cfg.DataDir, "images"), Mounts: filepath.Join(cfg.RunDir, "rootfs"),
+		Peers: peers, Log: cfg.Log,
+	})
+}
+
+// newWorker builds the worker half.
+func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) (*worker, error) {
+	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	links, err := overlay.New(overlay.Config{NodeID: id.NodeID, HostAddress: netip.MustParseAddr(cfg.Address), RunDir: cfg.RunDir, Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := volume.New(filepath.Join(cfg.DataDir, "volumes"))
+	if err != nil {
+		return nil, err
+	}
+	secrets, err := secret.NewFiles(filepath.Join(cfg.RunDir, "secrets"))
+	if err != nil {
+		return nil, err
+	}
+	balancer := balance.New(balance.Config{NodeID: id.NodeID, Log: cfg.Log})
+	a, err := agent.New(agent.Deps{
+		NodeID: id.NodeID, NodeName: cfg.Name,
+		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
+		Drivers: map[string]driver.Driver{"oci": containers},
+		Images:  images, Links: links, Volumes: volumes, Secrets: secrets,
+		Network: []agent.NetworkState{links, balancer, namesProcess(cfg)},
+		Log:     cfg.Log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	a.Handle(port, images)
+	servers := id.servers
+	if id.Role == wire.RoleServer {
+		servers = append([]wire.ServerAddress{{ID: id.NodeID, Address: cfg.wireAddress()}}, servers...)
+	}
+	c := agent.NewConnection(agent.ConnectionDeps{
+		Client: port.Client(), Log: cfg.Log,
+		Node: func() *model.Node { return cfg.node(id.NodeID, id.Role == wire.RoleServer) },
+		Remember: func(servers []wire.ServerAddress) {
+			if err := cfg.remember(servers); err != nil {
+				cfg.Log.Warn("the list of servers could not be kept", "error", err)
+			}
+		},
+	}, a, servers)
+	return &worker{agent: a, connection: c, ready: cfg.Ready}, nil
+}
+
+func namesProcess(cfg *Config) *names.Process {
+	return &names.Process{Dir: filepath.Join(cfg.RunDir, "names"), Listen: overlay.GatewayAddress + ":53", Log: cfg.Log}
+}
+
+// run works until ctx is done; instances go on running.
+func (w *worker) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return w.agent.Run(ctx, &session{Connection: w.connection, ready: w.ready}) })
+	g.Go(func() error { return w.connection.Run(ctx) })
+	return g.Wait()
+}
+
+// session is the agent's connection; it notices when the network is in force for the first time.
+type session struct {
+	*agent.Connection
+	once  sync.Once
+	ready func()
+}
+
+// Applied implements agent.Session.
+func (s *session) Applied(revision uint64) {
+	s.Connection.Applied(revision)
+	if s.ready != nil {
+		s.once.Do(s.ready)
+	}
+}
+
+// peers fetches blobs from the cluster's servers, which hold every image that was imported.
+type peers struct {
+	client *wire.Client
+	self   string
+	// servers is set once the connection is there.
+	servers func() []wire.ServerAddress
+}
+
+// FetchBlob implements image.Peers.
+func (p *peers) FetchBlob(ctx context.Context, digest string) (io.ReadCloser, int64, error) {
+	last := error(fault.New(fault.NotFound, "no server holds %s", digest))
+	for _, s := range p.servers() {
+		if s.ID == p.self {
+			continue
+		}
+		body, size, err := p.client.Get(ctx, s.Address, wire.PathBlob+digest)
+		if err == nil {
+			return body, size, nil
+		}
+		if !fault.Is(err, fault.NotFound) {
+			last = fmt.Errorf("ask server %s: %w", s.Address, err)
+		}
+	}
+	return nil, 0, last
+}
