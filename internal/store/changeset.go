@@ -12,6 +12,16 @@ import (
 // formatVersion is the first byte of an encoded change set.
 const formatVersion = 1
 
+// codec is how objects are encoded. Times keep their nanoseconds, which the library's default
+// cuts off: monitor windows and the order of events depend on them.
+var codec = func() cbor.EncMode {
+	m, err := cbor.EncOptions{Time: cbor.TimeRFC3339NanoUTC}.EncMode()
+	if err != nil {
+		panic(fmt.Sprintf("the encoding's options are wrong: %v", err))
+	}
+	return m
+}()
+
 type opType uint8
 
 const (
@@ -41,11 +51,11 @@ type ChangeSet struct {
 func (c *ChangeSet) Put(obj model.Object) { c.add(opPut, obj) }
 
 // PutStatus writes the observed part of an object and leaves everything else. It does nothing
-// when the object is gone.
+// when the object is gone, and makes the set be refused when objects of the kind have no such part.
 func (c *ChangeSet) PutStatus(obj model.Object) { c.add(opPutStatus, obj) }
 
 func (c *ChangeSet) add(t opType, obj model.Object) {
-	data, err := cbor.Marshal(obj)
+	data, err := codec.Marshal(obj)
 	if err != nil && c.err == nil {
 		c.err = fmt.Errorf("encode %s %s: %w", obj.Kind(), obj.GetMeta().ID, err)
 	}
@@ -72,7 +82,7 @@ func (c *ChangeSet) encode() ([]byte, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	body, err := cbor.Marshal(c.ops)
+	body, err := codec.Marshal(c.ops)
 	if err != nil {
 		return nil, fmt.Errorf("encode change set: %w", err)
 	}

@@ -32,7 +32,7 @@ type snapshotRow struct {
 // Write streams the snapshot in a versioned format that Restore reads.
 func (s *Snapshot) Write(w io.Writer) error {
 	buf := bufio.NewWriterSize(w, 1<<20)
-	enc := cbor.NewEncoder(buf)
+	enc := codec.NewEncoder(buf)
 	if err := enc.Encode(snapshotHeader{Magic: snapshotMagic, Version: formatVersion, Revision: s.revision}); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
@@ -43,7 +43,7 @@ func (s *Snapshot) Write(w io.Writer) error {
 		}
 		for raw := it.Next(); raw != nil; raw = it.Next() {
 			obj := raw.(model.Object)
-			data, err := cbor.Marshal(obj)
+			data, err := codec.Marshal(obj)
 			if err != nil {
 				return fmt.Errorf("encode %s %s: %w", kind, obj.GetMeta().ID, err)
 			}

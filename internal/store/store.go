@@ -113,7 +113,8 @@ func (s *Store) Apply(data []byte) Result {
 	defer txn.Abort()
 	revision := revisionOf(txn) + 1
 	batch := Batch{Revision: revision}
-	var fresh []string
+	events := s.events
+	var fresh []string // events of this set
 	for i := range ops {
 		change, err := applyOp(txn, &ops[i], revision)
 		if err != nil {
@@ -123,12 +124,19 @@ func (s *Store) Apply(data []byte) Result {
 			continue
 		}
 		batch.Changes = append(batch.Changes, *change)
-		if change.Kind == model.KindEvent && change.Old == nil && change.New != nil {
+		if change.Kind != model.KindEvent {
+			continue
+		}
+		if change.Old != nil { // it leaves its place
+			same := func(id string) bool { return id == change.ID }
+			events, fresh = slices.DeleteFunc(slices.Clone(events), same), slices.DeleteFunc(fresh, same)
+		}
+		if change.New != nil {
 			fresh = append(fresh, change.ID)
 		}
 	}
 	slices.Sort(fresh) // the order that a restored server finds, too
-	events := append(s.events, fresh...)
+	events = append(events, fresh...)
 	for len(events) > keptEvents {
 		change, err := applyOp(txn, &op{Type: opDelete, Kind: model.KindEvent, ID: events[0]}, revision)
 		if err != nil {
@@ -188,6 +196,9 @@ func applyOp(txn *memdb.Txn, o *op, revision uint64) (*Change, error) {
 		}
 		if obj.GetMeta().ID != o.ID || o.ID == "" {
 			return nil, fault.New(fault.Invalid, "%s has ID %q, its change says %q", o.Kind, obj.GetMeta().ID, o.ID)
+		}
+		if o.Type == opPutStatus && !info.observed {
+			return nil, fault.New(fault.Invalid, "%s %s has no status that could be written", o.Kind, o.ID)
 		}
 		if old == nil && o.Type == opPutStatus {
 			return nil, nil

@@ -12,6 +12,8 @@ import (
 // kindInfo is what the store must know of a kind.
 type kindInfo struct {
 	empty func() model.Object
+	// observed says that objects have a status, with a writer of its own.
+	observed bool
 	// repeats says that names may occur more than once.
 	repeats bool
 	// indexes besides id, name and application.
@@ -19,22 +21,22 @@ type kindInfo struct {
 }
 
 var kinds = map[model.Kind]kindInfo{
-	model.KindNode:        {empty: func() model.Object { return new(model.Node) }},
+	model.KindNode:        {observed: true, empty: func() model.Object { return new(model.Node) }},
 	model.KindApplication: {empty: func() model.Object { return new(model.Application) }},
-	model.KindWorkload:    {empty: func() model.Object { return new(model.Workload) }},
+	model.KindWorkload:    {observed: true, empty: func() model.Object { return new(model.Workload) }},
 	model.KindRevision: {empty: func() model.Object { return new(model.Revision) }, repeats: true,
 		indexes: map[string]func(model.Object) string{indexWorkload: func(o model.Object) string { return o.(*model.Revision).WorkloadID }}},
-	model.KindInstance: {empty: func() model.Object { return new(model.Instance) }, repeats: true,
+	model.KindInstance: {observed: true, empty: func() model.Object { return new(model.Instance) }, repeats: true,
 		indexes: map[string]func(model.Object) string{
 			indexWorkload: func(o model.Object) string { return o.(*model.Instance).WorkloadID },
 			indexNode:     func(o model.Object) string { return o.(*model.Instance).NodeID },
 		}},
-	model.KindService: {empty: func() model.Object { return new(model.Service) }},
-	model.KindNetwork: {empty: func() model.Object { return new(model.Network) }},
+	model.KindService: {observed: true, empty: func() model.Object { return new(model.Service) }},
+	model.KindNetwork: {observed: true, empty: func() model.Object { return new(model.Network) }},
 	model.KindVolume:  {empty: func() model.Object { return new(model.Volume) }},
 	model.KindSecret:  {empty: func() model.Object { return new(model.Secret) }},
 	model.KindConfig:  {empty: func() model.Object { return new(model.Config) }},
-	model.KindImage:   {empty: func() model.Object { return new(model.Image) }},
+	model.KindImage:   {observed: true, empty: func() model.Object { return new(model.Image) }},
 	model.KindEvent:   {empty: func() model.Object { return new(model.Event) }, repeats: true},
 	model.KindCluster: {empty: func() model.Object { return new(model.Cluster) }},
 }

@@ -34,6 +34,7 @@ type history struct {
 	mu      sync.Mutex
 	batches []Batch // ascending, without gaps
 	floor   uint64  // changes up to here are not kept
+	era     int     // counts how often the state was replaced as a whole
 	news    chan struct{}
 }
 
@@ -56,16 +57,23 @@ func (h *history) append(b Batch) {
 func (h *history) reset(revision uint64) {
 	h.mu.Lock()
 	h.batches, h.floor = nil, revision
+	h.era++
 	close(h.news)
 	h.news = make(chan struct{})
 	h.mu.Unlock()
 }
 
-// after returns the batches after a revision, or where to wait for them.
-func (h *history) after(revision uint64) ([]Batch, <-chan struct{}, error) {
+func (h *history) present() int {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if revision < h.floor {
+	return h.era
+}
+
+// after returns the batches after a revision, or where to wait for them.
+func (h *history) after(revision uint64, era int) ([]Batch, <-chan struct{}, error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if revision < h.floor || era != h.era {
 		return nil, nil, ErrTooOld
 	}
 	i, _ := slices.BinarySearchFunc(h.batches, revision+1, func(b Batch, r uint64) int {
@@ -84,17 +92,19 @@ func (h *history) after(revision uint64) ([]Batch, <-chan struct{}, error) {
 type Watcher struct {
 	history *history
 	next    uint64
+	era     int
 	kinds   []model.Kind
 	queue   []Batch
 }
 
 // Watch returns a watcher of the changes after a revision, of some kinds or of all.
 func (s *Store) Watch(from uint64, kinds ...model.Kind) *Watcher {
-	return &Watcher{history: s.history, next: from, kinds: kinds}
+	return &Watcher{history: s.history, next: from, era: s.history.present(), kinds: kinds}
 }
 
 // Next returns the next batch that has a change of the watched kinds, with only those. It waits
-// for one, and returns ErrTooOld when the watcher fell behind what is kept.
+// for one, and returns ErrTooOld when the watcher fell behind what is kept, or when the whole
+// state was replaced by a snapshot.
 func (w *Watcher) Next(ctx context.Context) (Batch, error) {
 	for {
 		for len(w.queue) > 0 {
@@ -114,7 +124,7 @@ func (w *Watcher) Next(ctx context.Context) (Batch, error) {
 				return Batch{Revision: b.Revision, Changes: some}, nil
 			}
 		}
-		batches, news, err := w.history.after(w.next)
+		batches, news, err := w.history.after(w.next, w.era)
 		if err != nil {
 			return Batch{}, err
 		}
