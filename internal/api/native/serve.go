@@ -1,0 +1,127 @@
+package native
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/core"
+)
+
+// Listen makes a Unix socket at path that only its owner may open. It replaces a socket that an
+// earlier process left there, and closing it removes it. There is no moment at which somebody
+// else could open it.
+func Listen(path string) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return nil, fmt.Errorf("make the directory of socket %s: %w", path, err)
+	}
+	private, err := os.MkdirTemp(dir, ".") // mode 0700
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	defer os.RemoveAll(private)
+	hidden := filepath.Join(private, "s")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
+	if err != nil {
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	l.SetUnlinkOnClose(false)
+	if err := errors.Join(os.Chmod(hidden, 0o600), os.Rename(hidden, path)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("make socket %s: %w", path, err)
+	}
+	return &listener{UnixListener: l, path: path}, nil
+}
+
+type listener struct {
+	*net.UnixListener
+	path string
+}
+
+func (l *listener) Close() error {
+	err := l.UnixListener.Close()
+	if err == nil {
+		os.Remove(l.path) // a stale socket does no harm either
+	}
+	return err
+}
+
+// closingTime is how long requests may take to end once the server is told to.
+const closingTime = 2 * time.Second
+
+// Serve answers requests that come in at the listener until ctx is done and its requests have
+// ended. Streams that do not end by themselves are cut.
+func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	s := &http.Server{
+		Handler: h, Protocols: protocols, ReadHeaderTimeout: 10 * time.Second,
+		HTTP2:       &http.HTTP2Config{MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20},
+		BaseContext: func(net.Listener) context.Context { return requests },
+		ConnContext: withPeer,
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- s.Serve(l) }()
+	select {
+	case err := <-ended:
+		return fmt.Errorf("serve the API at %s: %w", l.Addr(), err)
+	case <-ctx.Done():
+	}
+	closing, stop := context.WithTimeout(context.WithoutCancel(ctx), closingTime)
+	defer stop()
+	defer time.AfterFunc(closingTime/4, cancel).Stop() // ends what would go on: logs and the like
+	if s.Shutdown(closing) != nil {
+		s.Close()
+	}
+	<-ended
+	return nil
+}
+
+type peerKey struct{}
+
+// withPeer notes who is at the other end of a connection.
+func withPeer(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, peerKey{}, peerName(c))
+}
+
+// peerName is the user name of the process that opened the connection, as the kernel knows it.
+func peerName(c net.Conn) string {
+	const unknown = "somebody"
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return unknown
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return unknown
+	}
+	var cred *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err != nil || credErr != nil {
+		return unknown
+	}
+	uid := strconv.FormatUint(uint64(cred.Uid), 10)
+	if who, err := user.LookupId(uid); err == nil {
+		return who.Username
+	}
+	return "uid " + uid
+}
+
+func callerOf(ctx context.Context) core.Caller {
+	name, _ := ctx.Value(peerKey{}).(string)
+	return core.Caller{Name: name, Via: "cli"}
+}

@@ -1,0 +1,173 @@
+package native
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Paths of streams.
+const (
+	pathLogs   = "/v1/logs"   // ?ref ?follow ?tail ?since ?until → core.LogLine a line
+	pathEvents = "/v1/events" // ?follow ?since → model.Event a line
+	pathExec   = "/v1/exec"   // both ways: see exec.go
+)
+
+// flushInterval is how long a line may wait for others to travel with it.
+const flushInterval = 20 * time.Millisecond
+
+func (s *server) streamRoutes(mux *http.ServeMux) {
+	mux.HandleFunc("GET "+pathLogs, s.logs)
+	mux.HandleFunc("GET "+pathEvents, s.events)
+	mux.HandleFunc("POST "+pathExec, s.exec)
+}
+
+func (s *server) logs(w http.ResponseWriter, r *http.Request) {
+	q := query{r.URL.Query()}
+	o, err := logOptions(q)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
+		return s.Core.Logs(ctx, q.Get("ref"), o, func(l core.LogLine) error { return line(l) })
+	})
+}
+
+func logOptions(q query) (o driver.LogOptions, err error) {
+	if o.Follow, err = q.flag("follow"); err != nil {
+		return o, err
+	}
+	if o.Tail, err = q.number("tail", -1); err != nil {
+		return o, err
+	}
+	if o.Since, err = q.time("since"); err != nil {
+		return o, err
+	}
+	o.Until, err = q.time("until")
+	return o, err
+}
+
+func (s *server) events(w http.ResponseWriter, r *http.Request) {
+	q := query{r.URL.Query()}
+	follow, err := q.flag("follow")
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	since, err := q.time("since")
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.stream(w, r, follow, func(ctx context.Context, line func(any) error) error {
+		return s.Core.Events(ctx, since, follow, func(e *model.Event) error { return line(e) })
+	})
+}
+
+// stream answers with what produce calls line with, one JSON value a line. An error before the
+// first line is an answer of its own; a later one is the last line.
+func (s *server) stream(w http.ResponseWriter, r *http.Request, follow bool, produce func(ctx context.Context, line func(any) error) error) {
+	ctx, cancel := context.WithCancel(r.Context())
+	defer cancel()
+	out := newLines(w)
+	if follow {
+		defer out.flushEvery(ctx, flushInterval)()
+	}
+	err := produce(ctx, out.add)
+	if err != nil && r.Context().Err() != nil {
+		return // the client is gone
+	}
+	switch {
+	case err != nil && !out.started():
+		s.fail(w, r, err)
+	case err != nil:
+		_ = out.add(bodyOf(err)) // a failure to write shows at the other end
+		fallthrough
+	default:
+		_ = out.flush()
+	}
+}
+
+// lines writes JSON values, one a line, and sends many at a time.
+type lines struct {
+	mu    sync.Mutex
+	w     http.ResponseWriter
+	buf   *bufio.Writer
+	enc   *json.Encoder
+	began bool
+}
+
+func newLines(w http.ResponseWriter) *lines {
+	buf := bufio.NewWriterSize(w, 64<<10)
+	return &lines{w: w, buf: buf, enc: json.NewEncoder(buf)}
+}
+
+func (l *lines) begin() {
+	if !l.began {
+		l.began = true
+		l.w.Header().Set("Content-Type", mediaLines)
+		l.w.WriteHeader(http.StatusOK)
+	}
+}
+
+// add appends a value. It blocks while the client does not keep up.
+func (l *lines) add(v any) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin()
+	return l.enc.Encode(v)
+}
+
+func (l *lines) started() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.began
+}
+
+// flush sends what was added, and the head of the answer in any case.
+func (l *lines) flush() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.begin()
+	if err := l.buf.Flush(); err != nil {
+		return err
+	}
+	return http.NewResponseController(l.w).Flush()
+}
+
+// flushEvery flushes at intervals where something was added, until stop is called or ctx is done.
+func (l *lines) flushEvery(ctx context.Context, d time.Duration) (stop func()) {
+	ended := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		t := time.NewTicker(d)
+		defer t.Stop()
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-ended:
+				return
+			case <-t.C:
+				if l.pending() && l.flush() != nil {
+					return
+				}
+			}
+		}
+	})
+	return func() { close(ended); wg.Wait() }
+}
+
+func (l *lines) pending() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.Buffered() > 0
+}
