@@ -2,6 +2,7 @@ package core
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -211,7 +212,7 @@ func settle[T model.Object](p *planner, want T, keep func(old T)) error {
 	m.Namespace, m.Application = p.d.Namespace, p.d.Application
 	old, ok := store.ByName[T](p.snap, m.Namespace, m.Application, m.Name)
 	if !ok {
-		m.ID, m.Created, m.Revision = model.NewID(), p.now, 0
+		m.ID, m.Created, m.Revision = cmp.Or(m.ID, model.NewID()), p.now, 0
 		p.remember(want)
 		p.note("created", want)
 		put(p.cs, want)
@@ -307,7 +308,8 @@ func (p *planner) workloads() error {
 			return err
 		}
 		hash := w.Template.Hash()
-		w.Generation = 1
+		w.ID, w.Generation = model.NewID(), 1 // unless it exists
+		w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		var previous string
 		err := settle(p, w, func(old *model.Workload) {
 			w.Generation, w.Suspended = old.Generation, old.Suspended
@@ -322,9 +324,6 @@ func (p *planner) workloads() error {
 		})
 		if err != nil {
 			return err
-		}
-		if w.RevisionID == "" {
-			w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		}
 		p.keepRevision(w, hash, previous)
 	}

@@ -1,0 +1,320 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/node"
+)
+
+// clusterCommands make and end nodes on this machine.
+func clusterCommands(g *globals) []*cobra.Command {
+	return []*cobra.Command{upCommand(g), downCommand(g), joinCommand(g), hostCommand(g), serveCommand(g), hostPortsCommand(g)}
+}
+
+// nodeFlags are those that say what node to be.
+type nodeFlags struct {
+	config     node.Config
+	background bool
+	logLevel   string
+}
+
+func (f *nodeFlags) add(c *cobra.Command) {
+	c.Flags().BoolVarP(&f.background, "detach", "d", false, "run in the background; return when the node is ready")
+	c.Flags().StringVar(&f.config.Name, "name", "", "name of this node (default: the host's name)")
+	c.Flags().StringVar(&f.config.Address, "address", "", "IPv4 address under which other hosts reach this one (default: that of the default route)")
+	c.Flags().IntVar(&f.config.Port, "port", node.DefaultPort, "port for other nodes")
+	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+}
+
+func upCommand(g *globals) *cobra.Command {
+	f := &nodeFlags{}
+	hosts := &hostsFlags{}
+	c := &cobra.Command{
+		Use:   "up",
+		Short: "Start a cluster on this host, or on virtual hosts of this machine",
+		Long: `Start Tutti on this host: a server and an agent in one process. On a host that was up
+before, it comes back with everything it had.
+
+With --hosts N the cluster has N virtual hosts on this one machine, each with its own
+address, processes and data, the first three of them servers: to try failures, and for
+tests. ` + "`tutti host`" + ` cuts their power and their network.`,
+		Example: "  tutti up -d\n  tutti up -d --hosts 3",
+		Args:    cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := g.refuseSecond(); err != nil {
+				return err
+			}
+			if c.Flags().Changed("hosts") {
+				return upHosts(c.Context(), g, f, hosts)
+			}
+			return f.run(c.Context(), g)
+		},
+	}
+	f.add(c)
+	c.Flags().StringVar(&f.config.AddressPool, "address-pool", node.DefaultAddressPool, "addresses for networks of a new cluster")
+	c.Flags().StringVar(&f.config.NodePool, "node-pool", node.DefaultNodePool, "addresses for nodes within the overlay of a new cluster")
+	hosts.add(c)
+	return c
+}
+
+func joinCommand(g *globals) *cobra.Command {
+	f := &nodeFlags{}
+	c := &cobra.Command{
+		Use:     "join ADDRESS --token TOKEN",
+		Short:   "Add this host to a cluster",
+		Long:    "Add this host to the cluster of the server at ADDRESS (host or host:port). The token, printed\nby `tutti token` on a server, decides whether this host becomes a server too.",
+		Example: "  tutti join 10.0.0.5 --token tutti1-…",
+		Args:    cobra.ExactArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if err := g.refuseSecond(); err != nil {
+				return err
+			}
+			f.config.JoinAddress = args[0]
+			if _, _, err := net.SplitHostPort(args[0]); err != nil {
+				f.config.JoinAddress = net.JoinHostPort(args[0], strconv.Itoa(node.DefaultPort))
+			}
+			return f.run(c.Context(), g)
+		},
+	}
+	f.add(c)
+	c.Flags().StringVar(&f.config.JoinToken, "token", "", "join token (required)")
+	if err := c.MarkFlagRequired("token"); err != nil {
+		panic(err) // the flag was added a line above
+	}
+	return c
+}
+
+// refuseSecond refuses to start what runs already.
+func (g *globals) refuseSecond() error {
+	if os.Geteuid() != 0 {
+		return fault.New(fault.Forbidden, "containers and networks need root: run this with sudo")
+	}
+	if pid, ok := node.Running(g.DataDir); ok {
+		return fault.New(fault.Conflict, "tutti runs already on this host (process %d, data in %s): `tutti status` tells how it is, `tutti down` stops it", pid, g.DataDir)
+	}
+	hosts, err := g.machine("").List()
+	if err != nil {
+		return err
+	}
+	for _, h := range hosts {
+		if h.Running {
+			return fault.New(fault.Conflict, "virtual hosts run already on this machine (%d of them): `tutti status` tells how they are, `tutti down` stops them", len(hosts))
+		}
+	}
+	return nil
+}
+
+// run runs a node on this host, in the foreground or behind.
+func (f *nodeFlags) run(ctx context.Context, g *globals) error {
+	f.config.DataDir, f.config.RunDir = g.DataDir, g.RunDir
+	if f.background {
+		return startNode(g, f.config, f.logLevel)
+	}
+	fmt.Fprintf(os.Stderr, "tutti: starting; end it with Ctrl-C (containers go on running), or with `tutti down`\n")
+	return runNode(ctx, f.config, f.logLevel, func() { fmt.Fprintln(os.Stderr, "tutti: ready") })
+}
+
+func runNode(ctx context.Context, config node.Config, logLevel string, ready func()) error {
+	log, err := newLog(logLevel)
+	if err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	config.Log, config.Ready, config.Version = log, ready, versionText()
+	return node.Run(ctx, config)
+}
+
+func newLog(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fault.New(fault.Invalid, "log level %q: debug, info, warn and error are accepted", level)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}
+
+// readyPatience is how long a node in the background may take until it is a member.
+const readyPatience = 60 * time.Second
+
+// startNode runs a node behind and returns when it is ready, or with the reason why it ended.
+func startNode(g *globals, config node.Config, logLevel string) error {
+	began := time.Now()
+	if err := os.MkdirAll(g.DataDir, 0o711); err != nil {
+		return fmt.Errorf("make the data directory: %w", err)
+	}
+	path := filepath.Join(g.DataDir, "node.json")
+	data, err := json.Marshal(config)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		return fmt.Errorf("write the node's configuration: %w", err)
+	}
+	exe, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find this program: %w", err)
+	}
+	logPath := filepath.Join(g.DataDir, "tutti.log")
+	out, err := os.OpenFile(logPath, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("open the node's log: %w", err)
+	}
+	defer out.Close()
+	answer, told, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer answer.Close()
+	cmd := &exec.Cmd{
+		Path: exe, Args: []string{"tutti", "serve", "--log-level", logLevel, "--tell", "3", path}, Dir: "/", Env: os.Environ(),
+		Stdout: out, Stderr: out, ExtraFiles: []*os.File{told}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	err = cmd.Start()
+	told.Close()
+	if err != nil {
+		return fmt.Errorf("start the node: %w", err)
+	}
+	if err := answer.SetReadDeadline(time.Now().Add(readyPatience)); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(answer)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return fault.New(fault.Unavailable, "the node is not ready after %s; it goes on trying, and %s tells more", readyPatience, logPath)
+	case string(text) != "ok":
+		return fault.New(fault.Internal, "the node ended: %s (more in %s)", strings.TrimSpace(string(text)), logPath)
+	}
+	fmt.Printf("Tutti is ready after %s (process %d, log in %s).\n", time.Since(began).Round(10*time.Millisecond), cmd.Process.Pid, logPath)
+	return nil
+}
+
+// serveCommand is what startNode and virtual hosts run.
+func serveCommand(*globals) *cobra.Command {
+	var tell int
+	var logLevel string
+	c := &cobra.Command{
+		Use: "serve FILE", Hidden: true, Args: cobra.ExactArgs(1),
+		Short: "Run the node that a file describes",
+		RunE: func(c *cobra.Command, args []string) error {
+			data, err := os.ReadFile(args[0])
+			if err != nil {
+				return fmt.Errorf("read the node's configuration: %w", err)
+			}
+			var config node.Config
+			if err := json.Unmarshal(data, &config); err != nil {
+				return fmt.Errorf("read the node's configuration: %w", err)
+			}
+			say := func(string) {}
+			if tell > 0 {
+				f := os.NewFile(uintptr(tell), "tell")
+				say = func(text string) {
+					io.WriteString(f, text) // nobody may be listening any more
+					f.Close()
+				}
+			}
+			err = runNode(c.Context(), config, logLevel, func() { say("ok") })
+			if err != nil {
+				say(err.Error())
+			}
+			return err
+		},
+	}
+	c.Flags().IntVar(&tell, "tell", 0, "file descriptor to say \"ok\" or an error to")
+	c.Flags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
+	return c
+}
+
+func downCommand(g *globals) *cobra.Command {
+	var purge bool
+	c := &cobra.Command{
+		Use:   "down",
+		Short: "Stop everything that Tutti runs on this machine, and leave nothing behind",
+		Long: `Stop this host's node or all virtual hosts, with all containers, and remove the processes,
+mounts, namespaces, links, packet filter tables and cgroups that Tutti made. Data (the
+cluster's state, images, volumes) stays for the next ` + "`tutti up`" + `, unless --purge is given.
+
+It works after a crash too, and may be called again.`,
+		Args: cobra.NoArgs,
+		RunE: func(c *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 {
+				return fault.New(fault.Forbidden, "this needs root: run it with sudo")
+			}
+			return down(c.Context(), g, purge)
+		},
+	}
+	c.Flags().BoolVar(&purge, "purge", false, "remove the data too: cluster state, images and volumes")
+	return c
+}
+
+func down(ctx context.Context, g *globals, purge bool) error {
+	m := g.machine("")
+	found := false
+	if m.Exists() {
+		found = true
+		if err := m.Down(ctx, purge); err != nil {
+			return fmt.Errorf("take the virtual hosts down: %w", err)
+		}
+		fmt.Println("Virtual hosts are down.")
+	}
+	_, err := os.Stat(filepath.Join(g.DataDir, "identity"))
+	if err == nil {
+		found = true
+		if err := downNode(ctx, g); err != nil {
+			return err
+		}
+		fmt.Println("This host's node is down.")
+	}
+	if !found {
+		fmt.Println("Nothing of Tutti runs on this machine.")
+		return nil
+	}
+	if purge {
+		return os.RemoveAll(g.DataDir)
+	}
+	fmt.Printf("The data stays in %s; `tutti up` brings it back, `tutti down --purge` removes it.\n", g.DataDir)
+	return nil
+}
+
+// downNode ends this host's node and removes what it made.
+func downNode(ctx context.Context, g *globals) error {
+	for attempt := 0; ; attempt++ {
+		pid, ok := node.Running(g.DataDir)
+		if !ok {
+			break
+		}
+		sig := syscall.SIGTERM
+		if attempt >= 500 {
+			sig = syscall.SIGKILL
+		}
+		if attempt == 0 || sig == syscall.SIGKILL {
+			if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("stop the node's process %d: %w", pid, err)
+			}
+		}
+		if attempt > 700 {
+			return fault.New(fault.Internal, "the node's process %d does not end", pid)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	if err := node.Teardown(ctx, node.Config{DataDir: g.DataDir, RunDir: g.RunDir, Cgroup: "/tutti"}); err != nil {
+		return fmt.Errorf("clean up: %w", err)
+	}
+	return nil
+}
