@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -16,8 +17,10 @@ import (
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
+	"github.com/opencontainers/runc/libcontainer/seccomp"
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -35,7 +38,10 @@ type Driver struct {
 	Config
 	exe string
 
-	mu sync.Mutex
+	burying sync.Mutex
+
+	mu       sync.Mutex
+	starting map[string]chan struct{} // by ID; closed when the Start under way is over
 }
 
 var _ driver.Driver = (*Driver)(nil)
@@ -51,24 +57,59 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find this program: %w", err)
 	}
-	return &Driver{Config: c, exe: exe}, nil
+	return &Driver{Config: c, exe: exe, starting: map[string]chan struct{}{}}, nil
 }
 
 func (d *Driver) dir(id string) string { return filepath.Join(d.StateDir, id) }
 
 // Start implements driver.Driver.
 func (d *Driver) Start(ctx context.Context, t driver.Task) error {
-	if t.ID == "" || strings.ContainsAny(t.ID, "/\x00") || len(t.Args) == 0 || t.Rootfs == "" {
+	if t.ID == "" || t.ID == "." || t.ID == ".." || strings.ContainsAny(t.ID, "/\x00") || len(t.Args) == 0 || t.Rootfs == "" {
 		return fault.New(fault.Invalid, "task %q: an ID, a root file system and something to run are needed", t.ID)
 	}
+	if !seccomp.Enabled && confined(&t) {
+		return fault.New(fault.Unsupported, "task %s: containers are confined by a seccomp profile, and this program was built without "+
+			"the build tag seccomp; build it with `-tags seccomp`, or run the task with the security option seccomp=unconfined", t.ID)
+	}
+	for {
+		d.mu.Lock()
+		other := d.starting[t.ID]
+		if other == nil {
+			d.starting[t.ID] = make(chan struct{})
+		}
+		d.mu.Unlock()
+		if other == nil {
+			break
+		}
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	defer func() {
+		d.mu.Lock()
+		close(d.starting[t.ID])
+		delete(d.starting, t.ID)
+		d.mu.Unlock()
+	}()
+	return d.start(t)
+}
+
+// isStarting says that a run's directory is just being filled: it is not one that lost its
+// supervisor.
+func (d *Driver) isStarting(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.starting[id] != nil
+}
+
+func (d *Driver) start(t driver.Task) error {
 	dir := d.dir(t.ID)
 	if _, err := os.Stat(filepath.Join(dir, taskFile)); err == nil {
 		return nil // started before
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return fmt.Errorf("start task %s: %w", t.ID, err)
-	}
-	if err := writeJSON(filepath.Join(dir, taskFile), t); err != nil {
 		return fmt.Errorf("start task %s: %w", t.ID, err)
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
@@ -78,6 +119,9 @@ func (d *Driver) Start(ctx context.Context, t driver.Task) error {
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("start task %s: its directory is in use: %w", t.ID, err)
+	}
+	if err := writeJSON(filepath.Join(dir, taskFile), t); err != nil {
+		return fmt.Errorf("start task %s: %w", t.ID, err)
 	}
 	ready, child, err := os.Pipe()
 	if err != nil {
@@ -122,17 +166,18 @@ func (d *Driver) Start(ctx context.Context, t driver.Task) error {
 func (d *Driver) Status(ctx context.Context, id string) (driver.Status, error) {
 	var st driver.Status
 	dir := d.dir(id)
-	err := readJSON(filepath.Join(dir, statusFile), &st)
-	if errors.Is(err, os.ErrNotExist) {
+	starting := d.isStarting(id) // asked first: when it is over, everything is written
+	if err := readJSON(filepath.Join(dir, statusFile), &st); err != nil {
 		if _, terr := os.Stat(filepath.Join(dir, taskFile)); terr != nil {
 			return st, fault.New(fault.NotFound, "task %s is not known here", id)
 		}
-		st, err = driver.Status{ID: id, State: driver.Created}, nil
+		if _, damaged := errors.AsType[*json.SyntaxError](err); !damaged && !errors.Is(err, os.ErrNotExist) {
+			return st, fmt.Errorf("read status of task %s: %w", id, err)
+		}
+		// Not written yet, or cut short by a crash of the machine: then nothing of it runs.
+		st = driver.Status{ID: id, State: driver.Created}
 	}
-	if err != nil {
-		return st, fmt.Errorf("read status of task %s: %w", id, err)
-	}
-	if st.State == driver.Exited || d.supervised(dir) {
+	if st.State == driver.Exited || starting || d.supervised(dir) {
 		return st, nil
 	}
 	// Between the two looks the supervisor may have recorded the end and gone.
@@ -157,14 +202,11 @@ func (d *Driver) supervised(dir string) bool {
 
 // bury ends a container whose supervisor was killed, and records that.
 func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
+	d.burying.Lock()
+	defer d.burying.Unlock()
 	dir := d.dir(id)
 	if err := readJSON(filepath.Join(dir, statusFile), &st); err == nil && st.State == driver.Exited {
 		return st, nil
-	}
-	if st.PID > 0 && startedBefore(st.PID, st.Started) {
-		unix.Kill(st.PID, unix.SIGKILL) // PID 1 of its namespace: everything in it dies, too
 	}
 	removeContainer(filepath.Join(dir, "container"))
 	st.ID, st.State, st.PID, st.ExitCode, st.Finished = id, driver.Exited, 0, 255, time.Now()
@@ -174,12 +216,6 @@ func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
 		return st, fmt.Errorf("record the end of task %s: %w", id, err)
 	}
 	return st, nil
-}
-
-// startedBefore guards against a process ID that was given to another process since.
-func startedBefore(pid int, at time.Time) bool {
-	st, err := os.Stat(fmt.Sprintf("/proc/%d", pid))
-	return err == nil && st.ModTime().Before(at.Add(5*time.Second))
 }
 
 // call makes one request of the run's supervisor and returns its last answer.
@@ -345,13 +381,22 @@ func (d *Driver) converse(ctx context.Context, id string, r request, s driver.St
 		}()
 	}
 	go func() {
+		resize, signals := s.Resize, s.Signals
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case size := <-s.Resize:
+			case size, ok := <-resize:
+				if !ok {
+					resize = nil // closed: no more will come
+					continue
+				}
 				send(input{Resize: &size})
-			case sig := <-s.Signals:
+			case sig, ok := <-signals:
+				if !ok {
+					signals = nil
+					continue
+				}
 				if n, ok := sig.(syscall.Signal); ok {
 					send(input{Signal: int(n)})
 				}
@@ -405,7 +450,9 @@ func (d *Driver) List(ctx context.Context) ([]driver.Status, error) {
 	for _, e := range entries {
 		st, err := d.Status(ctx, e.Name())
 		if fault.Is(err, fault.NotFound) {
-			os.RemoveAll(d.dir(e.Name())) // cut short before it was anything
+			if !d.isStarting(e.Name()) && !d.supervised(d.dir(e.Name())) {
+				os.RemoveAll(d.dir(e.Name())) // cut short before it was anything, or after it was all
+			}
 			continue
 		}
 		if err != nil {
@@ -435,8 +482,26 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 		}
 	}
 	os.Remove(socketPath(d.RunDir, id))
+	var t driver.Task
+	if err := readJSON(filepath.Join(d.dir(id), taskFile), &t); err != nil {
+		d.Log.Warn("what a removed task was made of cannot be read", "task", id, "error", err)
+	}
 	if err := os.RemoveAll(d.dir(id)); err != nil {
 		return fmt.Errorf("remove task %s: %w", id, err)
 	}
+	removeParent(t.CgroupParent)
 	return nil
+}
+
+// removeParent removes the cgroup above tasks once its last task is gone; the kernel refuses as
+// long as there is another.
+func removeParent(cgroupParent string) {
+	clean := filepath.Clean("/" + cgroupParent)
+	roots, err := cgroup.Hierarchies()
+	if err != nil || clean == "/" {
+		return
+	}
+	for _, root := range roots {
+		unix.Rmdir(filepath.Join(root, clean))
+	}
 }

@@ -3,6 +3,9 @@ package oci
 import (
 	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -13,7 +16,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runc/libcontainer/seccomp"
+
+	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/drivertest"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -22,14 +29,37 @@ func TestMain(m *testing.M) {
 	if Reexec(os.Args) {
 		return
 	}
-	os.Exit(m.Run())
+	os.Exit(run(m))
 }
 
-// rootfs builds a root file system whose only program is testdata/prog, linked statically.
+// program is testdata/prog, linked statically: what the tests run in containers.
+var program string
+
+func run(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "tutti-oci-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	program = filepath.Join(dir, "prog")
+	cmd := exec.Command("go", "build", "-o", program, "./testdata/prog")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build the test program: %v\n%s", err, out)
+		return 1
+	}
+	return m.Run()
+}
+
+// rootfs builds a root file system whose only program is testdata/prog.
 func rootfs(t *testing.T) string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("containers need root")
+	}
+	if !seccomp.Enabled {
+		t.Skip("containers need the build tag seccomp")
 	}
 	root := filepath.Join(t.TempDir(), "rootfs")
 	for _, dir := range []string{"proc", "dev", "sys", "tmp", "etc"} {
@@ -37,23 +67,29 @@ func rootfs(t *testing.T) string {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command("go", "build", "-o", filepath.Join(root, "prog"), "./testdata/prog")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("build the test program: %v\n%s", err, out)
-	}
-	if err := os.WriteFile(filepath.Join(root, "etc/passwd"), []byte("root:x:0:0::/:\napp:x:1000:1000::/home/app:\n"), 0o644); err != nil {
+	data, err := os.ReadFile(program)
+	if err != nil {
 		t.Fatal(err)
 	}
+	writeFile(t, filepath.Join(root, "prog"), string(data), 0o755)
+	writeFile(t, filepath.Join(root, "etc/passwd"), "root:x:0:0::/:\napp:x:1000:1000::/home/app:\n", 0o644)
 	return root
 }
 
+func writeFile(t *testing.T, path, content string, mode os.FileMode) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(content), mode); err != nil {
+		t.Fatal(err)
+	}
+}
+
 type env struct {
-	t    *testing.T
-	d    *Driver
-	cfg  Config
-	root string
-	ctx  context.Context
+	t      *testing.T
+	d      *Driver
+	cfg    Config
+	root   string
+	cgroup string
+	ctx    context.Context
 }
 
 func setUp(t *testing.T) *env {
@@ -70,11 +106,13 @@ func setUp(t *testing.T) *env {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	t.Cleanup(cancel)
-	e := &env{t: t, d: d, cfg: cfg, root: root, ctx: ctx}
+	e := &env{t: t, d: d, cfg: cfg, root: root, ctx: ctx, cgroup: "/tutti-test-" + filepath.Base(run)}
 	t.Cleanup(func() {
-		parents, _ := filepath.Glob("/sys/fs/cgroup/*/tutti-test")
-		for _, dir := range parents {
-			os.Remove(dir)
+		if left := e.cgroups(); len(left) > 0 {
+			t.Errorf("cgroups are left: %v", left)
+			if err := cgroup.Remove(e.cgroup); err != nil {
+				t.Error(err)
+			}
 		}
 	})
 	t.Cleanup(func() {
@@ -88,12 +126,46 @@ func setUp(t *testing.T) *env {
 	return e
 }
 
+// cgroups returns where the tests' cgroup exists.
+func (e *env) cgroups() (found []string) {
+	roots, err := cgroup.Hierarchies()
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	for _, root := range roots {
+		if _, err := os.Stat(filepath.Join(root, e.cgroup)); err == nil {
+			found = append(found, filepath.Join(root, e.cgroup))
+		}
+	}
+	return found
+}
+
+func (e *env) task() driver.Task {
+	return driver.Task{Rootfs: e.root, Env: []string{"PATH=/"}, Hostname: "box", CgroupParent: e.cgroup}
+}
+
+// The tests' Cleanup also proves, after each part of the suite, that no cgroup was left.
+func TestSuite(t *testing.T) {
+	drivertest.Run(t, func(t *testing.T) *drivertest.Host {
+		e := setUp(t)
+		return &drivertest.Host{
+			Driver: e.d,
+			Reopen: func() driver.Driver {
+				d, err := New(e.cfg)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return d
+			},
+			Task: e.task,
+		}
+	})
+}
+
 func (e *env) start(id string, change func(*driver.Task), args ...string) {
 	e.t.Helper()
-	task := driver.Task{
-		ID: id, Rootfs: e.root, Args: append([]string{"/prog"}, args...), Env: []string{"PATH=/"},
-		Hostname: "box", CgroupParent: "/tutti-test",
-	}
+	task := e.task()
+	task.ID, task.Args = id, append([]string{"/prog"}, args...)
 	if change != nil {
 		change(&task)
 	}
@@ -122,35 +194,6 @@ func (e *env) logs(id string, o driver.LogOptions) string {
 
 var all = driver.LogOptions{Tail: -1}
 
-func TestExitCodesAndOutputAreKept(t *testing.T) {
-	e := setUp(t)
-	e.start("i.a.1", nil, "lines", "1000", "7")
-	if st := e.wait("i.a.1"); st.ExitCode != 7 || st.State != driver.Exited || st.Finished.IsZero() {
-		t.Fatalf("ended as %+v, want exit code 7", st)
-	}
-	got := strings.Fields(e.logs("i.a.1", all))
-	if len(got) != 1000 || got[0] != "0" || got[999] != "999" {
-		t.Fatalf("%d lines were kept, want all 1000 in order", len(got))
-	}
-	if tail := e.logs("i.a.1", driver.LogOptions{Tail: 2}); tail != "998\n999\n" {
-		t.Fatalf("the last two lines are %q", tail)
-	}
-}
-
-func TestWhatDoesNotExistIsNamed(t *testing.T) {
-	e := setUp(t)
-	err := e.d.Start(e.ctx, driver.Task{ID: "i.none.1", Rootfs: e.root, Args: []string{"nothing-here"}, Env: []string{"PATH=/"}, CgroupParent: "/tutti-test"})
-	if !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), `"nothing-here"`) {
-		t.Fatalf("error is %v, want one that names the executable", err)
-	}
-	if st := e.wait("i.none.1"); st.ExitCode != 127 {
-		t.Fatalf("exit code %d, want 127", st.ExitCode)
-	}
-	if _, err := e.d.Status(e.ctx, "unknown"); !fault.Is(err, fault.NotFound) {
-		t.Fatalf("error is %v, want not found", err)
-	}
-}
-
 func TestIsolationUserAndLimits(t *testing.T) {
 	e := setUp(t)
 	e.start("i.id.1", func(task *driver.Task) {
@@ -176,18 +219,13 @@ func TestMemoryHogIsReportedAsSuch(t *testing.T) {
 	}
 }
 
-func TestStopSignalKillAndTree(t *testing.T) {
+func TestKillEndsTheWholeTree(t *testing.T) {
 	e := setUp(t)
-	e.start("i.trap.1", nil, "trap")
-	e.waitFor("i.trap.1", "ready")
-	if err := e.d.Signal(e.ctx, "i.trap.1", int(syscall.SIGTERM)); err != nil {
-		t.Fatal(err)
-	}
-	if st := e.wait("i.trap.1"); st.ExitCode != 42 {
-		t.Fatalf("ended as %+v, want the trap's exit code 42", st)
-	}
 	e.start("i.tree.1", nil, "tree")
 	e.waitFor("i.tree.1", "ready")
+	if st, err := e.d.Stats(e.ctx, "i.tree.1"); err != nil || st.Pids < 4 {
+		t.Fatalf("usage is %+v, %v; want four processes at least", st, err)
+	}
 	if err := e.d.Kill(e.ctx, "i.tree.1"); err != nil {
 		t.Fatal(err)
 	}
@@ -204,42 +242,214 @@ func (e *env) waitFor(id, text string) {
 		}
 		time.Sleep(10 * time.Millisecond)
 	}
-	e.t.Fatalf("%s never said %q", id, text)
+	st, err := e.d.Status(e.ctx, id)
+	e.t.Fatalf("%s never said %q but %q; it is %+v, %v", id, text, e.logs(id, all), st, err)
 }
 
-func TestExecWithStreamsAndTerminal(t *testing.T) {
+func TestTerminals(t *testing.T) {
 	e := setUp(t)
 	e.start("i.main.1", nil, "sleep")
-	var out, errs bytes.Buffer
-	code, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "cat"}, Env: []string{"X=1"}},
-		driver.Streams{Stdin: strings.NewReader("hello"), Stdout: &out, Stderr: &errs})
-	if err != nil || code != 3 || out.String() != "hello" || errs.String() != "bye" {
-		t.Fatalf("exec gave %d, %q, %q, %v", code, out.String(), errs.String(), err)
-	}
-	out.Reset()
-	code, err = e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "tty"}, TTY: true, Rows: 33, Cols: 99}, driver.Streams{Stdout: &out})
+	var out bytes.Buffer
+	code, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "tty"}, TTY: true, Rows: 33, Cols: 99}, driver.Streams{Stdout: &out})
 	if err != nil || code != 0 || !strings.Contains(out.String(), "33 99") {
 		t.Fatalf("a terminal gave %d, %q, %v", code, out.String(), err)
 	}
+	e.start("i.tty.1", func(task *driver.Task) { task.TTY = true }, "tty")
+	if st := e.wait("i.tty.1"); st.ExitCode != 0 {
+		t.Fatalf("ended as %+v", st)
+	}
+	if got := e.logs("i.tty.1", all); !strings.HasSuffix(got, "\r\n") {
+		t.Fatalf("the log of a terminal holds %q, want it as it was shown", got)
+	}
 }
 
-func TestANewDriverFindsEverything(t *testing.T) {
+// What was executed is gone when its caller is, and a caller who failed leaves nothing open in
+// the supervisor, which lives on.
+func TestExecLeavesNothingBehind(t *testing.T) {
 	e := setUp(t)
 	e.start("i.main.1", nil, "sleep")
-	again, err := New(e.cfg)
+	count := func() string {
+		var out bytes.Buffer
+		if code, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "processes"}}, driver.Streams{Stdout: &out}); err != nil || code != 0 {
+			t.Fatalf("count processes: %d, %v", code, err)
+		}
+		return strings.TrimSpace(out.String())
+	}
+	ctx, cancel := context.WithCancel(e.ctx)
+	r, w := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		_, err := e.d.Exec(ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "sleep"}}, driver.Streams{Stdout: w})
+		done <- err
+	}()
+	if _, err := r.Read(make([]byte, 10)); err != nil {
+		t.Fatal(err)
+	}
+	if n := count(); n != "3" {
+		t.Fatalf("%s processes run, want the task, the one executed, and the one that counts", n)
+	}
+	cancel()
+	if err := <-done; err == nil {
+		t.Fatal("exec ended well without its caller")
+	}
+	for count() != "2" {
+		if e.ctx.Err() != nil {
+			t.Fatal("what was executed outlived its caller")
+		}
+	}
+	st, err := e.d.Status(e.ctx, "i.main.1")
 	if err != nil {
 		t.Fatal(err)
 	}
-	list, err := again.List(e.ctx)
-	if err != nil || len(list) != 1 || list[0].State != driver.Running {
-		t.Fatalf("list is %+v, %v", list, err)
+	fds := func() int {
+		entries, err := os.ReadDir("/proc/" + parentOf(t, st.PID) + "/fd")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
 	}
-	if err := again.Kill(e.ctx, "i.main.1"); err != nil {
+	before := fds()
+	for range 10 {
+		_, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/nothing"}}, driver.Streams{Stdin: strings.NewReader("x")})
+		if !fault.Is(err, fault.NotFound) {
+			t.Fatalf("error is %v, want not found", err)
+		}
+	}
+	for fds() > before {
+		if e.ctx.Err() != nil {
+			t.Fatalf("the supervisor holds %d descriptors after ten failures, %d before", fds(), before)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+// Docker images may have absolute links where libraries expect files.
+func TestUsersAreLookedUpAsTheImageMeansThem(t *testing.T) {
+	e := setUp(t)
+	if err := os.Mkdir(filepath.Join(e.root, "store"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	if st, err := again.Wait(e.ctx, "i.main.1"); err != nil || st.ExitCode != 137 {
-		t.Fatalf("ended as %+v, %v", st, err)
+	if err := os.Rename(filepath.Join(e.root, "etc/passwd"), filepath.Join(e.root, "store/users")); err != nil {
+		t.Fatal(err)
 	}
+	if err := os.Symlink("/store/users", filepath.Join(e.root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	e.start("i.id.1", func(task *driver.Task) { task.User = "app" }, "identity")
+	e.wait("i.id.1")
+	if out := e.logs("i.id.1", all); !strings.Contains(out, "uid 1000") {
+		t.Fatalf("the container says %q, want uid 1000 in it", out)
+	}
+	outside := filepath.Join(t.TempDir(), "passwd")
+	writeFile(t, outside, "app:x:4711:4711::/:\n", 0o644)
+	if err := os.Remove(filepath.Join(e.root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("../../../../../../.."+outside, filepath.Join(e.root, "etc/passwd")); err != nil {
+		t.Fatal(err)
+	}
+	task := e.task()
+	task.ID, task.Args, task.User = "i.id.2", []string{"/prog", "identity"}, "app"
+	if err := e.d.Start(e.ctx, task); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), `"app"`) {
+		t.Fatalf("start gave %v, want that the image has no such user", err)
+	}
+}
+
+// A crash of the machine can leave anything that was just being written empty.
+func TestADamagedRunIsOneThatEnded(t *testing.T) {
+	e := setUp(t)
+	for _, id := range []string{"i.bare.1", "i.cut.1", "i.begun.1"} {
+		if err := os.MkdirAll(e.d.dir(id), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{"i.cut.1", "i.begun.1"} {
+		writeFile(t, filepath.Join(e.d.dir(id), taskFile), `{"ID":"`+id+`"}`, 0o600)
+	}
+	writeFile(t, filepath.Join(e.d.dir("i.cut.1"), statusFile), "", 0o600)
+	list, err := e.d.List(e.ctx)
+	if err != nil || len(list) != 2 {
+		t.Fatalf("list is %+v, %v; want the two that were to run", list, err)
+	}
+	for _, st := range list {
+		if st.State != driver.Exited || st.Error == "" || st.ID == "" {
+			t.Errorf("a run that was cut short is %+v, want it ended, with a reason", st)
+		}
+	}
+	if _, err := os.Stat(e.d.dir("i.bare.1")); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the directory of a run that never was is still there: %v", err)
+	}
+}
+
+// addLibraries gives an image what a dynamically linked test binary needs to run in it.
+func addLibraries(t *testing.T, root, exe string) {
+	t.Helper()
+	out, err := exec.Command("ldd", exe).Output()
+	if err != nil {
+		t.Skipf("the libraries of the test binary cannot be told: %v", err)
+	}
+	for _, field := range strings.Fields(string(out)) {
+		if !filepath.IsAbs(field) {
+			continue
+		}
+		data, err := os.ReadFile(field)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(root, filepath.Dir(field)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		writeFile(t, filepath.Join(root, field), string(data), 0o755)
+	}
+}
+
+func TestInitReapsAndPassesOn(t *testing.T) {
+	e := setUp(t)
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if linker, err := interpreter(exe); err != nil {
+		t.Fatal(err)
+	} else if linker != "" {
+		task := e.task()
+		task.ID, task.Args, task.Init = "i.lib.1", []string{"/prog", "exit", "0"}, true
+		if err := e.d.Start(e.ctx, task); !fault.Is(err, fault.Unsupported) || !strings.Contains(err.Error(), linker) {
+			t.Fatalf("start gave %v, want that the image lacks %s", err, linker)
+		}
+		addLibraries(t, e.root, exe)
+	}
+	e.start("i.main.1", func(task *driver.Task) { task.Init = true }, "echo")
+	e.waitFor("i.main.1", "ready")
+	var out bytes.Buffer
+	if _, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "orphan"}}, driver.Streams{Stdout: &out}); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		out.Reset()
+		if _, err := e.d.Exec(e.ctx, "i.main.1", driver.ExecSpec{Args: []string{"/prog", "processes"}}, driver.Streams{Stdout: &out}); err != nil {
+			t.Fatal(err)
+		}
+		if strings.TrimSpace(out.String()) == "3" { // init, the task, the one that counts
+			break
+		}
+	}
+	if err := e.d.Signal(e.ctx, "i.main.1", int(syscall.SIGTERM)); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.wait("i.main.1"); st.ExitCode != 42 {
+		t.Fatalf("ended as %+v, want the task's own exit code 42", st)
+	}
+}
+
+// parentOf returns the process ID of a process's parent: of a container's, its supervisor.
+func parentOf(t *testing.T, pid int) string {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Fields(string(stat))[3]
 }
 
 func TestAKilledSupervisorLeavesNoOrphan(t *testing.T) {
@@ -249,12 +459,7 @@ func TestAKilledSupervisorLeavesNoOrphan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(st.PID) + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	supervisor := strings.Fields(string(stat))[3]
-	if err := exec.Command("kill", "-9", supervisor).Run(); err != nil {
+	if err := exec.Command("kill", "-9", parentOf(t, st.PID)).Run(); err != nil {
 		t.Fatal(err)
 	}
 	end := e.wait("i.main.1")

@@ -1,7 +1,9 @@
 package oci
 
 import (
+	"debug/elf"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -107,18 +109,21 @@ func spec(t *driver.Task) (*specs.Spec, error) {
 	return s, nil
 }
 
+// confined reports whether a task runs under the default seccomp profile.
+func confined(t *driver.Task) bool {
+	return !t.Privileged && !slices.Contains(t.SecurityOpts, "seccomp=unconfined") && !slices.Contains(t.SecurityOpts, "seccomp:unconfined")
+}
+
 func secure(t *driver.Task, s *specs.Spec) error {
-	confined := !t.Privileged
 	for _, o := range t.SecurityOpts {
 		switch o {
 		case "seccomp=unconfined", "seccomp:unconfined":
-			confined = false
 		case "no-new-privileges", "no-new-privileges:true", "no-new-privileges:false", "seccomp=default", "apparmor=unconfined":
 		default:
 			return fault.New(fault.Unsupported, "security option %q is not supported; no-new-privileges and seccomp=unconfined are", o)
 		}
 	}
-	if !confined {
+	if !confined(t) {
 		return nil
 	}
 	profile, err := seccomp.GetDefaultProfile(s)
@@ -131,7 +136,7 @@ func secure(t *driver.Task, s *specs.Spec) error {
 
 // lookupUser resolves "name", "uid", "name:group" and so on by the image's own files.
 func lookupUser(rootfs, spec string, groups []string) (*specs.User, error) {
-	root, err := os.OpenRoot(rootfs) // symlinks in the image do not lead out of it
+	root, err := os.Open(rootfs)
 	if err != nil {
 		return nil, fmt.Errorf("open root file system: %w", err)
 	}
@@ -162,12 +167,56 @@ func lookupUser(rootfs, spec string, groups []string) (*specs.User, error) {
 	return out, nil
 }
 
-func openOrEmpty(root *os.Root, name string) *os.File {
-	f, err := root.Open(name)
-	if err != nil {
-		f, _ = os.Open(os.DevNull) // an image without users has only numbers
+// openOrEmpty opens a regular file of the image as the image means it: symbolic links, absolute
+// ones too, stay within.
+func openOrEmpty(root *os.File, name string) *os.File {
+	fd, err := unix.Openat2(int(root.Fd()), name, &unix.OpenHow{Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK, Resolve: unix.RESOLVE_IN_ROOT})
+	if err == nil {
+		f := os.NewFile(uintptr(fd), name)
+		if st, err := f.Stat(); err == nil && st.Mode().IsRegular() {
+			return f
+		}
+		f.Close()
 	}
+	f, _ := os.Open(os.DevNull) // an image without users has only numbers
 	return f
+}
+
+// interpreter returns the dynamic linker that a program needs, "" for one that is linked
+// statically.
+func interpreter(program string) (string, error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return "", fmt.Errorf("look at this program: %w", err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			data, err := io.ReadAll(p.Open())
+			return strings.TrimRight(string(data), "\x00"), err
+		}
+	}
+	return "", nil
+}
+
+// checkInit refuses an init process that could not even be loaded in the image.
+func checkInit(rootfs, exe string) error {
+	linker, err := interpreter(exe)
+	if err != nil || linker == "" {
+		return err
+	}
+	root, err := os.Open(rootfs)
+	if err != nil {
+		return fmt.Errorf("open root file system: %w", err)
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), linker, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+	if err != nil {
+		return fault.New(fault.Unsupported, "an init process was asked for, which is this program, and this program is linked dynamically: "+
+			"it needs %s, which the image lacks; link it statically", linker)
+	}
+	unix.Close(fd)
+	return nil
 }
 
 func capabilities(t *driver.Task) (*specs.LinuxCapabilities, error) {
@@ -245,6 +294,9 @@ func mounts(t *driver.Task) ([]specs.Mount, error) {
 		exe, err := os.Executable()
 		if err != nil {
 			return nil, fmt.Errorf("find this program for the init process: %w", err)
+		}
+		if err := checkInit(t.Rootfs, exe); err != nil {
+			return nil, err
 		}
 		out = append(out, specs.Mount{Destination: reaperPath, Type: "bind", Source: exe, Options: []string{"bind", "ro", "nosuid", "nodev"}})
 	}

@@ -98,6 +98,11 @@ type supervisor struct {
 	console   *os.File // the task's terminal, if it has one
 	stdin     *os.File // the write end of the task's input, if it has one
 	done      chan struct{}
+	listener  net.Listener
+	served    chan struct{} // closed when no more connections are taken
+	answering sync.WaitGroup
+
+	freezing sync.Mutex // one pause or resume at a time
 
 	mu     sync.Mutex
 	status driver.Status
@@ -110,7 +115,7 @@ func supervise(dir, socket string) int {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	ready := os.NewFile(3, "ready")
 	unix.CloseOnExec(3)
-	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{})}
+	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
 	if err := s.start(socket); err != nil {
 		s.set(func(st *driver.Status) {
 			st.State, st.Error, st.Finished = driver.Exited, err.Error(), time.Now()
@@ -129,8 +134,24 @@ func supervise(dir, socket string) int {
 	ready.Write([]byte("ok"))
 	ready.Close()
 	<-s.done
+	s.sayGoodbye()
 	os.Remove(socket)
 	return 0
+}
+
+// lastWords is how long clients have to take what is still to be said to them.
+const lastWords = 2 * time.Second
+
+// sayGoodbye lets everybody who is connected see the end, or the last of the output.
+func (s *supervisor) sayGoodbye() {
+	s.listener.Close()
+	<-s.served
+	said := make(chan struct{})
+	go func() { s.answering.Wait(); close(said) }()
+	select {
+	case <-said:
+	case <-time.After(lastWords):
+	}
 }
 
 func (s *supervisor) set(change func(*driver.Status)) {
@@ -165,8 +186,7 @@ func (s *supervisor) start(socket string) error {
 		return fmt.Errorf("create the container: %w", err)
 	}
 	os.Remove(socket)
-	listener, err := net.Listen("unix", socket)
-	if err != nil {
+	if s.listener, err = net.Listen("unix", socket); err != nil {
 		return fmt.Errorf("listen for the agent: %w", err)
 	}
 	p := s.process(sp, &s.task)
@@ -189,7 +209,7 @@ func (s *supervisor) start(socket string) error {
 		return fmt.Errorf("find the task's process: %w", err)
 	}
 	s.set(func(st *driver.Status) { st.State, st.PID, st.Started = driver.Running, pid, began })
-	go s.serve(listener)
+	go s.serve(s.listener)
 	go s.watch(p, outputs, oom)
 	return nil
 }
@@ -334,15 +354,16 @@ func (s *supervisor) watch(p *libcontainer.Process, outputs map[string]*os.File,
 
 // serve answers the agent.
 func (s *supervisor) serve(l net.Listener) {
+	defer close(s.served)
 	for {
 		c, err := l.Accept()
 		if err != nil {
 			return
 		}
-		go func() {
+		s.answering.Go(func() {
 			defer c.Close()
 			s.answer(c)
-		}()
+		})
 	}
 }
 
@@ -362,7 +383,7 @@ func (s *supervisor) answer(c net.Conn) {
 		pid, state := s.status.PID, s.status.State
 		s.mu.Unlock()
 		if state != driver.Exited {
-			err = unix.Kill(pid, unix.Signal(r.Signal))
+			err = signalError(unix.Kill(pid, unix.Signal(r.Signal)), r.Signal)
 		}
 	case "kill":
 		if err = s.container.Signal(unix.SIGKILL); err == nil || errors.Is(err, libcontainer.ErrNotRunning) {
@@ -371,13 +392,9 @@ func (s *supervisor) answer(c net.Conn) {
 			<-s.done
 		}
 	case "pause":
-		if err = s.container.Pause(); err == nil {
-			s.set(func(st *driver.Status) { st.State = driver.Paused })
-		}
+		err = s.freeze(driver.Running, driver.Paused, s.container.Pause)
 	case "resume":
-		if err = s.container.Resume(); err == nil {
-			s.set(func(st *driver.Status) { st.State = driver.Running })
-		}
+		err = s.freeze(driver.Paused, driver.Running, s.container.Resume)
 	case "stats":
 		o.Stats, err = s.stats()
 	case "exec":
@@ -391,6 +408,38 @@ func (s *supervisor) answer(c net.Conn) {
 		o.Error, o.Kind = err.Error(), fault.KindOf(err).String()
 	}
 	enc.send(o)
+}
+
+// signalError leaves out that the process has just ended, which is no error to who signals.
+func signalError(err error, signal int) error {
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return fault.New(fault.Invalid, "there is no signal %d", signal)
+	}
+	return err
+}
+
+// freeze pauses or resumes a task that is in the state for it.
+func (s *supervisor) freeze(from, to driver.State, change func() error) error {
+	s.freezing.Lock()
+	defer s.freezing.Unlock()
+	s.mu.Lock()
+	now := s.status.State
+	s.mu.Unlock()
+	if now != from {
+		return fault.New(fault.Conflict, "task %s is %s", s.task.ID, now)
+	}
+	if err := change(); err != nil {
+		return fmt.Errorf("turn task %s from %s to %s: %w", s.task.ID, from, to, err)
+	}
+	s.set(func(st *driver.Status) {
+		if st.State == from { // it may have ended meanwhile
+			st.State = to
+		}
+	})
+	return nil
 }
 
 // sender lets several goroutines answer on one connection.
@@ -434,6 +483,12 @@ func (s *supervisor) stats() (*driver.Stats, error) {
 
 // exec runs one more process in the container and passes its streams on. It dies with its client.
 func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc *sender) (int, error) {
+	s.mu.Lock()
+	state := s.status.State
+	s.mu.Unlock()
+	if state != driver.Running { // in a frozen cgroup, a new process would never come to life
+		return 0, fault.New(fault.Conflict, "task %s is %s", s.task.ID, state)
+	}
 	u := &specs.User{}
 	var err error
 	if e.User != "" {
@@ -467,12 +522,18 @@ func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc
 	}
 	err = s.container.Run(p)
 	after()
-	if err != nil {
-		return 0, startError(e.Args[0], err)
+	var pid int
+	if err == nil {
+		pid, err = p.Pid()
 	}
-	pid, err := p.Pid()
 	if err != nil {
-		return 0, err
+		for _, f := range outputs {
+			f.Close()
+		}
+		if child.stdin != nil {
+			child.stdin.Close()
+		}
+		return 0, startError(e.Args[0], err)
 	}
 	in := child.stdin
 	if child.console != nil {
@@ -651,7 +712,8 @@ func removeContainer(root string) {
 	if err != nil {
 		return // never created, or removed already
 	}
-	for range 50 { // its processes have been killed; they need a moment
+	c.Signal(unix.SIGKILL) // its process 1, and with it all the others; that it is gone is no error
+	for range 50 {         // they need a moment
 		if err = c.Destroy(); err == nil {
 			return
 		}

@@ -12,6 +12,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -99,7 +100,13 @@ func (w *Writer) rotate() error {
 func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 	buf := make([]byte, 0, maxLine)
 	chunk := make([]byte, 32<<10)
-	var failed error
+	var failed error // the first; a full disk fails every line
+	add := func(whole bool) {
+		if err := w.append(stream, buf, whole); failed == nil {
+			failed = err
+		}
+		buf = buf[:0]
+	}
 	for {
 		n, err := r.Read(chunk)
 		data := chunk[:n]
@@ -112,20 +119,18 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 			if end >= 0 {
 				buf = append(buf, data[:end]...)
 				data = data[end+1:]
-				failed = errors.Join(failed, w.append(stream, buf, true))
-				buf = buf[:0]
+				add(true)
 				continue
 			}
 			buf = append(buf, data[:take]...)
 			data = data[take:]
 			if len(buf) == maxLine {
-				failed = errors.Join(failed, w.append(stream, buf, false))
-				buf = buf[:0]
+				add(false)
 			}
 		}
 		if err != nil {
 			if len(buf) > 0 {
-				failed = errors.Join(failed, w.append(stream, buf, false))
+				add(false)
 			}
 			return failed
 		}
@@ -133,98 +138,52 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 }
 
 // Close closes the file.
-func (w *Writer) Close() error { return w.file.Close() }
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.file.Close()
+}
 
 // Read yields the entries of the log in a directory. When following it goes on until ended
-// reports that nothing more will be written, and everything was read.
+// reports that nothing more will be written, and everything was read; or until ctx is done, or
+// o.Until has passed.
 func Read(ctx context.Context, dir string, o driver.LogOptions, ended func() bool, yield func(driver.LogEntry) error) error {
 	base := filepath.Join(dir, fileName)
-	if o.Tail >= 0 {
-		return readTail(ctx, base, o, ended, yield)
+	files, err := openAll(ctx, base, o.Follow, ended)
+	if err != nil || len(files) == 0 {
+		return err
 	}
-	for n := MaxFiles - 1; n > 0; n-- {
-		f, err := os.Open(base + "." + strconv.Itoa(n))
-		if err != nil {
-			continue // not there yet
-		}
-		_, err = readAll(f, 0, o, yield)
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return readLive(ctx, base, 0, o, ended, yield)
-}
-
-// readTail finds the last lines first and then reads on from there.
-func readTail(ctx context.Context, base string, o driver.LogOptions, ended func() bool, yield func(driver.LogEntry) error) error {
-	var ring []driver.LogEntry
-	keep := func(e driver.LogEntry) error {
-		ring = append(ring, e)
-		if len(ring) > o.Tail {
-			ring = ring[1:]
-		}
-		return nil
-	}
+	live := files[len(files)-1]
+	defer func() { live.Close() }()
+	defer closeAll(files[:len(files)-1])
 	var offset int64
-	for n := MaxFiles - 1; n >= 0; n-- {
-		name := base
-		if n > 0 {
-			name = base + "." + strconv.Itoa(n)
-		}
-		f, err := os.Open(name)
-		if err != nil {
-			continue
-		}
-		offset, err = readAll(f, 0, o, keep)
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	for _, e := range ring {
-		if err := yield(e); err != nil {
-			return err
-		}
-	}
-	if !o.Follow {
-		return nil
-	}
-	return readLive(ctx, base, offset, o, ended, yield)
-}
-
-const followPoll = 50 * time.Millisecond
-
-// readLive reads the newest file from an offset and, when following, whatever comes, across
-// rotations.
-func readLive(ctx context.Context, base string, offset int64, o driver.LogOptions, ended func() bool, yield func(driver.LogEntry) error) error {
-	f, err := os.Open(base)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("read log: %w", err)
-	}
-	defer func() { f.Close() }()
-	for {
-		over := !o.Follow || ended() // asked before reading, so that what came last is read
-		if offset, err = readAll(f, offset, o, yield); err != nil {
-			return err
-		}
-		if next, err := os.Open(base); err == nil {
-			a, errA := f.Stat()
-			b, errB := next.Stat()
-			if errA == nil && errB == nil && !os.SameFile(a, b) {
-				// Rotated: what was written to the old file meanwhile comes first.
-				if _, err := readAll(f, offset, o, yield); err != nil {
-					next.Close()
-					return err
-				}
-				f.Close()
-				f, offset = next, 0
-				continue
+	if o.Tail >= 0 {
+		offset, err = readTail(files, o, yield)
+	} else {
+		for _, f := range files {
+			if offset, err = readAll(f, 0, o, yield); err != nil {
+				return err
 			}
-			next.Close()
+		}
+	}
+	if err != nil || !o.Follow {
+		return err
+	}
+	for {
+		over := ended() // asked before reading, so that what came last is read
+		over = over || !o.Until.IsZero() && time.Now().After(o.Until)
+		if offset, err = readAll(live, offset, o, yield); err != nil {
+			return err
+		}
+		if next := successor(base, live); next != nil {
+			// Rotated: what was written to the old file meanwhile comes first.
+			_, err := readAll(live, offset, o, yield)
+			live.Close()
+			live, offset = next, 0
+			if err != nil {
+				return err
+			}
+			continue
 		}
 		if over {
 			return nil
@@ -235,6 +194,99 @@ func readLive(ctx context.Context, base string, offset int64, o driver.LogOption
 		case <-time.After(followPoll):
 		}
 	}
+}
+
+const followPoll = 50 * time.Millisecond
+
+// rotated is the name of the nth file, from the newest.
+func rotated(base string, n int) string {
+	if n == 0 {
+		return base
+	}
+	return base + "." + strconv.Itoa(n)
+}
+
+// openAll opens the files that there are, the oldest first. It begins with the newest, so that a
+// rotation in between hides none: at worst, a file is found again under its next name. A follower
+// waits for a log that was not begun yet.
+func openAll(ctx context.Context, base string, follow bool, ended func() bool) ([]*os.File, error) {
+	var files []*os.File
+	for n := 0; n < MaxFiles; n++ {
+		f, err := os.Open(rotated(base, n))
+		switch {
+		case err == nil && len(files) > 0 && sameFile(f, files[len(files)-1]):
+			f.Close()
+		case err == nil:
+			files = append(files, f)
+		case !errors.Is(err, os.ErrNotExist):
+			closeAll(files)
+			return nil, fmt.Errorf("read log: %w", err)
+		case n == 0 && follow && !ended():
+			select {
+			case <-ctx.Done():
+				return nil, nil
+			case <-time.After(followPoll):
+				n = -1 // from the beginning
+			}
+		}
+	}
+	slices.Reverse(files)
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+func sameFile(a, b *os.File) bool {
+	x, errX := a.Stat()
+	y, errY := b.Stat()
+	return errX == nil && errY == nil && os.SameFile(x, y)
+}
+
+// successor opens the file that was begun after f, nil when f is the newest.
+func successor(base string, f *os.File) *os.File {
+	var newer *os.File
+	for n := range MaxFiles {
+		c, err := os.Open(rotated(base, n))
+		if err != nil {
+			continue // just being rotated
+		}
+		if sameFile(c, f) {
+			c.Close()
+			return newer
+		}
+		if newer != nil {
+			newer.Close()
+		}
+		newer = c
+	}
+	return newer // f itself is no more: go on with the oldest
+}
+
+// readTail yields the last entries of all files and returns where the newest ends.
+func readTail(files []*os.File, o driver.LogOptions, yield func(driver.LogEntry) error) (offset int64, err error) {
+	var ring []driver.LogEntry
+	for _, f := range files {
+		offset, err = readAll(f, 0, o, func(e driver.LogEntry) error {
+			ring = append(ring, e)
+			if len(ring) > o.Tail {
+				ring = ring[1:]
+			}
+			return nil
+		})
+		if err != nil {
+			return offset, err
+		}
+	}
+	for _, e := range ring {
+		if err := yield(e); err != nil {
+			return offset, err
+		}
+	}
+	return offset, nil
 }
 
 // readAll yields the whole entries from offset on and returns where it stopped.

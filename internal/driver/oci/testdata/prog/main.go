@@ -1,28 +1,22 @@
-// Program prog is what the driver's tests run in containers.
+// Program prog is what the driver's tests run in containers: the suite's script, and what only
+// containers have.
 package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 	"unsafe"
+
+	"github.com/tutti-run/tutti/internal/driver/drivertest/script"
 )
 
 func main() {
 	switch os.Args[1] {
-	case "lines":
-		n, _ := strconv.Atoi(os.Args[2])
-		for i := range n {
-			fmt.Println(i)
-		}
-		code, _ := strconv.Atoi(os.Args[3])
-		os.Exit(code)
 	case "identity":
 		name, _ := os.Hostname()
 		status, _ := os.ReadFile("/proc/self/status")
@@ -46,12 +40,6 @@ func main() {
 				return
 			}
 		}
-	case "trap":
-		c := make(chan os.Signal, 1)
-		signal.Notify(c, syscall.SIGTERM)
-		fmt.Println("ready")
-		<-c
-		os.Exit(42)
 	case "tree":
 		for range 3 {
 			if err := exec.Command("/prog", "sleep").Start(); err != nil {
@@ -60,15 +48,25 @@ func main() {
 		}
 		fmt.Println("ready")
 		time.Sleep(time.Hour)
-	case "sleep":
-		time.Sleep(time.Hour)
-	case "cat":
-		io.Copy(os.Stdout, os.Stdin)
-		fmt.Fprint(os.Stderr, "bye")
-		os.Exit(3)
+	case "processes":
+		n := 0
+		entries, _ := os.ReadDir("/proc")
+		for _, e := range entries {
+			if _, err := strconv.Atoi(e.Name()); err == nil {
+				n++
+			}
+		}
+		fmt.Println(n)
+	case "orphan":
+		// The child outlives this process and is left to process 1.
+		if err := exec.Command("/prog", "exit", "0").Start(); err != nil {
+			fmt.Println(err)
+		}
 	case "tty":
 		var size struct{ rows, cols, x, y uint16 }
 		syscall.Syscall(syscall.SYS_IOCTL, 1, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
 		fmt.Println(size.rows, size.cols)
+	default:
+		os.Exit(script.Main())
 	}
 }
