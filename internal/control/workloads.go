@@ -53,7 +53,9 @@ func (p *pass) workload(w *model.Workload) error {
 func (p *pass) hold(w *model.Workload, status *model.WorkloadStatus) bool {
 	waiting := ""
 	if status.Released != w.RevisionID {
-		if returns := status.Released != "" && status.Rollout.From == w.RevisionID; !returns {
+		r := &status.Rollout
+		returns := r.From == w.RevisionID || r.State == model.RolloutRolling && r.Revision == w.RevisionID
+		if status.Released == "" || !returns {
 			waiting = p.waitsFor(w)
 		}
 	}

@@ -19,7 +19,7 @@ type Input struct {
 	// Leaving are the IDs of nodes that are being drained.
 	Leaving map[string]bool
 	// Held is true while the revision waits for its dependencies: nothing of it is created, and
-	// what runs of an earlier one stays.
+	// what runs of an earlier one stays and is kept up.
 	Held bool
 	Now  time.Time
 }
@@ -62,18 +62,31 @@ const (
 	// startDeadline is how long a new instance may take from its placement to being ready.
 	startDeadline = 10 * time.Minute
 	keptDead      = 2 // ended instances kept per slot, for people to look at
+	// clockSkew is how far in the future a node's time is still believed.
+	clockSkew = 10 * time.Second
 )
 
 // slot is one place to fill.
 type slot struct {
 	number  int
 	nodeID  string
-	wanted  bool              // within the count, or on a matching node
+	counts  bool              // within the count, or on a matching node
+	wanted  bool              // counts, and the workload is not suspended
 	current []*model.Instance // should run, of the present revision
-	old     []*model.Instance // should run, of another revision or on a leaving node
+	old     []*model.Instance // should run, of another revision
+	leaving []*model.Instance // should run, of any revision, but elsewhere: its node is being drained
 	going   []*model.Instance // drained or stopped, not ended yet
 	dead    []*model.Instance // ended, newest first
+	filled  bool              // gets an instance now
 }
+
+// serves reports whether the slot takes part in traffic.
+func (s *slot) serves() bool {
+	return ready(s.current) != nil || ready(s.old) != nil || ready(s.leaving) != nil
+}
+
+// vacant reports whether nothing runs in the slot that is to go on running.
+func (s *slot) vacant() bool { return len(s.current)+len(s.old)+len(s.leaving) == 0 }
 
 type plan struct {
 	Input
@@ -127,6 +140,15 @@ func (p *plan) revisit(at time.Time) {
 	}
 }
 
+// told corrects a time that was read from the clock of an instance's node, where that cannot be
+// right: before the instance was made, or well in the future.
+func (p *plan) told(i *model.Instance, t time.Time) time.Time {
+	if t.Before(i.Created) || t.After(p.Now.Add(clockSkew)) {
+		return i.Created
+	}
+	return t
+}
+
 // collect sorts the instances into slots.
 func (p *plan) collect() {
 	w := p.Workload
@@ -136,13 +158,13 @@ func (p *plan) collect() {
 		p.slots = append(p.slots, s)
 	}
 	global := w.Type == model.GlobalWorkload
-	if global && !w.Suspended {
+	if global {
 		for _, n := range p.Nodes {
-			add(n.ID, &slot{nodeID: n.ID, wanted: true})
+			add(n.ID, &slot{nodeID: n.ID, counts: true, wanted: !w.Suspended})
 		}
-	} else if !w.Suspended {
+	} else {
 		for n := 1; n <= w.Count; n++ {
-			add(strconv.Itoa(n), &slot{number: n, wanted: true})
+			add(strconv.Itoa(n), &slot{number: n, counts: true, wanted: !w.Suspended})
 		}
 	}
 	for _, i := range p.Instances {
@@ -160,7 +182,9 @@ func (p *plan) collect() {
 			s.dead = append(s.dead, i)
 		case i.Desired != model.DesiredRun:
 			s.going = append(s.going, i)
-		case i.RevisionID == w.RevisionID && !p.Leaving[i.NodeID]:
+		case p.Leaving[i.NodeID]:
+			s.leaving = append(s.leaving, i)
+		case i.RevisionID == w.RevisionID:
 			s.current = append(s.current, i)
 		default:
 			s.old = append(s.old, i)
@@ -170,9 +194,9 @@ func (p *plan) collect() {
 		return cmp.Or(b.Created.Compare(a.Created), cmp.Compare(b.ID, a.ID))
 	}
 	for _, s := range p.slots {
-		slices.SortFunc(s.dead, newestFirst)
-		slices.SortFunc(s.current, newestFirst)
-		slices.SortFunc(s.old, newestFirst)
+		for _, list := range [][]*model.Instance{s.current, s.old, s.leaving, s.going, s.dead} {
+			slices.SortFunc(list, newestFirst)
+		}
 	}
 	slices.SortStableFunc(p.slots, func(a, b *slot) int {
 		return cmp.Or(cmp.Compare(a.number, b.number), cmp.Compare(a.nodeID, b.nodeID))
@@ -183,19 +207,13 @@ func (p *plan) collect() {
 func (p *plan) begin() {
 	w, r := p.Workload, &p.out.Rollout
 	if r.Revision != w.RevisionID {
-		back := r.State == model.RolloutRolling && r.From == w.RevisionID
-		if !back {
-			*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r)}
-			if w.Type != model.JobWorkload && (r.From != "" || p.anyOld()) {
-				r.State, r.Started = model.RolloutUpdating, p.Now
-			}
-		} else {
-			r.Revision, r.From = w.RevisionID, r.Revision
-			r.LastStep = time.Time{}
+		*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r)}
+		if w.Type != model.JobWorkload && (r.From != "" || p.anyOld()) {
+			r.State, r.Started = model.RolloutUpdating, p.Now
 		}
 	}
 	p.policy = w.Update
-	if r.State == model.RolloutRolling {
+	if r.State == model.RolloutRolling && w.Rollback != (model.UpdatePolicy{}) {
 		p.policy = w.Rollback
 	}
 	if p.policy.Monitor == 0 {
@@ -208,8 +226,12 @@ func (p *plan) begin() {
 func (p *plan) returnTo(before *model.RolloutStatus) string {
 	to := p.Workload.PreviousRevisionID
 	switch before.State {
-	case model.RolloutUpdating, model.RolloutPaused, model.RolloutFailed, model.RolloutRolling:
-		to = before.From
+	case model.RolloutUpdating, model.RolloutPaused:
+		if before.From != "" {
+			to = before.From
+		}
+	case model.RolloutRolling, model.RolloutFailed:
+		to = before.Revision // what was being returned to
 	}
 	if to == p.Workload.RevisionID {
 		return ""
@@ -219,7 +241,7 @@ func (p *plan) returnTo(before *model.RolloutStatus) string {
 
 func (p *plan) anyOld() bool {
 	return slices.ContainsFunc(p.Instances, func(i *model.Instance) bool {
-		return i.RevisionID != p.Workload.RevisionID && i.Desired == model.DesiredRun && !i.Status.State.Final()
+		return i.RevisionID != p.Workload.RevisionID && i.WantsToRun()
 	})
 }
 
@@ -227,21 +249,33 @@ func (p *plan) moving() bool {
 	return p.out.Rollout.State == model.RolloutUpdating || p.out.Rollout.State == model.RolloutRolling
 }
 
+// startFirst reports whether a new instance starts before the old one ends. Those of a global
+// workload share a node, and what they hold of it, so that there the old one has to end first.
+func (p *plan) startFirst() bool {
+	return p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload
+}
+
 // failed says why an instance of the revision being rolled out counts as a failure, "" when it
 // does not.
 func (p *plan) failed(i *model.Instance) string {
 	st := &i.Status
-	within := st.ReadySince.IsZero() || p.Now.Sub(st.ReadySince) < p.policy.Monitor || st.Restarts > 0
 	switch {
 	case i.RevisionID != p.Workload.RevisionID || i.Created.Before(p.out.Rollout.Started):
 		return ""
-	case st.State == model.InstanceLost:
-		return "" // its node's fault
-	case st.State == model.InstanceFailed && i.Desired == model.DesiredRun:
+	case i.Desired != model.DesiredRun: // it was told to end
+		return ""
+	case st.State == model.InstanceLost: // its node's fault
+		return ""
+	case p.lasted(i):
+		return ""
+	case st.State == model.InstanceFailed:
 		return orText(st.Message, "it failed")
-	case st.State == model.InstanceCompleted && i.Desired == model.DesiredRun && within && p.Workload.Template.Restart.Condition == model.RestartAlways:
-		return orText(st.Message, "it ended")
-	case st.Health == model.HealthUnhealthy && within:
+	case st.State == model.InstanceCompleted:
+		if p.Workload.Template.Restart.Condition == model.RestartAlways {
+			return orText(st.Message, "it ended")
+		}
+		return ""
+	case st.Health == model.HealthUnhealthy:
 		return "unhealthy: " + st.Message
 	case st.Restarts > 0 && !st.Ready, st.State == model.InstanceWaiting:
 		return orText(st.Message, "it had to be restarted")
@@ -251,6 +285,21 @@ func (p *plan) failed(i *model.Instance) string {
 	return ""
 }
 
+// lasted reports whether an instance was ready for the whole monitor window before whatever
+// happened to it since.
+func (p *plan) lasted(i *model.Instance) bool {
+	st := &i.Status
+	switch {
+	case st.ReadySince.IsZero():
+		return false
+	case st.Started.After(st.ReadySince): // the latest run is not ready yet; that was the one before
+		return st.Restarts == 1 && st.Started.Sub(st.ReadySince) >= p.policy.Monitor
+	case !st.Finished.IsZero():
+		return st.Finished.Sub(st.ReadySince) >= p.policy.Monitor
+	}
+	return p.Now.Sub(p.told(i, st.ReadySince)) >= p.policy.Monitor
+}
+
 func orText(s, otherwise string) string {
 	if s == "" {
 		return otherwise
@@ -258,37 +307,50 @@ func orText(s, otherwise string) string {
 	return s
 }
 
-// judge counts failures of an update under way and acts on too many.
+// failing says why a slot that the update has come to fails at the moment, "" when it does not.
+func (p *plan) failing(s *slot) string {
+	if len(s.current) == 0 && len(s.dead) > 0 && s.vacant() {
+		return p.failed(s.dead[0])
+	}
+	for _, i := range s.current {
+		if why := p.failed(i); why != "" {
+			return why
+		}
+	}
+	return ""
+}
+
+// judge counts the slots that failed in an update under way, and acts on too many.
 func (p *plan) judge() {
 	r := &p.out.Rollout
 	if !p.moving() {
 		return
 	}
-	failures, why := 0, ""
-	for _, i := range p.Instances {
-		if reason := p.failed(i); reason != "" {
-			failures++
-			why = i.Name + ": " + reason
+	total, failures, told := 0, 0, ""
+	for _, s := range p.slots {
+		if !s.wanted {
+			continue
+		}
+		total++
+		for _, i := range slices.Concat(s.current, s.leaving, s.dead) {
+			if why := p.failed(i); why != "" {
+				failures++
+				told = orText(told, i.Name+": "+why)
+				break
+			}
 		}
 	}
 	r.Failures = max(r.Failures, failures)
-	total := 0
-	for _, s := range p.slots {
-		if s.wanted {
-			total++
-		}
-	}
-	if r.Failures == 0 || total == 0 || float64(r.Failures)/float64(total) <= p.policy.MaxFailureRatio {
+	if failures == 0 {
 		return
 	}
-	told := fmt.Sprintf("%d of %d instances failed (%s)", r.Failures, total, why)
+	told = fmt.Sprintf("%d of %d instances failed (%s)", min(r.Failures, total), total, told)
 	switch {
-	case p.policy.OnFailure == model.ContinueOnFailure:
+	case p.policy.OnFailure == model.ContinueOnFailure, float64(r.Failures)/float64(total) <= p.policy.MaxFailureRatio:
 		r.Message = told
 	case r.State == model.RolloutUpdating && p.policy.OnFailure == model.RollBackOnFailure && r.From != "":
-		r.State, r.Message, r.Failures = model.RolloutRolling, told, 0
 		p.out.RollBackTo = r.From
-		r.Started = p.Now
+		*r = model.RolloutStatus{State: model.RolloutRolling, Revision: r.From, From: r.Revision, Message: told, Started: p.Now}
 	case r.State == model.RolloutRolling:
 		r.State, r.Message, r.Finished = model.RolloutFailed, "rolling back failed too: "+told, p.Now
 	default:
@@ -298,9 +360,9 @@ func (p *plan) judge() {
 
 // trim forgets all but the latest ended instances of a slot.
 func (p *plan) trim(s *slot) {
-	keep := keptDead
-	if !s.wanted {
-		keep = 0
+	keep := 0
+	if s.wanted || s.counts && p.Workload.Type == model.JobWorkload { // a job that is suspended must know what it has done
+		keep = keptDead
 	}
 	for n, i := range s.dead {
 		if n >= keep {
@@ -318,6 +380,12 @@ func (p *plan) end(i *model.Instance, cause string) {
 	p.do(Action{Type: Stop, InstanceID: i.ID, Cause: cause})
 }
 
+func (p *plan) endAll(cause string, lists ...[]*model.Instance) {
+	for _, i := range slices.Concat(lists...) {
+		p.end(i, cause)
+	}
+}
+
 func (p *plan) empty(s *slot) {
 	cause := "scaled down"
 	if p.Workload.Type == model.GlobalWorkload {
@@ -326,9 +394,7 @@ func (p *plan) empty(s *slot) {
 	if p.Workload.Suspended {
 		cause = "the workload is suspended"
 	}
-	for _, i := range slices.Concat(s.current, s.old) {
-		p.end(i, cause)
-	}
+	p.endAll(cause, s.current, s.old, s.leaving)
 }
 
 func ready(list []*model.Instance) *model.Instance {
@@ -340,90 +406,112 @@ func ready(list []*model.Instance) *model.Instance {
 	return nil
 }
 
+// single ends all but one of the instances in one role: a ready one stays, or else one of the
+// revision that a failing update leads back to, or else the newest.
+func (p *plan) single(list []*model.Instance) []*model.Instance {
+	if len(list) < 2 {
+		return list
+	}
+	keep := ready(list)
+	for _, i := range list {
+		if keep == nil && i.RevisionID == p.out.Rollout.From {
+			keep = i
+		}
+	}
+	if keep == nil {
+		keep = list[0]
+	}
+	for _, i := range list {
+		if i != keep {
+			p.end(i, "another instance has its place")
+		}
+	}
+	return []*model.Instance{keep}
+}
+
 // settle fills a slot and ends what was replaced in it.
 func (p *plan) settle(s *slot) {
-	// Two of the same revision are one too many: the ready one stays, or else the newest.
-	if len(s.current) > 1 {
-		keep := s.current[0]
-		if r := ready(s.current); r != nil {
-			keep = r
-		}
-		for _, i := range s.current {
-			if i != keep {
-				p.end(i, "another instance has its place")
-			}
-		}
-		s.current = []*model.Instance{keep}
-	}
+	s.current, s.old, s.leaving = p.single(s.current), p.single(s.old), p.single(s.leaving)
+	cause := func(by *model.Instance) string { return "replaced by " + by.Name + " " + model.ShortID(by.ID) }
 	switch {
-	case len(s.current) > 0 && len(s.old) > 0 && ready(s.current) != nil:
-		for _, i := range s.old {
-			p.end(i, "replaced by "+s.current[0].Name+" "+model.ShortID(s.current[0].ID))
-		}
-	case len(s.current) == 0 && len(s.old) == 0:
+	case ready(s.current) != nil:
+		p.endAll(cause(s.current[0]), s.old, s.leaving)
+		s.old, s.leaving = nil, nil
+	case ready(s.old) != nil:
+		p.endAll(cause(s.old[0]), s.leaving)
+		s.leaving = nil
+	case s.vacant():
 		p.fill(s)
 	}
 }
 
 // fill creates an instance in a slot that has none, unless the slot is meant to stay empty.
 func (p *plan) fill(s *slot) {
-	if p.policy.Order != model.StartFirst && len(s.going) > 0 {
+	if !p.startFirst() && len(s.going) > 0 {
 		return // stop first: the old one has not ended yet
 	}
-	if p.unturned(s) {
+	if revision := p.keeps(s); revision != "" {
 		if p.moving() && !p.Held {
 			return // advance decides whether its turn has come
 		}
-		p.refill(s)
+		p.refill(s, revision)
 		return
 	}
 	if p.Held {
 		return
 	}
-	replaces := ""
-	if len(s.dead) > 0 {
-		last := s.dead[0]
-		replaces = last.ID
-		if last.RevisionID == p.Workload.RevisionID && !p.mayReplace(s) {
-			return
-		}
+	if len(s.dead) > 0 && s.dead[0].RevisionID == p.Workload.RevisionID && !p.mayReplace(s) {
+		return
 	}
-	p.create(s, replaces)
+	p.create(s, p.Workload.RevisionID, s.dead)
 }
 
-// unturned reports whether an empty slot was never given to the present revision: what ended in
-// it is an instance of another one, and not because the update took it away. While the update
-// waits, is held or was paused, such a slot gets what it had: the present revision may be bad.
-func (p *plan) unturned(s *slot) bool {
-	if len(s.dead) == 0 || len(s.current)+len(s.old) > 0 {
-		return false
+// keeps returns the revision that a vacant slot gets while the present one is not to be spread,
+// as it waits or failed, or its turn has not come: the one before, as far as is known a good
+// one. It returns "" for a slot that gets the present revision.
+func (p *plan) keeps(s *slot) string {
+	r := &p.out.Rollout
+	stalled := p.Held || r.State == model.RolloutPaused
+	switch {
+	case !stalled && r.State != model.RolloutUpdating:
+		return ""
+	case len(s.dead) == 0:
+		if stalled {
+			return r.From // a slot that was added meanwhile
+		}
+		return ""
 	}
 	last := s.dead[0]
-	if last.RevisionID == p.Workload.RevisionID || last.Desired != model.DesiredRun {
-		return false
+	switch {
+	case last.RevisionID == p.Workload.RevisionID: // the update has come to it
+		return ""
+	case !stalled && last.Desired != model.DesiredRun: // the update itself took it away
+		return ""
 	}
-	switch p.out.Rollout.State {
-	case model.RolloutUpdating, model.RolloutRolling, model.RolloutPaused, model.RolloutFailed:
-		return true
-	}
-	return p.Held
+	return orText(r.From, last.RevisionID)
 }
 
-// refill gives an empty slot the revision it had.
-func (p *plan) refill(s *slot) {
-	if last := s.dead[0]; p.mayReplace(s) {
-		p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: last.RevisionID, Replaces: last.ID})
+// refill gives a vacant slot an earlier revision.
+func (p *plan) refill(s *slot, revision string) {
+	if len(s.dead) == 0 || p.mayReplace(s) {
+		p.create(s, revision, s.dead)
 	}
 }
 
-func (p *plan) create(s *slot, replaces string) {
-	p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: p.Workload.RevisionID, Replaces: replaces})
+// create makes an instance that takes the place of the first of those that were there.
+func (p *plan) create(s *slot, revision string, were ...[]*model.Instance) {
+	replaces := ""
+	if all := slices.Concat(were...); len(all) > 0 {
+		replaces = all[0].ID
+	}
+	s.filled = true
+	p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: revision, Replaces: replaces})
 }
 
 // mayReplace says whether a slot's last instance is to be replaced now. If that is only a matter
 // of time, it asks to be asked again.
 func (p *plan) mayReplace(s *slot) bool {
-	stay, wait := p.stays(s, s.dead[0])
+	stay, wait := p.stays(s)
 	if stay {
 		return false
 	}
@@ -436,7 +524,8 @@ func (p *plan) mayReplace(s *slot) bool {
 
 // stays says whether the end of a slot's last instance is to be respected, or how long to wait
 // before it is replaced.
-func (p *plan) stays(s *slot, last *model.Instance) (stay bool, wait time.Duration) {
+func (p *plan) stays(s *slot) (stay bool, wait time.Duration) {
+	last := s.dead[0]
 	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost {
 		return false, 0
 	}
@@ -453,100 +542,119 @@ func (p *plan) stays(s *slot, last *model.Instance) (stay bool, wait time.Durati
 	if len(s.dead) > 1 && s.dead[1].Status.State == model.InstanceFailed {
 		pause = 10 * time.Second
 	}
-	return false, last.Status.Finished.Add(pause).Sub(p.Now)
+	return false, p.told(last, last.Status.Finished).Add(pause).Sub(p.Now)
 }
 
 // runJob runs a slot of a job until it has completed once, or failed for good.
 func (p *plan) runJob(s *slot) {
-	for _, i := range s.old {
-		switch {
-		case i.RevisionID == p.Workload.RevisionID:
-			return // its node is being drained: a job is left to finish
-		case !p.Held:
+	if n := len(s.current); n > 1 { // the first has come furthest
+		for _, i := range s.current[:n-1] {
+			p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "another instance has its place"})
+		}
+	}
+	for _, i := range slices.Concat(s.old, s.leaving) {
+		// One whose node is being drained is left to finish.
+		if i.RevisionID != p.Workload.RevisionID && !p.Held {
 			p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "a new revision runs instead"})
 		}
 	}
-	if len(s.current) > 0 || len(s.going) > 0 || len(s.old) > 0 || p.Held {
+	if !s.vacant() || len(s.going) > 0 || p.Held {
 		return
 	}
 	for _, i := range s.dead {
-		if i.RevisionID == p.Workload.RevisionID && i.Status.State != model.InstanceLost {
+		if i.RevisionID == p.Workload.RevisionID && i.Status.State != model.InstanceLost && i.Desired == model.DesiredRun {
 			return
 		}
 	}
-	p.create(s, "")
+	p.create(s, p.Workload.RevisionID, s.dead)
 }
 
 // advance begins the next batch of an update, and moves work off leaving nodes.
 func (p *plan) advance() {
-	r := &p.out.Rollout
 	busy, waiting := 0, []*slot(nil)
 	for _, s := range p.slots {
 		if !s.wanted {
 			continue
 		}
-		outdated := slices.ContainsFunc(s.old, func(i *model.Instance) bool { return i.RevisionID != p.Workload.RevisionID })
 		switch {
-		case len(s.current) > 0 && ready(s.current) == nil && len(s.old)+len(s.going) > 0,
-			len(s.current) == 0 && len(s.going) > 0 && len(s.old) == 0:
+		case s.filled, s.vacant() && len(s.going) > 0:
 			busy++
-		case len(s.old) > 0 && len(s.current) == 0 && !outdated:
-			p.create(s, s.old[0].ID) // its node is being drained
-		case len(s.old) > 0 && len(s.current) == 0, p.unturned(s) && len(s.going) == 0:
+		case len(s.current) > 0:
+			// One that fails is not waited for: judge has found that so many may.
+			if p.failing(s) == "" && (ready(s.current) == nil || p.unproven(s)) {
+				busy++
+			}
+		case len(s.old) == 0 && len(s.leaving) > 0 && s.leaving[0].RevisionID == p.Workload.RevisionID:
+			if !s.serves() {
+				busy++
+			}
+			p.move(s)
+		case !s.vacant(), p.keeps(s) != "":
 			waiting = append(waiting, s)
-		case len(s.current) > 0 && p.moving() && ready(s.current) == nil:
-			busy++
-		case p.unproven(s):
-			busy++
+		case len(s.dead) > 0 && p.failing(s) == "":
+			if stay, _ := p.stays(s); !stay {
+				busy++
+			}
 		}
 	}
-	if !p.moving() || len(waiting) == 0 || p.Held {
-		return
+	for _, s := range waiting[p.batch(busy, waiting):] { // their turn has not come
+		switch {
+		case s.vacant():
+			p.refill(s, p.keeps(s))
+		case len(s.old) == 0:
+			p.move(s)
+		}
 	}
-	// Slots that serve nobody anyway come first: updating them takes nothing away.
-	slices.SortStableFunc(waiting, func(a, b *slot) int {
-		serves := func(s *slot) int {
-			if ready(s.old) != nil {
-				return 1
-			}
+}
+
+// move starts in another place what runs on a leaving node; it ends there once that is ready.
+func (p *plan) move(s *slot) {
+	revision := s.leaving[0].RevisionID
+	if p.out.Rollout.State == model.RolloutRolling {
+		revision = p.Workload.RevisionID
+	}
+	p.create(s, revision, s.leaving)
+}
+
+// batch begins the update of as many of the waiting slots as it may, sorts them to the front and
+// returns their number.
+func (p *plan) batch(busy int, waiting []*slot) int {
+	r := &p.out.Rollout
+	if !p.moving() || p.Held {
+		return 0
+	}
+	// Slots that serve nobody anyway come first: updating them takes nothing away. Next are those
+	// that have to move in any case.
+	rank := func(s *slot) int {
+		switch {
+		case !s.serves():
 			return 0
+		case len(s.old) == 0:
+			return 1
 		}
-		return cmp.Compare(serves(a), serves(b))
-	})
-	begun := 0
-	defer func() { // those whose turn has not come and that are empty get what they had
-		for _, s := range waiting[begun:] {
-			if len(s.old) == 0 {
-				p.refill(s)
-			}
-		}
-	}()
-	room := p.policy.Parallelism - busy
-	if p.policy.Parallelism <= 0 {
-		room = len(waiting)
+		return 2
+	}
+	slices.SortStableFunc(waiting, func(a, b *slot) int { return cmp.Compare(rank(a), rank(b)) })
+	room := len(waiting)
+	if p.policy.Parallelism > 0 {
+		room = min(room, p.policy.Parallelism-busy)
 	}
 	if room <= 0 {
-		return
+		return 0
 	}
 	if due := r.LastStep.Add(p.policy.Delay); p.policy.Delay > 0 && !r.LastStep.IsZero() && due.After(p.Now) {
 		p.revisit(due)
-		return
+		return 0
 	}
-	begun = min(room, len(waiting))
-	for _, s := range waiting[:begun] {
-		r.LastStep = p.Now
-		if len(s.old) == 0 {
-			p.create(s, s.dead[0].ID)
+	r.LastStep = p.Now
+	for _, s := range waiting[:room] {
+		if s.vacant() || p.startFirst() {
+			p.create(s, p.Workload.RevisionID, s.old, s.leaving, s.dead)
 			continue
 		}
-		if p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload {
-			p.create(s, s.old[0].ID)
-			continue
-		}
-		for _, i := range s.old {
-			p.end(i, "a new revision takes its place")
-		}
+		p.endAll("a new revision takes its place", s.old, s.leaving)
 	}
+	return room
 }
 
 // unproven reports whether a slot's new instance is ready only in the sense that it runs: without
@@ -559,7 +667,7 @@ func (p *plan) unproven(s *slot) bool {
 	if i == nil || i.Status.Health == model.HealthHealthy || i.Created.Before(p.out.Rollout.Started) {
 		return false
 	}
-	until := i.Status.ReadySince.Add(p.policy.Monitor)
+	until := p.told(i, i.Status.ReadySince).Add(p.policy.Monitor)
 	if !until.After(p.Now) {
 		return false
 	}
@@ -568,43 +676,57 @@ func (p *plan) unproven(s *slot) bool {
 }
 
 // complete ends an update whose instances are all ready and have been for the monitor window.
+// Those that fail, within what the policy allows, do not hold it up.
 func (p *plan) complete() {
 	r := &p.out.Rollout
 	if !p.moving() || p.Held {
 		return
 	}
+	done, failing := true, false
 	for _, s := range p.slots {
-		if !s.wanted {
-			continue
-		}
-		if len(s.current)+len(s.old)+len(s.going) == 0 && len(s.dead) > 0 && s.dead[0].RevisionID == p.Workload.RevisionID {
-			if stay, _ := p.stays(s, s.dead[0]); stay {
-				continue // it ran and ended, as it should
-			}
-		}
-		i := ready(s.current)
-		if i == nil || len(s.old) > 0 {
-			p.revisitFailures(s)
-			return
-		}
-		if until := i.Status.ReadySince.Add(p.policy.Monitor); until.After(p.Now) && !i.Created.Before(r.Started) {
-			p.revisit(until)
-			return
+		if s.wanted {
+			ok, fails := p.completed(s)
+			done, failing = done && ok, failing || fails
 		}
 	}
-	r.Finished = p.Now
-	if r.State == model.RolloutRolling {
-		r.State = model.RolloutRolledBack
-		r.Message = "rolled back: " + r.Message
+	if !done {
 		return
 	}
-	r.State, r.Message = model.RolloutCompleted, ""
+	r.Finished = p.Now
+	switch {
+	case r.State == model.RolloutRolling:
+		r.State = model.RolloutRolledBack
+		r.Message = "rolled back: " + r.Message
+	case failing:
+		r.State = model.RolloutCompleted
+	default:
+		r.State, r.Message = model.RolloutCompleted, ""
+	}
 }
 
-func (p *plan) revisitFailures(s *slot) {
+// completed reports whether the update is through with a slot, and whether the slot fails.
+func (p *plan) completed(s *slot) (done, failing bool) {
 	for _, i := range s.current {
-		if !i.Status.Ready {
+		if !i.Status.Ready && i.NodeID != "" {
 			p.revisit(i.Created.Add(startDeadline + time.Second))
 		}
 	}
+	switch {
+	case s.filled || len(s.old)+len(s.leaving) > 0:
+		return false, false
+	case p.failing(s) != "":
+		return true, true
+	case s.vacant() && len(s.going) == 0 && len(s.dead) > 0 && s.dead[0].RevisionID == p.Workload.RevisionID:
+		stay, _ := p.stays(s)
+		return stay, false // it ran and ended, as it should
+	}
+	i := ready(s.current)
+	if i == nil {
+		return false, false
+	}
+	if until := p.told(i, i.Status.ReadySince).Add(p.policy.Monitor); until.After(p.Now) && !i.Created.Before(p.out.Rollout.Started) {
+		p.revisit(until)
+		return false, false
+	}
+	return true, false
 }
