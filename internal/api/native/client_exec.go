@@ -24,6 +24,9 @@ func (c *Client) Exec(ctx context.Context, req ExecRequest, streams driver.Strea
 	req.Stdin = streams.Stdin != nil
 	body, pw := io.Pipe()
 	defer pw.Close()
+	// Once an answer has begun, the transport notices the end of ctx only when it has something to
+	// send: this is what ends a read of the body that waits for that.
+	defer context.AfterFunc(ctx, func() { pw.CloseWithError(context.Canceled) })()
 	in := &inputLines{enc: json.NewEncoder(pw)}
 	go func() {
 		if in.send(req) == nil {

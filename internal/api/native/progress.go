@@ -3,6 +3,7 @@ package native
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"slices"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -89,21 +90,25 @@ type place struct {
 // placesOf sorts the instances that should run into their places. Lost ones are not there: their
 // nodes are gone, and others take their place.
 func placesOf(w *model.Workload, instances []*model.Instance) []*place {
-	var out []*place
+	type key struct {
+		slot int
+		node string
+	}
+	places := map[key]*place{}
 	for _, i := range instances {
 		surplus := w.Suspended || (w.Type != model.GlobalWorkload && i.Slot > w.Count)
 		if i.Desired != model.DesiredRun || i.Status.State == model.InstanceLost || surplus {
 			continue
 		}
-		at := place{slot: i.Slot}
+		k := key{slot: i.Slot}
 		if w.Type == model.GlobalWorkload {
-			at = place{node: i.NodeID}
+			k = key{node: i.NodeID}
 		}
-		n := slices.IndexFunc(out, func(p *place) bool { return p.slot == at.slot && p.node == at.node })
-		if n < 0 {
-			n, out = len(out), append(out, &at)
+		p := places[k]
+		if p == nil {
+			p = &place{slot: k.slot, node: k.node}
+			places[k] = p
 		}
-		p := out[n]
 		p.serves = p.serves || i.Serving()
 		if !i.Status.State.Final() {
 			p.restarts += i.Status.Restarts
@@ -112,6 +117,7 @@ func placesOf(w *model.Workload, instances []*model.Instance) []*place {
 			p.current = i
 		}
 	}
+	out := slices.Collect(maps.Values(places))
 	slices.SortFunc(out, func(a, b *place) int { return cmp.Or(cmp.Compare(a.slot, b.slot), cmp.Compare(a.node, b.node)) })
 	return out
 }
