@@ -98,8 +98,10 @@ type Agent struct {
 	group   *errgroup.Group
 	ctx     context.Context
 
-	network     *networkState // the latest; nil before the first
-	networkWake chan struct{} // capacity 1
+	network        *networkState   // the latest; nil before the first
+	networkWake    chan struct{}   // capacity 1
+	networkKnows   map[string]bool // instances of the state in force
+	networkChanged chan struct{}   // closed and replaced when a state comes in force
 }
 
 // New returns an agent; Run starts it.
@@ -109,7 +111,7 @@ func New(d Deps) (*Agent, error) {
 			return nil, fmt.Errorf("make the agent's directory: %w", err)
 		}
 	}
-	return &Agent{Deps: d, workers: map[string]*worker{}, networkWake: make(chan struct{}, 1)}, nil
+	return &Agent{Deps: d, workers: map[string]*worker{}, networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{})}, nil
 }
 
 func (d *Deps) assignments() string { return filepath.Join(d.DataDir, "assignments") }
@@ -229,11 +231,44 @@ func (a *Agent) runNetwork(ctx context.Context) error {
 			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
 			continue
 		}
+		knows := make(map[string]bool, len(current.state.Instances))
+		for i := range current.state.Instances {
+			knows[current.state.Instances[i].ID] = true
+		}
 		a.mu.Lock()
 		current.inForce = true
 		revision := current.revision
+		a.networkKnows = knows
+		close(a.networkChanged)
+		a.networkChanged = make(chan struct{})
 		a.mu.Unlock()
 		a.session.Applied(revision)
+	}
+}
+
+// networkPatience bounds how long a start waits for the network to know the instance.
+const networkPatience = 3 * time.Second
+
+// awaitNetwork waits until routes, names and rules for an instance are in force on this node, so
+// that it finds its peers from its first instruction on. It gives up waiting, not the start: an
+// agent without a server has to work with the state that it has.
+func (a *Agent) awaitNetwork(ctx context.Context, instance string) {
+	ctx, cancel := context.WithTimeout(ctx, networkPatience)
+	defer cancel()
+	for {
+		a.mu.Lock()
+		known, unknown := a.networkKnows[instance], a.network == nil
+		changed := a.networkChanged
+		a.mu.Unlock()
+		if known || unknown {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			a.Log.Warn("instance is started before the network knows it", "instance", instance)
+			return
+		case <-changed:
+		}
 	}
 }
 

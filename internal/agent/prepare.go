@@ -48,6 +48,9 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 	if err := w.attach(ctx, as, p); err != nil {
 		return nil, err
 	}
+	if len(as.Template.Networks) > 0 {
+		w.agent.awaitNetwork(ctx, w.id)
+	}
 	files, err := w.writeFiles(as, p)
 	if err != nil {
 		return nil, fmt.Errorf("write hosts and resolver files: %w", err)

@@ -35,6 +35,7 @@ func (p *pass) place() {
 		}
 		return compareStrings(a.ID, b.ID)
 	})
+	p.seen = nil // what was created since counts too
 	views, byID := p.views()
 	templates := map[string]*model.Template{}
 	requests := make([]schedule.Request, 0, len(pending))
@@ -48,6 +49,9 @@ func (p *pass) place() {
 			}
 			t = &r.Template
 			templates[i.RevisionID] = t
+		}
+		if _, ok := store.Get[*model.Workload](p.snap, i.WorkloadID); !ok {
+			continue // removed; so will be the instance
 		}
 		req := schedule.Request{InstanceID: i.ID, WorkloadID: i.WorkloadID, Template: t, HostPorts: p.hostPorts(i.WorkloadID)}
 		req.Workload, _, _ = cutLast(i.FullName(), '.')
@@ -65,7 +69,11 @@ func (p *pass) place() {
 			}
 			continue
 		}
-		if err := p.assign(c, requests[n].Template, byID[pl.NodeID], pl.Reason); err != nil {
+		node := byID[pl.NodeID].Node
+		if home, _ := p.pin(requests[n].Template); home != "" && home != node.ID {
+			continue // a placement before this one gave its volume a home; the next pass heeds that
+		}
+		if err := p.assign(c, requests[n].Template, node, pl.Reason); err != nil {
 			if c.Reason != err.Error() {
 				c.NodeID, c.Addresses, c.Reason = "", nil, err.Error()
 				p.put(c)
@@ -73,7 +81,7 @@ func (p *pass) place() {
 			continue
 		}
 		p.put(c)
-		p.event("instance placed", c, "on "+byID[pl.NodeID].Name+": "+pl.Reason)
+		p.event("instance placed", c, "on "+node.Name+": "+pl.Reason)
 	}
 }
 
@@ -96,21 +104,44 @@ func cutLast(s string, sep byte) (before, after string, ok bool) {
 	return s, "", false
 }
 
-// views counts what is taken of each node.
-func (p *pass) views() ([]*schedule.NodeView, map[string]*model.Node) {
-	var views []*schedule.NodeView
-	byID := map[string]*schedule.NodeView{}
-	nodes := map[string]*model.Node{}
-	for n := range store.List[*model.Node](p.snap) {
+// nodes are the cluster's nodes.
+type nodes struct {
+	list    []*model.Node
+	byID    map[string]*model.Node
+	leaving map[string]bool // IDs of those that are being drained
+}
+
+func (p *pass) allNodes() *nodes {
+	if p.nodes == nil {
+		p.nodes = &nodes{byID: map[string]*model.Node{}, leaving: map[string]bool{}}
+		for n := range store.List[*model.Node](p.snap) {
+			p.nodes.list = append(p.nodes.list, n)
+			p.nodes.byID[n.ID] = n
+			if n.Availability == model.Draining {
+				p.nodes.leaving[n.ID] = true
+			}
+		}
+	}
+	return p.nodes
+}
+
+// views counts what is taken of each node. Whoever places something there accounts for it.
+func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
+	if p.seen != nil {
+		return p.seen, p.seenByID
+	}
+	p.seen, p.seenByID = []*schedule.NodeView{}, map[string]*schedule.NodeView{}
+	for _, n := range p.allNodes().list {
 		v := &schedule.NodeView{Node: n}
-		views = append(views, v)
-		byID[n.ID], nodes[n.ID] = v, n
+		p.seen = append(p.seen, v)
+		p.seenByID[n.ID] = v
 	}
 	wanted := map[string]model.Resources{}
-	for i := range store.List[*model.Instance](p.snap) {
-		v := byID[i.NodeID]
+	leaving := p.leaving()
+	take := func(i *model.Instance) {
+		v := p.seenByID[i.NodeID]
 		if v == nil || i.Status.State.Final() {
-			continue
+			return
 		}
 		r, ok := wanted[i.RevisionID]
 		if !ok {
@@ -119,25 +150,55 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*model.Node) {
 			}
 			wanted[i.RevisionID] = r
 		}
-		v.Take(i.WorkloadID, &r, i.HostPorts)
+		workload := i.WorkloadID
+		if leaving[i.ID] || i.Desired != model.DesiredRun {
+			workload = "" // takes room still, but what takes its place may be spread as if it had gone
+		}
+		v.Take(workload, &r, i.HostPorts)
 	}
-	return views, nodes
+	for i := range store.List[*model.Instance](p.snap) {
+		take(i)
+	}
+	for _, o := range p.changed { // created in this very pass
+		if i, ok := o.(*model.Instance); ok && i.Revision == 0 {
+			take(i)
+		}
+	}
+	return p.seen, p.seenByID
+}
+
+// leaving are the instances that run only until another one has taken their place.
+func (p *pass) leaving() map[string]bool {
+	out := map[string]bool{}
+	note := func(i *model.Instance) {
+		if i.Replaces != "" && i.WantsToRun() {
+			out[i.Replaces] = true
+		}
+	}
+	for i := range store.List[*model.Instance](p.snap) {
+		note(i)
+	}
+	for _, o := range p.changed {
+		if i, ok := o.(*model.Instance); ok {
+			note(i)
+		}
+	}
+	return out
 }
 
 // hostPorts are the ports that each instance of a workload holds on its node.
 func (p *pass) hostPorts(workloadID string) []model.HostPort {
-	var out []model.HostPort
-	for s := range store.List[*model.Service](p.snap) {
-		if s.WorkloadID != workloadID {
-			continue
-		}
-		for _, port := range s.Ports {
-			if port.HostMode && port.Published > 0 {
-				out = append(out, model.HostPort{Protocol: port.Protocol, Published: port.Published, Target: port.Target})
+	if p.ports == nil {
+		p.ports = map[string][]model.HostPort{}
+		for s := range store.List[*model.Service](p.snap) {
+			for _, port := range s.Ports {
+				if port.HostMode && port.Published > 0 {
+					p.ports[s.WorkloadID] = append(p.ports[s.WorkloadID], model.HostPort{Protocol: port.Protocol, Published: port.Published, Target: port.Target})
+				}
 			}
 		}
 	}
-	return out
+	return p.ports[workloadID]
 }
 
 func volumeIDs(t *model.Template) []string {
@@ -152,24 +213,37 @@ func volumeIDs(t *model.Template) []string {
 	return out
 }
 
+// nowhere is the ID of no node.
+const nowhere = "-"
+
 // pin returns the node on which an instance's local volumes live.
 func (p *pass) pin(t *model.Template) (nodeID, reason string) {
+	var first *model.Volume
+	name := func(id string) string {
+		if n := p.allNodes().byID[id]; n != nil {
+			return n.Name
+		}
+		return model.ShortID(id)
+	}
 	for _, id := range volumeIDs(t) {
 		v, ok := store.Get[*model.Volume](p.snap, id)
 		if !ok {
 			continue
 		}
 		v = current(p, v)
-		if v.NodeID == "" {
-			continue
+		switch {
+		case v.NodeID == "":
+		case first == nil:
+			first = v
+		case first.NodeID != v.NodeID:
+			return nowhere, fmt.Sprintf("do not hold both the volume %s, which lives on %s, and %s, which lives on %s",
+				first.FullName(), name(first.NodeID), v.FullName(), name(v.NodeID))
 		}
-		home := model.ShortID(v.NodeID)
-		if n, ok := store.Get[*model.Node](p.snap, v.NodeID); ok {
-			home = n.Name
-		}
-		return v.NodeID, fmt.Sprintf("do not hold the volume %s, which lives on %s", v.FullName(), home)
 	}
-	return "", ""
+	if first == nil {
+		return "", ""
+	}
+	return first.NodeID, fmt.Sprintf("do not hold the volume %s, which lives on %s", first.FullName(), name(first.NodeID))
 }
 
 // assign puts an instance on a node: addresses, ports, and the home of volumes that have none.
@@ -191,6 +265,7 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 		if v = current(p, v); v.NodeID == "" {
 			c := v.Clone()
 			c.NodeID = n.ID
+			p.cs.Expect(model.KindVolume, v.ID, v.Revision)
 			p.put(c)
 		}
 	}

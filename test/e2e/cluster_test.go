@@ -1,0 +1,270 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/cookiejar"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+const (
+	shopURL   = "http://127.0.0.1:8080/"
+	composeIn = "../../examples/shop/"
+)
+
+var (
+	program string // the built tutti
+	dataDir string
+	runDir  = "/run/tutti-e2e"
+	// before is what the machine had before anything was brought up.
+	before inventory
+)
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) (code int) {
+	fail := func(what string, err error) int {
+		fmt.Fprintf(os.Stderr, "e2e: %s: %v\n", what, err)
+		return 1
+	}
+	if os.Geteuid() != 0 {
+		return fail("start", fmt.Errorf("containers and networks need root"))
+	}
+	var err error
+	if program, err = filepath.Abs("../../bin/tutti"); err != nil {
+		return fail("find bin/tutti", err)
+	}
+	if _, err := os.Stat(program); err != nil {
+		return fail("find bin/tutti", fmt.Errorf("run `make build` first: %w", err))
+	}
+	if _, err := os.Stat("/sys/class/net/tutti-br"); err == nil {
+		return fail("start", fmt.Errorf("virtual hosts run on this machine already; take them down first"))
+	}
+	if dataDir, err = os.MkdirTemp("/var/tmp", "tutti-e2e-"); err != nil {
+		return fail("make a data directory", err)
+	}
+	defer os.RemoveAll(dataDir)
+	if before, err = takeInventory(); err != nil {
+		return fail("take stock", err)
+	}
+	defer func() {
+		if out, err := run("down", "--purge"); err != nil {
+			code = fail("take the cluster down", fmt.Errorf("%w\n%s", err, out))
+		}
+	}()
+	began := time.Now()
+	if out, err := run("up", "-d", "--hosts", "3"); err != nil {
+		return fail("bring up three hosts", fmt.Errorf("%w\n%s", err, out))
+	}
+	fmt.Printf("e2e: three hosts up after %s\n", time.Since(began).Round(time.Millisecond))
+	began = time.Now()
+	images := exec.Command("../../scripts/images.sh", "--import")
+	images.Env = environment("TUTTI=" + program)
+	if out, err := images.CombinedOutput(); err != nil {
+		return fail("make and import images", fmt.Errorf("%w\n%s", err, out))
+	}
+	fmt.Printf("e2e: images made and imported after %s\n", time.Since(began).Round(time.Millisecond))
+	return m.Run()
+}
+
+func environment(more ...string) []string {
+	return append(append(os.Environ(), "TUTTI_DATA_DIR="+dataDir, "TUTTI_RUN_DIR="+runDir), more...)
+}
+
+// run runs tutti and returns what it printed, standard error included.
+func run(args ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Env = environment()
+	out, err := cmd.CombinedOutput()
+	return string(out), err
+}
+
+// tutti runs a command that must succeed.
+func tutti(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := run(args...)
+	if err != nil {
+		t.Fatalf("tutti %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return out
+}
+
+// refused runs a command that must fail, with a sentence that says each of these.
+func refused(t *testing.T, says []string, args ...string) string {
+	t.Helper()
+	out, err := run(args...)
+	if err == nil {
+		t.Fatalf("tutti %s succeeded:\n%s", strings.Join(args, " "), out)
+	}
+	for _, s := range says {
+		if !strings.Contains(out, s) {
+			t.Errorf("tutti %s does not say %q:\n%s", strings.Join(args, " "), s, out)
+		}
+	}
+	return out
+}
+
+// query runs a command with JSON output.
+func query[T any](t *testing.T, args ...string) T {
+	t.Helper()
+	v, err := tryQuery[T](args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+func tryQuery[T any](args ...string) (v T, err error) {
+	cmd := exec.Command(program, append(args, "-o", "json")...)
+	cmd.Env = environment()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return v, fmt.Errorf("tutti %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	if err := json.Unmarshal(out, &v); err != nil {
+		return v, fmt.Errorf("tutti %s: %w:\n%s", strings.Join(args, " "), err, out)
+	}
+	return v, nil
+}
+
+// instance is what the tests read of `tutti ps`.
+type instance struct {
+	ID       string `json:"id"`
+	Name     string `json:"name"`
+	Node     string `json:"node"`
+	Workload string `json:"workload"`
+	Desired  string `json:"desired"`
+	Current  bool   `json:"current"`
+	Status   struct {
+		State    string `json:"state"`
+		Ready    bool   `json:"ready"`
+		Restarts int    `json:"restarts"`
+		Message  string `json:"message"`
+		Tasks    []struct {
+			Run      int    `json:"run"`
+			PID      int    `json:"pid"`
+			State    string `json:"state"`
+			ExitCode int    `json:"exitCode"`
+		} `json:"tasks"`
+	} `json:"status"`
+}
+
+type hostState struct {
+	Name    string `json:"name"`
+	Address string `json:"address"`
+	Running bool   `json:"running"`
+	PID     int    `json:"pid"`
+}
+
+type nodeState struct {
+	Name   string `json:"name"`
+	Leader bool   `json:"leader"`
+	Status struct {
+		State string `json:"state"`
+	} `json:"status"`
+}
+
+func instances(t *testing.T) []instance { t.Helper(); return query[[]instance](t, "ps") }
+
+func hostsOf(list []instance, workload string) []string {
+	var out []string
+	for _, i := range list {
+		if i.Workload == workload && i.Status.Ready {
+			out = append(out, i.Node)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+// eventually waits until check finds nothing wrong.
+func eventually(t *testing.T, patience time.Duration, what string, check func() error) time.Duration {
+	t.Helper()
+	began := time.Now()
+	for {
+		err := check()
+		if err == nil {
+			return time.Since(began)
+		}
+		if time.Since(began) > patience {
+			t.Fatalf("%s: not after %s: %v\n%s", what, patience, err, diagnosis())
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func diagnosis() string {
+	var b strings.Builder
+	for _, args := range [][]string{{"status"}, {"ps"}, {"nodes"}} {
+		out, err := run(args...)
+		fmt.Fprintf(&b, "--- tutti %s (%v)\n%s", args[0], err, out)
+	}
+	return b.String()
+}
+
+// allWell waits until the cluster says so.
+func allWell(t *testing.T, patience time.Duration) time.Duration {
+	t.Helper()
+	return eventually(t, patience, "the cluster is well", func() error {
+		out, err := run("status")
+		if err != nil {
+			return fmt.Errorf("%w: %s", err, out)
+		}
+		return nil
+	})
+}
+
+// shopper is a person with a browser at one of the shop's addresses.
+type shopper struct {
+	t    *testing.T
+	base string
+	http *http.Client
+}
+
+func newShopper(t *testing.T, base string) *shopper {
+	jar, err := cookiejar.New(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &shopper{t: t, base: base, http: &http.Client{Jar: jar, Timeout: 10 * time.Second}}
+}
+
+func (s *shopper) read(resp *http.Response, err error) string {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("%s answered %s: %s", resp.Request.URL, resp.Status, body)
+	}
+	return string(body)
+}
+
+func (s *shopper) get(path string) string { s.t.Helper(); return s.read(s.http.Get(s.base + path)) }
+
+func (s *shopper) post(path string, form url.Values) string {
+	s.t.Helper()
+	return s.read(s.http.PostForm(s.base+path, form))
+}
