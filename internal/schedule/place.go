@@ -235,6 +235,19 @@ func (c *class) dynamic(n *NodeView) (reason, example string) {
 	return "", ""
 }
 
+// Lacks says what a node lacks at the moment for an instance of a workload that must run there
+// and nowhere else, "" when it has room.
+func Lacks(n *NodeView, t *model.Template, workloadID string, ports []model.HostPort) string {
+	c := &class{Request: &Request{WorkloadID: workloadID, Template: t, HostPorts: ports}, wanted: Wanted(t)}
+	reason, example := c.dynamic(n)
+	if reason == "" {
+		return ""
+	}
+	rejected := newTally(1)
+	rejected.add(reason, example)
+	return rejected.text()
+}
+
 // best returns the node that the next instance should go to, nil when none does.
 func (c *class) best() *candidate {
 	if ok, _ := c.root.refresh(c); !ok {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"fmt"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -70,7 +71,7 @@ func (c *ChangeSet) Delete(kind model.Kind, id string) {
 }
 
 // Expect makes the whole set fail with fault.Conflict unless the object has exactly this
-// revision; 0 means that it must not exist.
+// revision before any of the set's changes; 0 means that it must not exist.
 func (c *ChangeSet) Expect(kind model.Kind, id string, revision uint64) {
 	c.ops = append(c.ops, op{Type: opExpect, Kind: kind, ID: id, Revision: revision})
 }
@@ -82,7 +83,17 @@ func (c *ChangeSet) encode() ([]byte, error) {
 	if c.err != nil {
 		return nil, c.err
 	}
-	body, err := codec.Marshal(c.ops)
+	ops := slices.Clone(c.ops)
+	slices.SortStableFunc(ops, func(a, b op) int { // expectations first
+		switch {
+		case a.Type == opExpect && b.Type != opExpect:
+			return -1
+		case a.Type != opExpect && b.Type == opExpect:
+			return 1
+		}
+		return 0
+	})
+	body, err := codec.Marshal(ops)
 	if err != nil {
 		return nil, fmt.Errorf("encode change set: %w", err)
 	}

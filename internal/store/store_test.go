@@ -155,6 +155,17 @@ func TestARefusedSetChangesNothing(t *testing.T) {
 	}
 }
 
+func TestExpectationsAreOfTheStateBefore(t *testing.T) {
+	s := newStore()
+	before := commit(t, s, func(cs *store.ChangeSet) { cs.Put(volume("v1", "data")) })
+	commit(t, s, func(cs *store.ChangeSet) {
+		cs.Put(volume("v1", "data"))
+		cs.Put(volume("v2", "other"))
+		cs.Expect(model.KindVolume, "v1", before)
+		cs.Expect(model.KindVolume, "v2", 0)
+	})
+}
+
 func TestGarbageIsRefused(t *testing.T) {
 	s := newStore()
 	for _, data := range [][]byte{nil, {}, {0}, {99, 1}, {1}, {1, 0xff, 0xff}} {
