@@ -1,0 +1,60 @@
+# What one does with Tutti's sources. `make` explains the targets.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help needs build demo test e2e sim bench lint clean
+
+# Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
+# Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
+# testing lets both share what is compiled.
+TAGS ?= seccomp,netgo,osusergo
+export GOFLAGS := -tags=$(TAGS) -buildvcs=false $(filter-out -tags=% -buildvcs=%,$(shell go env GOFLAGS 2>/dev/null))
+
+VERSION ?= $(shell scripts/version.sh)
+BIN ?= bin/tutti
+# A program that needs nothing of the host; STATIC= links with the shared C library and libseccomp.
+STATIC ?= yes
+LDFLAGS := -s -w -X main.version=$(VERSION) $(if $(STATIC),-linkmode=external -extldflags=-static)
+
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+SEEDS ?= 200
+# Where the numbers of tests are collected; empty prints them only.
+TALLY ?=
+summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
+
+help: ## this list
+	@echo 'Targets:'
+	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, start'
+	@echo
+	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
+
+needs:
+	@scripts/needs.sh
+
+build: needs ## make bin/tutti, the whole program, linked statically
+	go build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/tutti
+
+demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:8080
+	@scripts/demo.sh
+
+test: needs ## unit tests of Tutti and of the example
+	@$(summary) -dir . -dir examples/shop -- ./...
+
+e2e: build ## end-to-end tests: real containers on virtual hosts that lose power and network
+	@$(summary) -- -tags $(TAGS),e2e -count=1 -timeout 30m -v ./test/e2e/...
+
+sim: needs ## simulate whole clusters, SEEDS=200 different courses
+	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 30m -args -seeds=$(SEEDS)
+
+bench: bench-schedule bench-store bench-start ## all benchmarks, each against a peer in the same run
+
+bench-%: build
+	cd bench && go run . $*
+
+lint: needs ## formatting, go vet, staticcheck and, where it is installed, shellcheck
+	@scripts/lint.sh $(TAGS) $(STATICCHECK)
+
+clean: ## remove what was built; images and compiled packages stay cached
+	rm -rf bin
