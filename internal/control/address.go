@@ -2,16 +2,17 @@ package control
 
 import (
 	"encoding/binary"
-	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-// blockBits is the prefix length of the blocks that nodes hold of a network: 64 addresses.
-const blockBits = 26
+// blockBits returns the prefix length of the blocks that nodes hold of a subnet: 64 addresses, or
+// a sixteenth of the subnet where that is less, so that a dozen nodes have one each.
+func blockBits(subnet netip.Prefix) int { return min(30, max(26, subnet.Bits()+4)) }
 
 func number(a netip.Addr) uint32 {
 	b := a.As4()
@@ -32,22 +33,22 @@ func (p *pass) cluster() (*model.Cluster, bool) {
 
 // addressNodes gives every node its own address in the overlay.
 func (p *pass) addressNodes() {
+	used := map[string]bool{}
+	var without []*model.Node
+	for _, n := range p.allNodes().list {
+		if n.OverlayAddress == "" {
+			without = append(without, n)
+		}
+		used[n.OverlayAddress] = true
+	}
 	cl, ok := p.cluster()
-	if !ok {
+	if !ok || len(without) == 0 {
 		return
 	}
 	pool, err := netip.ParsePrefix(cl.NodePool)
 	if err != nil {
 		p.c.Log.Error("the pool of node addresses cannot be read", "pool", cl.NodePool, "error", err)
 		return
-	}
-	used := map[string]bool{}
-	var without []*model.Node
-	for n := range store.List[*model.Node](p.snap) {
-		if n.OverlayAddress == "" {
-			without = append(without, n)
-		}
-		used[n.OverlayAddress] = true
 	}
 	next := number(pool.Masked().Addr())
 	for _, n := range without {
@@ -59,6 +60,7 @@ func (p *pass) addressNodes() {
 		}
 		c := n.Clone()
 		c.OverlayAddress = address(next).String()
+		p.cs.Expect(model.KindNode, n.ID, n.Revision)
 		p.put(c)
 	}
 }
@@ -83,6 +85,9 @@ func (p *pass) addressNetworks() {
 	if err != nil {
 		p.c.Log.Error("the pool of network addresses cannot be read", "pool", cl.AddressPool, "error", err)
 		return
+	}
+	if nodes, err := netip.ParsePrefix(cl.NodePool); err == nil {
+		taken = append(taken, nodes)
 	}
 	for _, n := range without {
 		status := n.Status
@@ -118,7 +123,7 @@ func chooseSubnet(wanted string, pool netip.Prefix, bits int, taken []netip.Pref
 		}
 		s = s.Masked()
 		if t, clash := overlaps(s); clash {
-			return s, fault.New(fault.Conflict, "subnet %s overlaps with %s of another network", s, t)
+			return s, fault.New(fault.Conflict, "subnet %s overlaps with %s, which is in use", s, t)
 		}
 		return s, nil
 	}
@@ -153,7 +158,7 @@ func (p *pass) addressServices() {
 			}
 			status.VirtualIPs = append(status.VirtualIPs, model.Address{Network: id, IP: have})
 		}
-		if fmt.Sprint(status) == fmt.Sprint(s.Status) {
+		if status.Message == s.Status.Message && slices.Equal(status.VirtualIPs, s.Status.VirtualIPs) {
 			continue
 		}
 		c := s.Clone()
@@ -170,6 +175,7 @@ type pool struct {
 	err     error
 	used    map[uint32]bool
 	blocks  []model.Block
+	top     uint32 // no virtual IP above is free
 }
 
 func (p *pass) pool(networkID string) *pool {
@@ -179,7 +185,7 @@ func (p *pass) pool(networkID string) *pool {
 	if have := p.pools[networkID]; have != nil {
 		return have
 	}
-	po := &pool{pass: p, used: map[uint32]bool{}}
+	po := &pool{pass: p, used: p.addresses(networkID)}
 	p.pools[networkID] = po
 	n, ok := store.Get[*model.Network](p.snap, networkID)
 	if !ok {
@@ -195,23 +201,40 @@ func (p *pass) pool(networkID string) *pool {
 		}
 		return po
 	}
-	po.subnet, po.blocks = subnet, n.Status.Blocks
-	note := func(list []model.Address) {
-		for _, a := range list {
-			if ip, err := netip.ParseAddr(a.IP); err == nil && a.Network == networkID {
-				po.used[number(ip)] = true
+	po.subnet, po.blocks, po.top = subnet, n.Status.Blocks, last(subnet)-1
+	return po
+}
+
+// addresses are those of a network that are in use. An instance that has ended uses none: its node
+// freed them before it said so, or is gone.
+func (p *pass) addresses(networkID string) map[uint32]bool {
+	if p.taken == nil {
+		p.taken = map[string]map[uint32]bool{}
+		note := func(list []model.Address) {
+			for _, a := range list {
+				ip, err := netip.ParseAddr(a.IP)
+				if err != nil || !ip.Is4() {
+					continue
+				}
+				if p.taken[a.Network] == nil {
+					p.taken[a.Network] = map[uint32]bool{}
+				}
+				p.taken[a.Network][number(ip)] = true
 			}
 		}
-	}
-	for i := range store.List[*model.Instance](p.snap) {
-		if !i.Status.State.Final() || i.Desired == model.DesiredRun && i.Status.State != model.InstanceLost {
-			note(i.Addresses)
+		for i := range store.List[*model.Instance](p.snap) {
+			if !i.Status.State.Final() {
+				note(i.Addresses)
+			}
+		}
+		for s := range store.List[*model.Service](p.snap) {
+			note(s.Status.VirtualIPs)
 		}
 	}
-	for s := range store.List[*model.Service](p.snap) {
-		note(s.Status.VirtualIPs)
+	if p.taken[networkID] == nil {
+		p.taken[networkID] = map[uint32]bool{}
 	}
-	return po
+	return p.taken[networkID]
 }
 
 // virtualFrom is where the virtual IPs of a subnet begin: its last quarter.
@@ -224,17 +247,18 @@ func (po *pool) virtual() (string, error) {
 	if po.err != nil {
 		return "", po.err
 	}
-	for n := last(po.subnet) - 1; n >= po.virtualFrom(); n-- {
-		if !po.used[n] {
-			po.used[n] = true
-			return address(n).String(), nil
+	for ; po.top >= po.virtualFrom(); po.top-- {
+		if !po.used[po.top] {
+			po.used[po.top] = true
+			return address(po.top).String(), nil
 		}
 	}
 	return "", fault.New(fault.Exhausted, "network %s has no virtual IP left", po.network.FullName())
 }
 
 // take returns an address for an instance on a node: the fixed one, or the next of the node's
-// blocks. Addresses go round, so that one that was just given up rests as long as it can.
+// blocks, or, when there are no more blocks, any other. Addresses go round, so that one that was
+// just given up rests as long as it can.
 func (po *pool) take(nodeID, fixed string) (string, error) {
 	if po.err != nil {
 		return "", po.err
@@ -260,17 +284,24 @@ func (po *pool) take(nodeID, fixed string) (string, error) {
 			return address(ip).String(), nil
 		}
 	}
-	b, err := po.newBlock(nodeID)
-	if err != nil {
-		return "", err
+	if b, ok := po.newBlock(nodeID); ok {
+		if ip, ok := po.fromBlock(b, 0); ok {
+			po.pass.c.cursors[cursor] = ip
+			return address(ip).String(), nil
+		}
 	}
-	ip, ok := po.fromBlock(b, 0)
-	if !ok {
-		return "", fault.New(fault.Exhausted, "network %s has no address left", po.network.FullName())
+	for n := po.virtualFrom() - 1; n >= po.first(); n-- { // from the end, where blocks are taken last
+		if !po.used[n] {
+			po.used[n] = true
+			return address(n).String(), nil
+		}
 	}
-	po.pass.c.cursors[cursor] = ip
-	return address(ip).String(), nil
+	return "", fault.New(fault.Exhausted, "network %s has no address left in %s", po.network.FullName(), po.subnet)
 }
+
+// first is the first address for instances: the subnet's own and the one that looks like a gateway
+// stay free.
+func (po *pool) first() uint32 { return number(po.subnet.Addr()) + 2 }
 
 func (po *pool) fromBlock(b model.Block, after uint32) (uint32, bool) {
 	p, err := netip.ParsePrefix(b.CIDR)
@@ -285,8 +316,7 @@ func (po *pool) fromBlock(b model.Block, after uint32) (uint32, bool) {
 	}
 	for k := range size {
 		n := first + (start-first+k)%size
-		// The subnet's own address and the one that looks like a gateway stay free.
-		if n < number(po.subnet.Addr())+2 || n == last(po.subnet) || po.used[n] {
+		if n < po.first() || po.used[n] {
 			continue
 		}
 		po.used[n] = true
@@ -295,24 +325,47 @@ func (po *pool) fromBlock(b model.Block, after uint32) (uint32, bool) {
 	return 0, false
 }
 
-// newBlock takes a free block of the first three quarters of the subnet for a node.
-func (po *pool) newBlock(nodeID string) (model.Block, error) {
-	bits := max(blockBits, po.subnet.Bits()+2)
-	taken := map[string]bool{}
-	for _, b := range po.blocks {
-		taken[b.CIDR] = true
-	}
-	for n := number(po.subnet.Addr()); n < po.virtualFrom(); n += 1 << (32 - bits) {
-		cidr := netip.PrefixFrom(address(n), bits).String()
-		if taken[cidr] {
+// newBlock gives a node a free block of the first three quarters of the subnet, or one of a node
+// that is gone.
+func (po *pool) newBlock(nodeID string) (model.Block, bool) {
+	bits := blockBits(po.subnet)
+	size := uint32(1) << (32 - bits)
+	held := map[uint32]bool{} // by first address
+	for i, b := range po.blocks {
+		p, err := netip.ParsePrefix(b.CIDR)
+		if err != nil {
 			continue
 		}
-		b := model.Block{NodeID: nodeID, CIDR: cidr}
-		c := po.network.Clone()
-		c.Status.Blocks = append(c.Status.Blocks, b)
-		po.network, po.blocks = c, c.Status.Blocks
-		po.pass.cs.PutStatus(c)
-		return b, nil
+		if po.pass.allNodes().byID[b.NodeID] == nil && !po.inUse(p) {
+			c := po.network.Clone()
+			c.Status.Blocks[i].NodeID = nodeID
+			return po.putBlocks(c, i), true
+		}
+		for n := number(p.Addr()) &^ (size - 1); n <= last(p); n += size {
+			held[n] = true
+		}
 	}
-	return model.Block{}, fault.New(fault.Exhausted, "network %s has no block of addresses left for another node", po.network.FullName())
+	for n := number(po.subnet.Addr()); n < po.virtualFrom(); n += size {
+		if !held[n] {
+			c := po.network.Clone()
+			c.Status.Blocks = append(c.Status.Blocks, model.Block{NodeID: nodeID, CIDR: netip.PrefixFrom(address(n), bits).String()})
+			return po.putBlocks(c, len(c.Status.Blocks)-1), true
+		}
+	}
+	return model.Block{}, false
+}
+
+func (po *pool) putBlocks(n *model.Network, index int) model.Block {
+	po.network, po.blocks = n, n.Status.Blocks
+	po.pass.cs.PutStatus(n)
+	return n.Status.Blocks[index]
+}
+
+func (po *pool) inUse(p netip.Prefix) bool {
+	for n := number(p.Addr()); n <= last(p); n++ {
+		if po.used[n] {
+			return true
+		}
+	}
+	return false
 }

@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/store"
 )
 
@@ -29,10 +32,15 @@ type Deps struct {
 // Controller does the leader's work.
 type Controller struct {
 	Deps
-	dirty   map[string]bool      // workload IDs to look at
-	timers  map[string]time.Time // workload ID → when to look again
-	sweep   bool                 // look at everything
-	cursors map[string]uint32    // network and node → the address given out last
+	dirty    map[string]bool      // workload IDs to look at
+	touched  map[string]bool      // instance IDs to look at
+	timers   map[string]time.Time // workload ID → when to look again
+	sweep    bool                 // look at everything
+	swept    time.Time            // when that was done last
+	reasoned time.Time            // when reasons of unplaced instances were brought up to date last
+	draining map[string]time.Time // instance ID → since when it is known to be drained
+	refused  map[string]string    // workload and node → why an instance has no room there
+	cursors  map[string]uint32    // network and node → the address given out last
 }
 
 // New returns a Controller.
@@ -43,12 +51,15 @@ const (
 	drainPoll    = 10 * time.Millisecond
 	retryAfter   = 50 * time.Millisecond
 	sweepEvery   = 30 * time.Second
+	reasonEvery  = time.Second // at most, reasons of unplaced instances are rewritten
+	refusedAfter = time.Second // until a full node is asked again for an instance of a global workload
 	maxDrainWait = 10 * time.Second
 )
 
 // Run works until ctx, the leadership, is done.
 func (c *Controller) Run(ctx context.Context) error {
-	c.dirty, c.timers, c.cursors = map[string]bool{}, map[string]time.Time{}, map[string]uint32{}
+	c.dirty, c.touched, c.timers = map[string]bool{}, map[string]bool{}, map[string]time.Time{}
+	c.draining, c.refused, c.cursors = map[string]time.Time{}, map[string]string{}, map[string]uint32{}
 	c.sweep = true
 	snap := c.Store.Snapshot()
 	watch := c.Store.Watch(snap.Revision())
@@ -73,9 +84,7 @@ func (c *Controller) Run(ctx context.Context) error {
 		case err != nil && ctx.Err() == nil:
 			return fmt.Errorf("follow the store: %w", err)
 		}
-		for _, b := range more {
-			c.mark(c.Store.Snapshot(), b)
-		}
+		c.mark(c.Store.Snapshot(), more)
 		batches = more
 	}
 	return nil
@@ -83,9 +92,6 @@ func (c *Controller) Run(ctx context.Context) error {
 
 // wait returns the next changes, or nothing when it is time to look again anyway.
 func (c *Controller) wait(ctx context.Context, w *store.Watcher, again time.Duration) ([]store.Batch, error) {
-	if again == 0 {
-		again = sweepEvery
-	}
 	wctx, cancel := context.WithTimeout(ctx, again)
 	defer cancel()
 	b, err := w.Next(wctx)
@@ -111,66 +117,77 @@ func (c *Controller) wait(ctx context.Context, w *store.Watcher, again time.Dura
 	return out, nil
 }
 
-// mark notes which workloads a batch concerns.
-func (c *Controller) mark(snap *store.Snapshot, b store.Batch) {
-	for _, ch := range b.Changes {
-		obj := ch.New
-		if obj == nil {
-			obj = ch.Old
-		}
-		switch o := obj.(type) {
-		case *model.Workload:
-			c.dirty[o.ID] = true
-		case *model.Instance:
-			c.dirty[o.WorkloadID] = true
-			for w := range store.ByApplication[*model.Workload](snap, o.Namespace, o.Application) {
-				if w.Status.Released != w.RevisionID {
-					c.dirty[w.ID] = true // may wait for this one
+// mark notes which workloads and instances the changes concern.
+func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
+	type application struct{ namespace, name string }
+	moved := map[application]bool{} // where something happened that others may wait for
+	for _, b := range batches {
+		for _, ch := range b.Changes {
+			obj := ch.New
+			if obj == nil {
+				obj = ch.Old
+			}
+			switch o := obj.(type) {
+			case *model.Workload:
+				c.dirty[o.ID] = true
+				moved[application{o.Namespace, o.Application}] = true
+				if ch.New == nil {
+					for i := range store.InstancesOfWorkload(snap, o.ID) {
+						c.touched[i.ID] = true
+					}
+				}
+			case *model.Instance:
+				c.dirty[o.WorkloadID], c.touched[o.ID] = true, true
+				moved[application{o.Namespace, o.Application}] = true
+			case *model.Node:
+				if ch.New == nil {
+					for i := range store.InstancesOnNode(snap, o.ID) {
+						c.touched[i.ID] = true
+					}
+				}
+				if old, _ := ch.Old.(*model.Node); old == nil || ch.New == nil || differs(old, o) {
+					for w := range store.List[*model.Workload](snap) {
+						c.dirty[w.ID] = true
+					}
 				}
 			}
-		case *model.Node:
-			old, _ := ch.Old.(*model.Node)
-			if old == nil || ch.New == nil || old.Status.State != o.Status.State || old.Availability != o.Availability ||
-				fmt.Sprint(old.Labels, old.Taints) != fmt.Sprint(o.Labels, o.Taints) {
-				for w := range store.List[*model.Workload](snap) {
-					c.dirty[w.ID] = true
-				}
+		}
+	}
+	for a := range moved {
+		for w := range store.ByApplication[*model.Workload](snap, a.namespace, a.name) {
+			if w.Status.Released != w.RevisionID {
+				c.dirty[w.ID] = true
 			}
 		}
 	}
 }
 
-// pass looks at what is due and commits one change set. It returns when to look again; zero
-// leaves that to the next change.
+// differs reports whether a change of a node may concern what should run there.
+func differs(a, b *model.Node) bool {
+	return a.Status.State != b.Status.State || a.Availability != b.Availability || a.Server != b.Server || a.HostAddress != b.HostAddress ||
+		a.Name != b.Name || !slices.Equal(a.Taints, b.Taints) || !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Attributes, b.Attributes)
+}
+
+// pass looks at what is due and commits one change set. It returns after how long to look again
+// even if nothing changes.
 func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []store.Batch) (time.Duration, error) {
 	now := time.Now()
-	if c.sweep {
-		for w := range store.List[*model.Workload](snap) {
-			c.dirty[w.ID] = true
-		}
-		c.sweep = false
-	}
-	for id, at := range c.timers {
-		if !at.After(now) {
-			c.dirty[id] = true
-			delete(c.timers, id)
-		}
-	}
+	c.due(snap, now)
 	p := &pass{c: c, snap: snap, cs: &store.ChangeSet{}, now: now, changed: map[string]model.Object{}}
 	p.observe(batches)
 	p.addressNodes()
 	p.addressNetworks()
 	p.addressServices()
 	p.loseInstances()
-	for id := range c.dirty {
+	for _, id := range slices.Sorted(maps.Keys(c.dirty)) {
 		if w, ok := store.Get[*model.Workload](snap, id); ok {
 			if err := p.workload(w); err != nil {
 				c.Log.Error("workload could not be looked after", "workload", w.FullName(), "error", err)
 				c.timers[id] = now.Add(5 * time.Second)
 			}
 		}
+		p.tidyRevisions(id)
 	}
-	clear(c.dirty)
 	p.place()
 	draining := p.drain()
 	p.tidy()
@@ -179,16 +196,47 @@ func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []s
 			return 0, err
 		}
 	}
-	again := time.Duration(0)
+	clear(c.dirty)
+	clear(c.touched)
+	if p.reasoned {
+		c.reasoned = now
+	}
+	next := c.swept.Add(sweepEvery)
 	for _, at := range c.timers {
-		if d := max(at.Sub(now), time.Millisecond); again == 0 || d < again {
-			again = d
+		if at.Before(next) {
+			next = at
 		}
 	}
-	if draining && (again == 0 || again > drainPoll) {
-		again = drainPoll
+	if at := c.reasoned.Add(reasonEvery); p.unreasoned && at.Before(next) {
+		next = at
+	}
+	again := max(next.Sub(now), time.Millisecond)
+	if draining {
+		again = min(again, drainPoll)
 	}
 	return again, nil
+}
+
+// due notes what is to be looked at because it is time.
+func (c *Controller) due(snap *store.Snapshot, now time.Time) {
+	if c.sweep || !now.Before(c.swept.Add(sweepEvery)) {
+		c.sweep, c.swept = false, now
+		for w := range store.List[*model.Workload](snap) {
+			c.dirty[w.ID] = true
+		}
+		for i := range store.List[*model.Instance](snap) {
+			c.dirty[i.WorkloadID], c.touched[i.ID] = true, true
+		}
+		for r := range store.List[*model.Revision](snap) {
+			c.dirty[r.WorkloadID] = true
+		}
+	}
+	for id, at := range c.timers {
+		if !at.After(now) {
+			c.dirty[id] = true
+			delete(c.timers, id)
+		}
+	}
 }
 
 // pass is one look at the whole; it collects its decisions in cs.
@@ -200,10 +248,22 @@ type pass struct {
 	// changed holds objects that this pass has changed already, by ID, so that a later step
 	// builds on it.
 	changed map[string]model.Object
-	pools   map[string]*pool // by network ID
+
+	reasoned   bool // reasons of unplaced instances were rewritten
+	unreasoned bool // reasons are out of date, as it is too early to rewrite them
+
+	// What follows is found out when first asked for.
+
+	nodes    *nodes
+	seen     []*schedule.NodeView
+	seenByID map[string]*schedule.NodeView
+	ports    map[string][]model.HostPort // host ports by workload ID
+	pools    map[string]*pool            // by network ID
+	taken    map[string]map[uint32]bool  // addresses in use, by network ID
 }
 
-// put writes the desired part of an object.
+// put writes the desired part of an object. The leader alone writes that of instances; what
+// people write too needs an expectation.
 func (p *pass) put(o model.Object) {
 	p.changed[o.GetMeta().ID] = o
 	p.cs.Put(o)

@@ -1,6 +1,7 @@
 package control
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 
@@ -27,13 +28,7 @@ func (p *pass) place() {
 		return
 	}
 	slices.SortFunc(pending, func(a, b *model.Instance) int {
-		if c := a.Created.Compare(b.Created); c != 0 {
-			return c
-		}
-		if a.Slot != b.Slot {
-			return a.Slot - b.Slot
-		}
-		return compareStrings(a.ID, b.ID)
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
 	})
 	p.seen = nil // what was created since counts too
 	views, byID := p.views()
@@ -50,11 +45,12 @@ func (p *pass) place() {
 			t = &r.Template
 			templates[i.RevisionID] = t
 		}
-		if _, ok := store.Get[*model.Workload](p.snap, i.WorkloadID); !ok {
+		w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
+		if !ok {
 			continue // removed; so will be the instance
 		}
 		req := schedule.Request{InstanceID: i.ID, WorkloadID: i.WorkloadID, Template: t, HostPorts: p.hostPorts(i.WorkloadID)}
-		req.Workload, _, _ = cutLast(i.FullName(), '.')
+		req.Workload = w.FullName()
 		req.PinnedTo, req.PinReason = p.pin(t)
 		requests = append(requests, req)
 		instances[i.ID] = i
@@ -62,11 +58,7 @@ func (p *pass) place() {
 	for n, pl := range schedule.Place(views, requests, p.snap.Revision()) {
 		c := instances[pl.InstanceID].Clone()
 		if pl.NodeID == "" {
-			if c.Reason != pl.Reason {
-				c.Reason = pl.Reason
-				p.put(c)
-				p.event("instance pending", c, pl.Reason)
-			}
+			p.pending(c, pl.Reason)
 			continue
 		}
 		node := byID[pl.NodeID].Node
@@ -74,10 +66,7 @@ func (p *pass) place() {
 			continue // a placement before this one gave its volume a home; the next pass heeds that
 		}
 		if err := p.assign(c, requests[n].Template, node, pl.Reason); err != nil {
-			if c.Reason != err.Error() {
-				c.NodeID, c.Addresses, c.Reason = "", nil, err.Error()
-				p.put(c)
-			}
+			p.pending(c, err.Error())
 			continue
 		}
 		p.put(c)
@@ -85,23 +74,22 @@ func (p *pass) place() {
 	}
 }
 
-func compareStrings(a, b string) int {
+// pending writes why an instance has no place: the first time at once, later not too often, as
+// with every change elsewhere it may read a little different.
+func (p *pass) pending(i *model.Instance, reason string) {
 	switch {
-	case a < b:
-		return -1
-	case a > b:
-		return 1
+	case i.Reason == reason:
+		return
+	case i.Reason == "":
+		p.event("instance pending", i, reason)
+	case p.now.Before(p.c.reasoned.Add(reasonEvery)):
+		p.unreasoned = true
+		return
+	default:
+		p.reasoned = true
 	}
-	return 0
-}
-
-func cutLast(s string, sep byte) (before, after string, ok bool) {
-	for i := len(s) - 1; i >= 0; i-- {
-		if s[i] == sep {
-			return s[:i], s[i+1:], true
-		}
-	}
-	return s, "", false
+	i.Reason = reason
+	p.put(i)
 }
 
 // nodes are the cluster's nodes.
@@ -256,7 +244,6 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 		}
 		addresses = append(addresses, model.Address{Network: at.Network, IP: ip})
 	}
-	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, p.hostPorts(i.WorkloadID)
 	for _, id := range volumeIDs(t) {
 		v, ok := store.Get[*model.Volume](p.snap, id)
 		if !ok {
@@ -269,5 +256,6 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 			p.put(c)
 		}
 	}
+	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, p.hostPorts(i.WorkloadID)
 	return nil
 }

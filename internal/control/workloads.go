@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/rollout"
@@ -16,36 +17,52 @@ func (p *pass) workload(w *model.Workload) error {
 	status := w.Status
 	status.Generation = w.Generation
 	held := p.hold(w, &status)
-	in := rollout.Input{Workload: w, Now: p.now, Leaving: map[string]bool{}, Held: held}
+	in := rollout.Input{Workload: w, Now: p.now, Leaving: p.allNodes().leaving, Held: held}
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		in.Instances = append(in.Instances, i)
 	}
-	for n := range store.List[*model.Node](p.snap) {
-		if n.Availability == model.Draining {
-			in.Leaving[n.ID] = true
-		}
-		if w.Type == model.GlobalWorkload && schedule.Eligible(n, &w.Template) {
-			in.Nodes = append(in.Nodes, n)
-		}
+	if w.Type == model.GlobalWorkload {
+		in.Nodes = p.nodesOf(w, in.Instances)
 	}
 	out := rollout.Next(in)
+	if out.RollBackTo != "" {
+		p.rollBack(w, &out)
+	}
 	p.tellRollout(w, &status.Rollout, &out)
 	status.Rollout = out.Rollout
-	if out.RollBackTo != "" {
-		if err := p.rollBack(w, out.RollBackTo); err != nil {
-			return err
-		}
-	}
+	delete(p.c.timers, w.ID)
+	p.revisit(w, out.Revisit)
 	for i := range out.Actions {
 		if err := p.act(w, &out.Actions[i]); err != nil {
 			return err
 		}
 	}
-	if !out.Revisit.IsZero() {
-		p.c.timers[w.ID] = out.Revisit
-	}
 	p.putStatus(w, status)
 	return nil
+}
+
+// revisit asks for a workload to be looked at again at a time, unless that is zero.
+func (p *pass) revisit(w *model.Workload, at time.Time) {
+	if have, ok := p.c.timers[w.ID]; !at.IsZero() && (!ok || at.Before(have)) {
+		p.c.timers[w.ID] = at
+	}
+}
+
+// nodesOf returns where a global workload should run: on nodes that take work, and on those that
+// take no new work but had it before.
+func (p *pass) nodesOf(w *model.Workload, instances []*model.Instance) []*model.Node {
+	had := map[string]bool{}
+	for _, i := range instances {
+		had[i.NodeID] = true
+	}
+	var out []*model.Node
+	for _, n := range p.allNodes().list {
+		stays := n.Availability == model.Cordoned && n.Status.State == model.NodeReady && had[n.ID]
+		if schedule.Eligible(n, &w.Template) || stays && schedule.Suits(n, &w.Template) {
+			out = append(out, n)
+		}
+	}
+	return out
 }
 
 // hold reports whether the workload's revision still waits for its dependencies, and says so in
@@ -92,18 +109,20 @@ func (p *pass) tellRollout(w *model.Workload, old *model.RolloutStatus, out *rol
 }
 
 // rollBack makes an earlier revision the desired one.
-func (p *pass) rollBack(w *model.Workload, to string) error {
-	r, ok := store.Get[*model.Revision](p.snap, to)
+func (p *pass) rollBack(w *model.Workload, out *rollout.Output) {
+	r, ok := store.Get[*model.Revision](p.snap, out.RollBackTo)
 	if !ok {
-		return fmt.Errorf("roll back to revision %s: it is not kept", to)
+		rs := &out.Rollout
+		rs.State, rs.Revision, rs.From = model.RolloutPaused, w.RevisionID, ""
+		rs.Message = fmt.Sprintf("paused: %s; revision %s, which it came from, is no longer kept", rs.Message, out.RollBackTo)
+		return
 	}
 	c := w.Clone()
-	c.PreviousRevisionID, c.RevisionID = w.RevisionID, to
+	c.PreviousRevisionID, c.RevisionID = w.RevisionID, r.ID
 	c.Template = r.Template.Clone()
 	c.Generation++
 	p.cs.Expect(model.KindWorkload, w.ID, w.Revision)
 	p.put(c)
-	return nil
 }
 
 func (p *pass) act(w *model.Workload, a *rollout.Action) error {
@@ -131,27 +150,55 @@ func (p *pass) act(w *model.Workload, a *rollout.Action) error {
 }
 
 func (p *pass) create(w *model.Workload, a *rollout.Action) error {
+	r, ok := store.Get[*model.Revision](p.snap, a.RevisionID)
+	if !ok {
+		return fmt.Errorf("create an instance of revision %s: it is not kept", a.RevisionID)
+	}
 	i := &model.Instance{
 		Meta: model.Meta{
 			ID: model.NewID(), Namespace: w.Namespace, Application: w.Application,
-			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: w.Template.Labels,
+			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
 		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces,
 		Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending},
 	}
-	if a.NodeID != "" {
-		n, ok := store.Get[*model.Node](p.snap, a.NodeID)
-		if !ok {
-			return nil
-		}
-		i.Name = w.Name + "." + n.Name
-		if err := p.assign(i, &w.Template, n, "every matching node runs one"); err != nil {
-			i.NodeID, i.Reason = "", err.Error()
-			return nil // tried again when something changes
-		}
+	if a.NodeID == "" {
+		p.put(i)
+		return nil
 	}
-	p.put(i)
+	n := p.allNodes().byID[a.NodeID]
+	if n == nil {
+		return fmt.Errorf("create an instance on node %s: it does not exist", a.NodeID)
+	}
+	i.Name = w.Name + "." + n.Name
+	why := p.takeRoom(i, &r.Template, n)
+	key := w.ID + " " + n.ID
+	if why == "" {
+		delete(p.c.refused, key)
+		p.put(i)
+		p.event("instance placed", i, "on "+n.Name+": "+i.Reason)
+		return nil
+	}
+	if p.c.refused[key] != why {
+		p.c.refused[key] = why
+		p.event("instance pending", w, why)
+	}
+	p.revisit(w, p.now.Add(refusedAfter))
 	return nil
+}
+
+// takeRoom puts an instance of a global workload on its node, or says why there is no room.
+func (p *pass) takeRoom(i *model.Instance, t *model.Template, n *model.Node) string {
+	_, views := p.views()
+	v, ports, wanted := views[n.ID], p.hostPorts(i.WorkloadID), schedule.Wanted(t)
+	if why := schedule.Lacks(v, t, i.WorkloadID, ports); why != "" {
+		return fmt.Sprintf("no room for %s: %s", i.Name, why)
+	}
+	if err := p.assign(i, t, n, "every matching node runs one"); err != nil {
+		return fmt.Sprintf("%s cannot be placed: %v", i.Name, err)
+	}
+	v.Take(i.WorkloadID, &wanted, ports)
+	return ""
 }
 
 // waitsFor says for what a workload's revision has to wait before its first start, "" when for
@@ -194,7 +241,7 @@ func (p *pass) unmet(dep *model.Workload, condition model.DependencyCondition) s
 				return ""
 			}
 		case model.DependencyCompleted:
-			if st.State == model.InstanceCompleted {
+			if st.State == model.InstanceCompleted && i.Desired == model.DesiredRun { // and was not stopped half way
 				completed[i.Slot] = true
 			}
 			if st.State == model.InstanceFailed {
@@ -215,93 +262,4 @@ func (p *pass) unmet(dep *model.Workload, condition model.DependencyCondition) s
 		return dep.Name + " to complete, which failed: " + failed
 	}
 	return dep.Name + " to complete"
-}
-
-// loseInstances gives up what runs on nodes that are down or gone.
-func (p *pass) loseInstances() {
-	gone := map[string]string{}
-	for n := range store.List[*model.Node](p.snap) {
-		if n.Status.State == model.NodeDown {
-			gone[n.ID] = "node " + n.Name + " is down"
-		} else {
-			gone[n.ID] = ""
-		}
-	}
-	for i := range store.List[*model.Instance](p.snap) {
-		if i.NodeID == "" || i.Status.State.Final() {
-			continue
-		}
-		why, known := gone[i.NodeID]
-		if !known {
-			why = "its node was removed"
-		}
-		if why == "" {
-			continue
-		}
-		c := i.Clone()
-		c.Status.State, c.Status.Ready, c.Status.Health = model.InstanceLost, false, model.HealthNone
-		c.Status.Message, c.Status.Finished = why, p.now
-		p.cs.PutStatus(c)
-		p.event("instance lost", i, why)
-		p.c.dirty[i.WorkloadID] = true
-	}
-}
-
-// drain stops instances that no balancer sends new connections to any more. It reports whether
-// some are still waited for.
-func (p *pass) drain() bool {
-	waiting := false
-	for i := range store.List[*model.Instance](p.snap) {
-		if i.Desired != model.DesiredDrain || i.Status.State.Final() {
-			continue
-		}
-		if !p.drained(i) {
-			waiting = true
-			continue
-		}
-		c := current(p, i).Clone()
-		c.Desired = model.DesiredStop
-		p.put(c)
-	}
-	return waiting
-}
-
-// drained reports whether every live node has followed the revision in which the instance left
-// the traffic. Its own revision is that one or, after a later report of its status, a newer one:
-// waiting for that is longer than needed, never shorter.
-func (p *pass) drained(i *model.Instance) bool {
-	for n := range store.List[*model.Node](p.snap) {
-		if n.Status.State == model.NodeReady && p.c.Sessions.Live(n.ID) && p.c.Sessions.Applied(n.ID) < i.Revision {
-			return false
-		}
-	}
-	return true
-}
-
-// tidy forgets what nobody needs any more.
-func (p *pass) tidy() {
-	for i := range store.List[*model.Instance](p.snap) {
-		_, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
-		if !ok && i.Desired != model.DesiredRemove {
-			c := i.Clone()
-			c.Desired, c.Cause = model.DesiredRemove, "its workload is gone"
-			p.put(c)
-			continue
-		}
-		if i.Desired == model.DesiredRemove && (i.Status.State.Final() || i.NodeID == "") {
-			p.cs.Delete(model.KindInstance, i.ID)
-		}
-	}
-	for r := range store.List[*model.Revision](p.snap) {
-		if _, ok := store.Get[*model.Workload](p.snap, r.WorkloadID); ok {
-			continue
-		}
-		used := false
-		for i := range store.InstancesOfWorkload(p.snap, r.WorkloadID) {
-			used = used || i.RevisionID == r.ID
-		}
-		if !used {
-			p.cs.Delete(model.KindRevision, r.ID)
-		}
-	}
 }

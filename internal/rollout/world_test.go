@@ -507,7 +507,7 @@ func randomPolicy(rnd *rand.Rand) model.UpdatePolicy {
 // and holds every step against the promises: the availability floor, equal output for equal
 // input, and rest in the desired state once faults end.
 func TestWhateverHappens(t *testing.T) {
-	for seed := range uint64(400) {
+	for seed := range uint64(200) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 7))
 			kind := []model.WorkloadKind{model.ServiceWorkload, model.ServiceWorkload, model.GlobalWorkload}[rnd.IntN(3)]
@@ -542,7 +542,7 @@ func TestWhateverHappens(t *testing.T) {
 // TestABadRevisionGoesAsItCame rolls out a revision that never works: the old one has to serve
 // at the end, and with start first all the time.
 func TestABadRevisionGoesAsItCame(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 11))
 			w := newWorld(t, rnd, model.ServiceWorkload, 1+rnd.IntN(6))
@@ -600,7 +600,7 @@ func TestABadRevisionGoesAsItCame(t *testing.T) {
 // TestJobsRunOnceThrough lets jobs live through lost nodes and suspensions: every slot completes,
 // never runs twice at a time, and starts anew only for reasons outside of itself.
 func TestJobsRunOnceThrough(t *testing.T) {
-	for seed := range uint64(200) {
+	for seed := range uint64(100) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 13))
 			w := newWorld(t, rnd, model.JobWorkload, 1+rnd.IntN(5))

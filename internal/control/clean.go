@@ -1,0 +1,141 @@
+package control
+
+import (
+	"maps"
+	"slices"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// candidates yields the instances that changed since the last pass, or all of them in a sweep.
+func (p *pass) candidates(yield func(*model.Instance) bool) {
+	for _, id := range slices.Sorted(maps.Keys(p.c.touched)) {
+		if i, ok := store.Get[*model.Instance](p.snap, id); ok && !yield(i) {
+			return
+		}
+	}
+}
+
+// loseInstances gives up what runs on nodes that are down or gone.
+func (p *pass) loseInstances() {
+	lose := func(i *model.Instance, why string) {
+		if i.Status.State.Final() {
+			return
+		}
+		c := i.Clone()
+		c.Status.State, c.Status.Ready, c.Status.Health = model.InstanceLost, false, model.HealthNone
+		c.Status.Message, c.Status.Finished = why, p.now
+		p.cs.PutStatus(c)
+		p.event("instance lost", i, why)
+	}
+	for _, n := range p.allNodes().list {
+		if n.Status.State == model.NodeDown {
+			for i := range store.InstancesOnNode(p.snap, n.ID) {
+				lose(i, "node "+n.Name+" is down")
+			}
+		}
+	}
+	for i := range p.candidates {
+		if i.NodeID != "" && p.allNodes().byID[i.NodeID] == nil {
+			lose(i, "its node was removed")
+		}
+	}
+}
+
+// drain stops instances that no balancer sends new connections to any more, or that were waited
+// for long enough. It reports whether some are still waited for.
+func (p *pass) drain() bool {
+	known := p.c.draining
+	for i := range p.candidates {
+		if _, ok := known[i.ID]; !ok && i.Desired == model.DesiredDrain {
+			known[i.ID] = p.now
+		}
+	}
+	for _, id := range slices.Sorted(maps.Keys(known)) {
+		i, ok := store.Get[*model.Instance](p.snap, id)
+		if !ok || i.Desired != model.DesiredDrain || i.Status.State.Final() {
+			delete(known, id)
+			continue
+		}
+		late := p.now.Sub(known[id]) >= maxDrainWait
+		behind := p.behind(i)
+		if behind != "" && !late {
+			continue
+		}
+		if behind != "" {
+			p.c.Log.Warn("instance is stopped though a node may still send it connections", "instance", i.ID, "name", i.FullName(), "node", behind)
+		}
+		c := current(p, i).Clone()
+		if c.Desired == model.DesiredDrain {
+			c.Desired = model.DesiredStop
+			p.put(c)
+		}
+	}
+	return len(known) > 0
+}
+
+// behind names a live node that has not followed the revision in which the instance left the
+// traffic, "" when all have. The instance's own revision is that one or, after a later report of
+// its status, a newer one: waiting for that is longer than needed, never shorter.
+func (p *pass) behind(i *model.Instance) string {
+	for _, n := range p.allNodes().list {
+		if n.Status.State == model.NodeReady && p.c.Sessions.Live(n.ID) && p.c.Sessions.Applied(n.ID) < i.Revision {
+			return n.Name
+		}
+	}
+	return ""
+}
+
+// tidy forgets instances that nobody needs any more.
+func (p *pass) tidy() {
+	for i := range p.candidates {
+		_, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
+		switch {
+		case i.Desired == model.DesiredRemove && (i.Status.State.Final() || i.NodeID == ""):
+			p.cs.Delete(model.KindInstance, i.ID)
+		case !ok && i.Desired != model.DesiredRemove:
+			c := current(p, i).Clone()
+			c.Desired, c.Cause = model.DesiredRemove, "its workload is gone"
+			p.put(c)
+		}
+	}
+}
+
+// keptRevisions is how many revisions of a workload are kept to return to.
+const keptRevisions = 10
+
+// tidyRevisions forgets the revisions of a workload that no instance runs and that it will not
+// return to: all when it is gone, or else the oldest.
+func (p *pass) tidyRevisions(workloadID string) {
+	revisions := slices.SortedFunc(store.RevisionsOfWorkload(p.snap, workloadID), func(a, b *model.Revision) int { return b.Number - a.Number })
+	w, ok := store.Get[*model.Workload](p.snap, workloadID)
+	kept := 0
+	if ok {
+		kept = keptRevisions
+	}
+	if len(revisions) <= kept {
+		return
+	}
+	used := map[string]bool{}
+	for i := range store.InstancesOfWorkload(p.snap, workloadID) {
+		used[i.RevisionID] = true
+	}
+	if ok {
+		r := &w.Status.Rollout
+		for _, id := range []string{w.RevisionID, w.PreviousRevisionID, r.Revision, r.From} {
+			used[id] = true
+		}
+	}
+	expected := false
+	for _, r := range revisions[kept:] {
+		if used[r.ID] {
+			continue
+		}
+		if ok && !expected { // it may be about to return to one of them
+			p.cs.Expect(model.KindWorkload, w.ID, w.Revision)
+			expected = true
+		}
+		p.cs.Delete(model.KindRevision, r.ID)
+	}
+}
