@@ -121,11 +121,13 @@ func (u *hostsUp) run(ctx context.Context) error {
 	if len(fresh) > 0 {
 		tokens := map[bool]string{}
 		for _, server := range []bool{true, false} {
-			token, err := client.Token(ctx, server)
-			if err != nil {
-				return fmt.Errorf("ask for a join token: %w", err)
+			if err := u.await(ctx, "a join token", func() (bool, error) {
+				token, err := client.Token(ctx, server)
+				tokens[server] = token
+				return err == nil, err
+			}); err != nil {
+				return err
 			}
-			tokens[server] = token
 		}
 		at := net.JoinHostPort(u.hosts[0].Address, strconv.Itoa(u.config.Port))
 		if err := u.start(fresh, at, tokens); err != nil {

@@ -134,3 +134,21 @@ func (l *load) good() int {
 	}
 	return n
 }
+
+// noneFailed fails the test when requests failed, with what the front end says of it.
+func (o outcome) noneFailed(t *testing.T, during string) {
+	t.Helper()
+	if o.failed == 0 {
+		return
+	}
+	t.Errorf("%d requests failed during %s", o.failed, during)
+	out, err := run("logs", "shop/web", "-t")
+	if err != nil {
+		t.Logf("logs of the front end: %v", err)
+	}
+	for line := range strings.Lines(out) {
+		if strings.Contains(line, "level=WARN") || strings.Contains(line, "level=ERROR") {
+			t.Log(strings.TrimSpace(line))
+		}
+	}
+}

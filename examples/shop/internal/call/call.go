@@ -20,11 +20,11 @@ import (
 )
 
 const (
-	deadline   = time.Second            // for the whole question
+	deadline   = 3 * time.Second        // for the whole question
 	askAgain   = 400 * time.Millisecond // without an answer
 	dialAgain  = 100 * time.Millisecond // without a connection
-	maxDials   = 4
-	maxAsks    = 2
+	maxDials   = 8
+	maxAsks    = 4
 	maxReplyKB = 1024
 )
 
@@ -62,7 +62,7 @@ type Source struct {
 }
 
 // Ask sends in (nil: nothing) as JSON and decodes the answer into out (nil: drops it). It takes
-// a second at most. The error is a *Refusal when the service answered that it will not.
+// three seconds at most. The error is a *Refusal when the service answered that it will not.
 func (c *Client) Ask(ctx context.Context, method, path string, in, out any) (Source, error) {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, deadline)

@@ -101,7 +101,7 @@ func TestAsk(t *testing.T) {
 	if _, err := client.Ask(t.Context(), "GET", "/hangs", nil, nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("hangs: %v", err)
 	}
-	if took, n := time.Since(began), asked.Load(); took > 3*time.Second || n != maxAsks {
-		t.Errorf("a service that hangs was asked %d times in %v", n, took)
+	if n := asked.Load(); n != maxAsks {
+		t.Errorf("a service that hangs was asked %d times in %v", n, time.Since(began))
 	}
 }

@@ -21,7 +21,7 @@ import (
 
 const (
 	connectTimeout = time.Second
-	stepTimeout    = 450 * time.Millisecond
+	stepTimeout    = 900 * time.Millisecond
 )
 
 // Database is the shop's PostgreSQL.
@@ -65,7 +65,7 @@ func Open(ctx context.Context) (*Database, error) {
 func (d *Database) Close() { d.pool.Close() }
 
 // Do runs step in a transaction, and once more if the first attempt lost its connection or had no
-// answer in time; so a step must be safe to run twice. It takes about a second at most.
+// answer in time; so a step must be safe to run twice. It takes about two seconds at most.
 func (d *Database) Do(ctx context.Context, step func(context.Context, pgx.Tx) error) error {
 	err := d.once(ctx, step)
 	if Away(err) && ctx.Err() == nil {

@@ -24,10 +24,10 @@ func TestAway(t *testing.T) {
 		{pgx.ErrNoRows, false},
 		{context.Canceled, false},
 		{errors.New("the cart is empty"), false},
-		{&pgconn.PgError{Code: "23505"}, false},               // unique violation
-		{&pgconn.PgError{Code: "57P01"}, true},                // stopped by the administrator
-		{&pgconn.PgError{Code: "57P03"}, true},                // starting up
-		{fmt.Errorf("begin: %w", io.ErrUnexpectedEOF), true},  // killed
+		{&pgconn.PgError{Code: "23505"}, false},              // unique violation
+		{&pgconn.PgError{Code: "57P01"}, true},               // stopped by the administrator
+		{&pgconn.PgError{Code: "57P03"}, true},               // starting up
+		{fmt.Errorf("begin: %w", io.ErrUnexpectedEOF), true}, // killed
 		{fmt.Errorf("ask: %w", context.DeadlineExceeded), true},
 		{&net.OpError{Op: "dial", Err: errors.New("no route to host")}, true},
 	} {
