@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Looks for what tests do not find: formatting, go vet, staticcheck and, where it is installed,
-# shellcheck.
+# Looks for what tests do not find: formatting, go vet, staticcheck, and shellcheck where it is
+# installed.
 #
 #   scripts/lint.sh TAGS STATICCHECK
 #
