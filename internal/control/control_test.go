@@ -600,6 +600,18 @@ func TestADependencyThatComesAndGoes(t *testing.T) {
 		if n := len(c.instances("web")); n != 1 {
 			t.Errorf("web has %d instances", n)
 		}
+		// One that is optional holds nothing up once it is gone.
+		c.deploy(workload("cache", 0), workload("api", 1, func(w *model.Workload) {
+			w.DependsOn = []model.Dependency{{Workload: "cache", Condition: model.DependencyHealthy, Optional: true}}
+		}))
+		if n := len(c.instances("api")); n != 0 {
+			t.Errorf("api has %d instances before the cache", n)
+		}
+		c.commit(func(cs *store.ChangeSet) { cs.Delete(model.KindWorkload, "w-cache") })
+		c.settle()
+		if n := len(c.instances("api")); n != 1 {
+			t.Errorf("api has %d instances now that there is no cache", n)
+		}
 		// Once released, it does not wait again.
 		c.commit(func(cs *store.ChangeSet) { cs.Delete(model.KindWorkload, "w-db") })
 		c.setStatus(c.instances("web")[0], model.InstanceStatus{State: model.InstanceFailed, Finished: time.Now()})
@@ -734,6 +746,66 @@ func TestAnInstanceThatHasNoRoomIsToldOfOnce(t *testing.T) {
 		c.settle()
 		if i := c.instances("big")[0]; i.NodeID != "n01" {
 			t.Errorf("there is room now, but it is on %q: %s", i.NodeID, i.Reason)
+		}
+	})
+}
+
+// TestReasonsFollowWithoutHaste: many instances have no room, while others come and go all the
+// time, so that the reason reads a little different after each change.
+func TestReasonsFollowWithoutHaste(t *testing.T) {
+	inCluster(t, 1, func(c *cluster) {
+		c.deploy(workload("big", 50, reserves(9<<30)))
+		watch := c.store.Watch(c.store.Snapshot().Revision(), model.KindInstance)
+		for n := range 40 { // four seconds of it
+			c.deploy(workload("web", 1, reserves(int64(n+1)<<20), func(w *model.Workload) { w.Update.Order = model.StartFirst }))
+		}
+		writes := 0
+		for {
+			ctx, cancel := context.WithTimeout(c.Context(), time.Millisecond)
+			b, err := watch.Next(ctx)
+			cancel()
+			if err != nil {
+				break
+			}
+			for _, ch := range b.Changes {
+				if i, ok := ch.New.(*model.Instance); ok && i.WorkloadID == "w-big" {
+					writes++
+				}
+			}
+		}
+		if writes == 0 || writes > 6*50 {
+			t.Errorf("reasons of 50 instances were written %d times in four seconds", writes)
+		}
+		c.deploy(workload("web", 0))
+		c.agents()
+		time.Sleep(2 * time.Second)
+		for _, i := range c.instances("big") {
+			if want := "1 of 1 nodes have too little memory (8 GiB free, 9 GiB wanted on node00)"; i.Reason != want {
+				t.Errorf("%s: %q", i.Name, i.Reason)
+			}
+		}
+	})
+}
+
+func TestGoingBackWaitsForNothing(t *testing.T) {
+	inCluster(t, 1, func(c *cluster) {
+		c.deploy(workload("db", 1))
+		c.agents()
+		web := workload("web", 1, dependsOn("db", model.DependencyHealthy), func(w *model.Workload) { w.Update.OnFailure = model.RollBackOnFailure })
+		c.deploy(web)
+		c.agents()
+		good := get[*model.Workload](c, "w-web").RevisionID
+		next := web.Clone()
+		next.Template.Tasks[0].Args = []string{"--broken"}
+		c.deploy(next)
+		c.setStatus(c.instances("db")[0], model.InstanceStatus{State: model.InstanceRunning, Health: model.HealthUnhealthy})
+		c.deployBroken(next)
+		c.agents2("web")
+		if got := c.instances("web"); len(got) != 1 || got[0].RevisionID != good || !got[0].Serving() {
+			t.Errorf("%d instances, status %+v", len(got), get[*model.Workload](c, "w-web").Status)
+		}
+		if n := len(c.events("workload waits")); n != 0 {
+			t.Errorf("%d events tell of waiting", n)
 		}
 	})
 }
@@ -1037,15 +1109,26 @@ func TestOldRevisionsAreForgotten(t *testing.T) {
 		count := func() int {
 			return len(slices.Collect(store.RevisionsOfWorkload(c.store.Snapshot(), "w-web")))
 		}
+		var first string
 		for n := range 25 {
 			c.deploy(workload("web", 1, reserves(int64(n+1))))
 			c.agents()
 			time.Sleep(5 * time.Second)
 			c.agents()
+			if n == 0 { // something of the first one never ends
+				first = get[*model.Workload](c, "w-web").RevisionID
+				c.addNode(1)
+				c.setNode("n01", func(n *model.Node) { n.Status.State = model.NodeUnknown })
+				c.put(&model.Instance{
+					Meta: model.Meta{ID: "old", Name: "web.2"}, WorkloadID: "w-web", Slot: 2, RevisionID: first, NodeID: "n01",
+					Desired: model.DesiredStop, Status: model.InstanceStatus{State: model.InstanceRunning},
+				})
+			}
 		}
-		if n := count(); n != 10 {
-			t.Errorf("%d revisions are kept, want 10", n)
+		if n := count(); n != 11 {
+			t.Errorf("%d revisions are kept, want the latest 10 and one that still runs", n)
 		}
+		get[*model.Revision](c, first)
 		w := get[*model.Workload](c, "w-web")
 		for _, id := range []string{w.RevisionID, w.PreviousRevisionID, c.instances("web")[0].RevisionID} {
 			get[*model.Revision](c, id)
@@ -1121,16 +1204,13 @@ func TestPeopleAreNotOverwritten(t *testing.T) {
 
 		c.put(&model.Volume{Meta: model.Meta{ID: "data", Name: "data"}})
 		c.setOutrun(func() bool {
-			placing := len(c.instances("db")) > 0
-			if placing {
+			_, wanted := store.Get[*model.Workload](c.store.Snapshot(), "w-db")
+			if wanted { // and the controller is about to give its volume a home
 				c.put(&model.Volume{Meta: model.Meta{ID: "data", Name: "data"}, Options: map[string]string{"o": "ro"}})
 			}
-			return placing
+			return wanted
 		})
-		c.deploy(workload("db", 1))
 		c.deploy(workload("db", 1, mounts("data")))
-		c.agents()
-		c.agents()
 		if v := get[*model.Volume](c, "data"); v.Options["o"] != "ro" || v.NodeID != "n00" {
 			t.Errorf("volume lives on %q with the options %v", v.NodeID, v.Options)
 		}

@@ -168,6 +168,10 @@ func TestNext(t *testing.T) {
 			instances: []*model.Instance{at(1, "B", state(model.InstanceStarting, 0)), at(2, "A", state(model.InstanceLost, 0)), at(3, "A")},
 			want:      []string{"create A in 2"}, state: model.RolloutUpdating, revisit: startDeadline + time.Second},
 
+		{name: "or, when that was given up, what came before", workload: service(3),
+			instances: []*model.Instance{at(1, "B", state(model.InstanceStarting, 0)), at(2, "X", state(model.InstanceLost, 0)), at(3, "A")},
+			want:      []string{"create A in 2"}, state: model.RolloutUpdating, revisit: startDeadline + time.Second},
+
 		{name: "failed: replaced after a second", workload: in(service(1), model.RolloutCompleted),
 			instances: []*model.Instance{at(1, "B", state(model.InstanceFailed, time.Hour))}, after: time.Hour + 300*time.Millisecond,
 			state: model.RolloutCompleted, revisit: time.Hour + time.Second},
