@@ -98,10 +98,13 @@ func (b *liveBoard) show(rows []row) {
 	io.WriteString(b.w, out.String()) // a terminal that is gone needs no progress
 }
 
+// stateWidth is that of the longest state, so that columns stay where they are.
+const stateWidth = len("rolling back")
+
 func (b *liveBoard) lines(rows []row) []string {
 	t := &table{}
 	for _, r := range rows {
-		t.add(b.sign(r.mark)+" "+r.name, r.state, r.count, b.paint.faint(r.detail))
+		t.add(b.sign(r.mark)+" "+r.name, fmt.Sprintf("%-*s", stateWidth, r.state), r.count, b.paint.faint(r.detail))
 	}
 	if len(rows) == 0 {
 		return nil

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -201,6 +202,9 @@ func removeCommand(g *globals) *cobra.Command {
 		Example: "  tutti rm shop\n  tutti rm --volumes shop",
 		Args:    arguments(1, -1, "an application or a workload"), ValidArgsFunction: g.complete(-1, applicationNames, workloadNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if volumes && w.detach {
+				return usagef("volumes can only be removed once their instances have ended: leave out -d")
+			}
 			return g.with(cmd.Context(), func(c *native.Client) error {
 				for _, ref := range args {
 					if err := removeOne(cmd, c, w, ref, volumes); err != nil {
@@ -229,7 +233,10 @@ func removeOne(cmd *cobra.Command, c *native.Client, w *waiting, ref string, vol
 	}
 	stop := busy(cmd.ErrOrStderr(), func() string { return g.text(ctx, ref) })
 	defer stop()
-	if err := c.Remove(ctx, ref, volumes && !w.detach); err != nil {
+	if err := c.Remove(ctx, ref, volumes); err != nil {
+		if errors.Is(err, context.DeadlineExceeded) {
+			err = fault.New(fault.Unavailable, "%s is removed, but not all of its instances had ended within %s: volumes are kept", ref, w.timeout)
+		}
 		return err
 	}
 	for !w.detach {

@@ -426,7 +426,7 @@ func TestDeployFailsWhenItIsRolledBack(t *testing.T) {
 	if err == nil || err.Error() != "the deployment of shop did not succeed: shop/web is rolled back" {
 		t.Errorf("it ends with %v", err)
 	}
-	if !strings.Contains(out, "shop/web: rolledBack (2/2): web.1: unhealthy: no answer") || strings.Contains(out, "is deployed") || !strings.Contains(errOut, "workload shop/web") {
+	if !strings.Contains(out, "shop/web: rolled back (2/2): web.1: unhealthy: no answer") || strings.Contains(out, "is deployed") || !strings.Contains(errOut, "workload shop/web") {
 		t.Errorf("it says %q and %q", out, errOut)
 	}
 }
@@ -534,6 +534,34 @@ func TestFinished(t *testing.T) {
 	} {
 		if got := finished(tt.list); got != tt.want {
 			t.Errorf("%+v: %v", tt.list, got)
+		}
+	}
+}
+
+func TestWaitingOutlivesTheServer(t *testing.T) {
+	c := newTown(t)
+	c.server()
+	c.shop()
+	list, err := native.Dial(filepath.Join(c.dir, socketName)).Workloads(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, asked := range map[string]string{
+		"that is gone":           filepath.Join(c.dir, "gone.sock"),
+		"that has lost the rest": filepath.Join(c.dir, "lost.sock"),
+	} {
+		if strings.HasSuffix(asked, "lost.sock") {
+			stale := newTown(t) // knows of no workload, and of no leader
+			stale.dir = c.dir
+			stale.shop()
+			stale.put(&model.Workload{Meta: model.Meta{ID: "workload1", Namespace: model.DefaultNamespace, Application: "shop", Name: "web"},
+				Type: model.ServiceWorkload, Count: 9, RevisionID: "workload1.r1"})
+			stale.host("lost.sock", native.Deps{Core: stale.newCore(stale.core.Store, ""), NodeName: "lost"})
+		}
+		w := &waiter{g: &globals{RunDir: c.dir}, client: native.Dial(asked), goals: goalsOf(list), board: boardFor(io.Discard)}
+		out, err := w.settle(t.Context(), 20*time.Second, "it", io.Discard)
+		if err != nil || len(out) != 1 || out[0].State != "ready" {
+			t.Errorf("after a server %s: %+v, %v", name, out, err)
 		}
 	}
 }

@@ -131,7 +131,7 @@ func (d *deployFlags) await(ctx context.Context, g *globals, c *native.Client, n
 	if err != nil {
 		return nil, err
 	}
-	w := &waiter{g: g, client: c, goals: goalsOf(list), application: name, board: boardFor(out)}
+	w := &waiter{g: g, client: c, goals: goalsOf(list), board: boardFor(out)}
 	return w.settle(ctx, d.timeout, "the deployment of "+name, errOut)
 }
 

@@ -46,7 +46,7 @@ func (o *outcome) ended() bool {
 }
 
 func (o *outcome) row() row {
-	r := row{name: o.Name, state: o.State, count: o.Ready, detail: o.Detail}
+	r := row{name: o.Name, state: spaced(o.State), count: o.Ready, detail: o.Detail}
 	switch {
 	case o.standing.Good():
 		r.mark = markGood
@@ -107,9 +107,23 @@ type waiter struct {
 	g      *globals
 	client *native.Client
 	goals  []goal
-	// application is the one that all goals belong to; empty asks for all workloads.
-	application string
-	board       board
+	board  board
+	// renewed is whether client is the waiter's own, in place of the one that it was given.
+	renewed bool
+	looks   int
+}
+
+// application is the one that all goals belong to, "" when there are several.
+func (w *waiter) application() string {
+	common := ""
+	for i, g := range w.goals {
+		app, _ := model.SplitFullName(g.name)
+		if i > 0 && app != common {
+			return ""
+		}
+		common = app
+	}
+	return common
 }
 
 // goalsOf notes what the workloads should come to: the revisions that they have now.
@@ -175,11 +189,29 @@ func proofOf(list []outcome) (longest time.Duration) {
 	return longest
 }
 
-// look asks how the workloads are; another server, if the one does not answer any more.
+// lookTimeout is how long a server may take to say how workloads are, and recheck after how many
+// looks it must prove that it still knows what it is talking about.
+const (
+	lookTimeout = 3 * time.Second
+	recheck     = 20
+)
+
+// look asks how the workloads are. When the server does not answer any more, or has lost the
+// others, the next look is at another one.
 func (w *waiter) look(ctx context.Context) ([]outcome, error) {
-	views, err := w.client.Workloads(ctx, w.application)
-	if fault.Is(err, fault.NotFound) {
+	limited, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	if w.looks++; w.looks%recheck == 0 {
+		if p, err := w.client.Ping(limited); err == nil && p.Leader == "" {
+			w.reconnect(limited)
+		}
+	}
+	views, err := w.client.Workloads(limited, w.application())
+	switch {
+	case fault.Is(err, fault.NotFound):
 		views, err = nil, nil // the application is gone, and its workloads with it
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+		err = fault.New(fault.Unavailable, "%s does not answer within %s", w.client.Socket(), lookTimeout)
 	}
 	if err != nil {
 		if fault.Is(err, fault.Unavailable) {
@@ -200,13 +232,24 @@ func (w *waiter) look(ctx context.Context) ([]outcome, error) {
 }
 
 func (w *waiter) reconnect(ctx context.Context) {
-	if c, err := w.g.connect(ctx); err == nil { // or else the next look tries again
-		w.client = c
+	c, err := w.g.connect(ctx)
+	if err != nil {
+		return // the next look tries again
+	}
+	w.close()
+	w.client, w.renewed = c, true
+}
+
+// close gives up the connection, if it is the waiter's own.
+func (w *waiter) close() {
+	if w.renewed {
+		w.client.Close()
 	}
 }
 
 // settle waits for a change, says why where it did not come to be, and returns an error then.
 func (w *waiter) settle(ctx context.Context, patience time.Duration, what string, errOut io.Writer) ([]outcome, error) {
+	defer w.close()
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	list, err := w.run(limited)
@@ -239,14 +282,24 @@ func shortfall(list []outcome, what string) error {
 	return fault.New(fault.Internal, "%s did not succeed: %s", what, strings.Join(bad, ", "))
 }
 
+// stateWords says in a sentence how something is that is not as it should be.
 func stateWords(state string) string {
+	switch state {
+	case "rollingBack":
+		return "still being rolled back"
+	case string(native.StandingProgressing):
+		return "not ready"
+	}
+	return spaced(state)
+}
+
+// spaced writes a state as words.
+func spaced(state string) string {
 	switch state {
 	case "rolledBack":
 		return "rolled back"
 	case "rollingBack":
-		return "being rolled back"
-	case string(native.StandingProgressing):
-		return "not ready"
+		return "rolling back"
 	}
 	return state
 }
