@@ -49,6 +49,7 @@ func (c *Core) Rollback(ctx context.Context, who Caller, ref string) error {
 		if !ok {
 			return fault.New(fault.Invalid, "%s has no earlier revision to return to", w.FullName())
 		}
+		cs.Expect(model.KindRevision, r.ID, r.Revision)
 		w.PreviousRevisionID, w.RevisionID = w.RevisionID, r.ID
 		w.Template = r.Template.Clone()
 		event(cs, now, "workload rolled back", w, fmt.Sprintf("to revision %d, by %s through %s", r.Number, who.Name, who.Via))
@@ -64,9 +65,7 @@ func setRevision(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, n
 		return
 	}
 	w.PreviousRevisionID, w.RevisionID = w.RevisionID, next
-	if _, ok := store.Get[*model.Revision](snap, next); !ok {
-		cs.Put(newRevision(snap, w, hash, now))
-	}
+	keepRevision(snap, cs, w, hash, now)
 }
 
 func (c *Core) changeWorkload(ctx context.Context, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {

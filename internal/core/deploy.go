@@ -307,6 +307,9 @@ func (p *planner) workloads() error {
 		if err := p.feasible(w); err != nil {
 			return err
 		}
+		if old, ok := store.ByName[*model.Workload](p.snap, p.d.Namespace, p.d.Application, w.Name); ok && w.Template.ForceUpdate == 0 {
+			w.Template.ForceUpdate = old.Template.ForceUpdate // a restart meanwhile is no reason for another one
+		}
 		hash := w.Template.Hash()
 		w.ID, w.Generation = model.NewID(), 1 // unless it exists
 		w.RevisionID = model.RevisionIDOf(w.ID, hash)
@@ -325,20 +328,22 @@ func (p *planner) workloads() error {
 		if err != nil {
 			return err
 		}
-		p.keepRevision(w, hash, previous)
+		keepRevision(p.snap, p.cs, w, hash, p.now)
+		if previous != "" {
+			event(p.cs, p.now, "workload updated", w, "a new revision is to be rolled out")
+		}
 	}
 	return nil
 }
 
-// keepRevision makes the Revision object of a workload's template, unless it exists.
-func (p *planner) keepRevision(w *model.Workload, hash, previous string) {
-	if _, ok := store.Get[*model.Revision](p.snap, w.RevisionID); ok {
+// keepRevision makes the Revision object of a workload's template, unless it exists; then the
+// change is on condition that it still does, as the leader forgets old ones.
+func keepRevision(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, hash string, now time.Time) {
+	if r, ok := store.Get[*model.Revision](snap, w.RevisionID); ok {
+		cs.Expect(model.KindRevision, r.ID, r.Revision)
 		return
 	}
-	p.cs.Put(newRevision(p.snap, w, hash, p.now))
-	if previous != "" {
-		event(p.cs, p.now, "workload updated", w, "a new revision is to be rolled out")
-	}
+	cs.Put(newRevision(snap, w, hash, now))
 }
 
 func newRevision(snap *store.Snapshot, w *model.Workload, hash string, now time.Time) *model.Revision {

@@ -62,7 +62,7 @@ func (l *Liveness) Hear(beats []Beat) {
 			}
 			n.seen, n.session = seen, b.Session
 		}
-		if b.Applied > n.applied {
+		if b.Session == n.session && b.Applied > n.applied { // not from before a restart
 			n.applied, news = b.Applied, true
 		}
 	}
