@@ -27,6 +27,31 @@ const (
 	maxCall    = 64 << 20
 )
 
+// encoder keeps nanoseconds: of times between nodes, none may be lost on the way.
+var encoder = func() cbor.EncMode {
+	m, err := cbor.EncOptions{Time: cbor.TimeRFC3339NanoUTC}.EncMode()
+	if err != nil {
+		panic(err) // the options are ours
+	}
+	return m
+}()
+
+// decoder has no limit on counts but that of maxMessage: a cluster may be large.
+var decoder = func() cbor.DecMode {
+	const many = 1<<31 - 1
+	m, err := cbor.DecOptions{MaxArrayElements: many, MaxMapPairs: many}.DecMode()
+	if err != nil {
+		panic(err)
+	}
+	return m
+}()
+
+// Marshal encodes as messages and calls are encoded.
+func Marshal(v any) ([]byte, error) { return encoder.Marshal(v) }
+
+// Unmarshal decodes what Marshal made.
+func Unmarshal(data []byte, v any) error { return decoder.Unmarshal(data, v) }
+
 const (
 	mediaCBOR  = "application/cbor"
 	headerKind = "Tutti-Fault"
@@ -77,7 +102,20 @@ func responseError(resp *http.Response) error {
 	if kind := resp.Header.Get(headerKind); kind != "" {
 		return fault.New(fault.ParseKind(kind), "%s", text)
 	}
+	if resp.StatusCode == http.StatusNotFound {
+		return fault.New(fault.Unsupported, "node %s does not know %s; it may be of another version", resp.Request.URL.Host, resp.Request.URL.Path)
+	}
 	return fault.New(fault.Internal, "%s answered %s", resp.Request.URL.Path, resp.Status)
+}
+
+// unreachable says that a node did not answer. What was found out on the way, such as that it is
+// of another cluster, keeps its kind.
+func unreachable(address string, err error) error {
+	kind := fault.KindOf(err)
+	if kind == fault.Internal {
+		kind = fault.Unavailable
+	}
+	return fault.New(kind, "reach %s: %w", address, unwrapURL(err))
 }
 
 // Call asks a node: req travels there and resp comes back as CBOR, errors with their kind. When
@@ -89,9 +127,12 @@ func Call[Req, Resp any](ctx context.Context, c *Client, address, path string, r
 
 // CallAny is Call for types that are not known at compile time; resp is a pointer.
 func CallAny(ctx context.Context, c *Client, address, path string, req, resp any) error {
-	body, err := cbor.Marshal(req)
+	body, err := Marshal(req)
 	if err != nil {
 		return fmt.Errorf("encode call %s: %w", path, err)
+	}
+	if len(body) > maxCall {
+		return fault.New(fault.Invalid, "a call of %d bytes to %s is over the limit of %d", len(body), path, maxCall)
 	}
 	r, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+address+path, bytes.NewReader(body))
 	if err != nil {
@@ -100,17 +141,20 @@ func CallAny(ctx context.Context, c *Client, address, path string, req, resp any
 	r.Header.Set("Content-Type", mediaCBOR)
 	res, err := c.http.Do(r)
 	if err != nil {
-		return fault.New(fault.Unavailable, "reach %s: %w", address, unwrapURL(err))
+		return unreachable(address, err)
 	}
 	defer res.Body.Close()
 	if res.StatusCode != http.StatusOK {
 		return responseError(res)
 	}
-	data, err := io.ReadAll(io.LimitReader(res.Body, maxCall))
+	data, err := io.ReadAll(io.LimitReader(res.Body, maxCall+1))
 	if err != nil {
 		return fault.New(fault.Unavailable, "read the answer of %s: %w", address, err)
 	}
-	if err := cbor.Unmarshal(data, resp); err != nil {
+	if len(data) > maxCall {
+		return fault.New(fault.Invalid, "the answer of %s%s is over the limit of %d bytes", address, path, maxCall)
+	}
+	if err := Unmarshal(data, resp); err != nil {
 		return fmt.Errorf("decode the answer of %s%s: %w", address, path, err)
 	}
 	return nil
@@ -130,7 +174,7 @@ func HandleCall[Req, Resp any](fn func(ctx context.Context, req Req) (Resp, erro
 		var req Req
 		data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxCall))
 		if err == nil {
-			err = cbor.Unmarshal(data, &req)
+			err = Unmarshal(data, &req)
 		}
 		if err != nil {
 			WriteError(w, fault.New(fault.Invalid, "decode call %s: %w", r.URL.Path, err))
@@ -141,7 +185,7 @@ func HandleCall[Req, Resp any](fn func(ctx context.Context, req Req) (Resp, erro
 			WriteError(w, err)
 			return
 		}
-		out, err := cbor.Marshal(resp)
+		out, err := Marshal(resp)
 		if err != nil {
 			WriteError(w, fmt.Errorf("encode answer of %s: %w", r.URL.Path, err))
 			return
@@ -159,7 +203,7 @@ func (c *Client) Get(ctx context.Context, address, path string) (io.ReadCloser, 
 	}
 	res, err := c.http.Do(r)
 	if err != nil {
-		return nil, 0, fault.New(fault.Unavailable, "reach %s: %w", address, unwrapURL(err))
+		return nil, 0, unreachable(address, err)
 	}
 	if res.StatusCode != http.StatusOK {
 		defer res.Body.Close()
@@ -186,7 +230,7 @@ type Stream struct {
 
 // Send writes one message. It blocks while the other end does not keep up.
 func (s *Stream) Send(v any) error {
-	body, err := cbor.Marshal(v)
+	body, err := Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encode message: %w", err)
 	}
@@ -216,7 +260,7 @@ func (s *Stream) Receive(v any) error {
 	if _, err := io.ReadFull(s.in, body); err != nil {
 		return err
 	}
-	return cbor.Unmarshal(body, v)
+	return Unmarshal(body, v)
 }
 
 // Close ends both directions; safe to call more than once.
@@ -225,7 +269,7 @@ func (s *Stream) Close() error {
 	return nil
 }
 
-// Stream opens a two-way stream with a node.
+// Stream opens a two-way stream with a node. It ends with ctx, or by Close.
 func (c *Client) Stream(ctx context.Context, address, path string) (*Stream, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	pr, pw := io.Pipe()
@@ -237,16 +281,21 @@ func (c *Client) Stream(ctx context.Context, address, path string) (*Stream, err
 	res, err := c.transport.RoundTrip(r)
 	if err != nil {
 		cancel()
-		return nil, fault.New(fault.Unavailable, "reach %s: %w", address, err)
+		return nil, unreachable(address, err)
 	}
 	if res.StatusCode != http.StatusOK {
 		defer cancel()
 		defer res.Body.Close()
 		return nil, responseError(res)
 	}
+	// The transport does not look at the context while it waits for more to send.
+	stop := context.AfterFunc(ctx, func() {
+		pw.CloseWithError(ctx.Err())
+		res.Body.Close()
+	})
 	return &Stream{
 		in: res.Body, out: pw, flush: func() error { return nil },
-		closeFn: func() { pw.Close(); cancel(); res.Body.Close() },
+		closeFn: func() { stop(); pw.Close(); cancel(); res.Body.Close() },
 	}, nil
 }
 

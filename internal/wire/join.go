@@ -48,6 +48,10 @@ func Join(ctx context.Context, address, token, nodeID string) (*Identity, []Serv
 			if err := cs.PeerCertificates[0].CheckSignatureFrom(last); err != nil {
 				return fault.New(fault.Forbidden, "the server's certificate is not of its cluster: %w", err)
 			}
+			// Any node could answer here; the secret is for servers only.
+			if peer, err := peerOf(cs.PeerCertificates[0]); err != nil || peer.Role != RoleServer {
+				return fault.New(fault.Forbidden, "the node that answers is no server of its cluster")
+			}
 			caPEM = pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: last.Raw})
 			return nil
 		},
@@ -63,6 +67,11 @@ func Join(ctx context.Context, address, token, nodeID string) (*Identity, []Serv
 	}
 	if caPEM == nil {
 		return nil, nil, errors.New("the server showed no certificate")
+	}
+	if cert, err := decodeCert(resp.Cert); err != nil {
+		return nil, nil, fault.New(fault.Internal, "the server sent a certificate that cannot be read: %w", err)
+	} else if peer, err := peerOf(cert); err != nil || peer != (Peer{NodeID: nodeID, Role: resp.Role}) {
+		return nil, nil, fault.New(fault.Internal, "the server sent a certificate for another node")
 	}
 	return &Identity{NodeID: nodeID, Role: resp.Role, CertPEM: resp.Cert, KeyPEM: key, CAPEM: caPEM}, resp.Servers, nil
 }

@@ -29,6 +29,8 @@ const (
 	protoHTTP = "h2"
 
 	dialTimeout = time.Second
+	// streamBuffer is how many bytes of a stream may be under way.
+	streamBuffer = 1 << 20
 	// deadPeer is how long sent data may stay unacknowledged until a connection is given up.
 	deadPeer = 2 * time.Second
 )
@@ -137,7 +139,12 @@ func requestPeer(r *http.Request) (Peer, error) {
 
 // Serve answers connections until ctx is done.
 func (p *Port) Serve(ctx context.Context) error {
-	h2 := &http2.Server{ReadIdleTimeout: 2 * time.Second, PingTimeout: 2 * time.Second, MaxConcurrentStreams: 10_000}
+	h2 := &http2.Server{
+		ReadIdleTimeout: 2 * time.Second, PingTimeout: 2 * time.Second, MaxConcurrentStreams: 10_000,
+		// Much more for a connection than for one stream: one whose reader is slow, like the
+		// input of a process, must not hold up the others.
+		MaxUploadBufferPerConnection: 1 << 30, MaxUploadBufferPerStream: streamBuffer,
+	}
 	srv := &http.Server{Handler: p.mux, BaseContext: func(net.Listener) context.Context { return ctx }}
 	var conns sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() {

@@ -22,6 +22,9 @@ type Hello struct {
 	Node    *model.Node `json:"node"`    // what the agent knows of its host; Status is ignored
 	// Instances are those the agent still holds, so that it is told what became of them.
 	Instances []string `json:"instances,omitempty"`
+	// Revision is the newest store revision of which this agent was given assignments, by any
+	// server: one that has not come so far must not give it older ones.
+	Revision uint64 `json:"revision,omitempty"`
 }
 
 // Heartbeat renews the node's lease.
@@ -43,18 +46,22 @@ type ServerMessage struct {
 	Lease *Lease `json:"lease,omitempty"`
 	// Servers are all servers of the cluster, for when this one goes away.
 	Servers []ServerAddress `json:"servers,omitempty"`
+	// Refused ends the session and says why.
+	Refused *End `json:"refused,omitempty"`
 }
 
-// Lease confirms a heartbeat.
+// Lease confirms a heartbeat: the leader knows of it.
 type Lease struct {
 	For time.Duration `json:"for"`
 }
 
 // Assign tells an agent its instances: first all of them (Full), then differences.
 type Assign struct {
-	Full   bool         `json:"full,omitempty"`
-	Put    []Assignment `json:"put,omitempty"`
-	Remove []string     `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
+	Full bool `json:"full,omitempty"`
+	// Revision is the store revision that this was read from.
+	Revision uint64       `json:"revision,omitempty"`
+	Put      []Assignment `json:"put,omitempty"`
+	Remove   []string     `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
 }
 
 // Assignment is an instance with all that its node needs to run it.
