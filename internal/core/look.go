@@ -44,8 +44,9 @@ func (c *Core) Logs(ctx context.Context, ref string, o driver.LogOptions, yield 
 				continue
 			}
 			known[s.key()] = true
+			options := o // which changes below
 			wg.Go(func() {
-				_ = c.readLog(ctx, s, o, func(l LogLine) error { // an instance that goes away ends its part
+				_ = c.readLog(ctx, s, options, func(l LogLine) error { // an instance that goes away ends its part
 					select {
 					case lines <- l:
 						return nil

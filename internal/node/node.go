@@ -98,7 +98,7 @@ func work(ctx context.Context, s *server, w *worker, api net.Listener, cfg *Conf
 
 // ignoreEnd drops the error of a context that was ended from outside.
 func ignoreEnd(ctx context.Context, err error) error {
-	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || errors.Is(err, http.ErrServerClosed)) {
+	if ctx.Err() != nil && (errors.Is(err, context.Canceled) || fault.Is(err, fault.Unavailable) || errors.Is(err, http.ErrServerClosed)) {
 		return nil
 	}
 	return err

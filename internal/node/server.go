@@ -61,11 +61,13 @@ type server struct {
 	liveness *dispatch.Liveness
 	control  *control.Controller
 	core     *core.Core
+	// caughtUp is closed once the state is as new as the cluster's when this server started.
+	caughtUp chan struct{}
 }
 
 // newServer builds the server half; images is this node's own image store.
 func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (*server, error) {
-	s := &server{cfg: cfg, id: id, port: port, log: cfg.Log, store: store.New(cfg.Log)}
+	s := &server{cfg: cfg, id: id, port: port, log: cfg.Log, store: store.New(cfg.Log), caughtUp: make(chan struct{})}
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: id.NodeID, Address: cfg.wireAddress(), DataDir: filepath.Join(cfg.DataDir, "server"),
@@ -102,7 +104,7 @@ func (s *server) handle() {
 	s.port.Handle(pathMember, wire.HandleCall(func(ctx context.Context, m membership) (wire.Empty, error) {
 		return wire.Empty{}, s.changeMember(ctx, m)
 	}), wire.RoleServer)
-	s.port.Handle(agent.SessionPath, wire.HandleStream(s.sessions.Serve), wire.RoleServer, wire.RoleAgent)
+	s.port.Handle(agent.SessionPath, wire.HandleStream(s.serveSession), wire.RoleServer, wire.RoleAgent)
 	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.admit))
 }
 
@@ -113,7 +115,28 @@ func (s *server) run(ctx context.Context) error {
 	g.Go(func() error { return s.sessions.Run(ctx) })
 	g.Go(func() error { return s.raft.RunAsLeader(ctx, s.lead) })
 	g.Go(func() error { return s.stayMember(ctx) })
+	g.Go(func() error { return s.catchUp(ctx) })
 	return g.Wait()
+}
+
+// catchUp waits until what this server missed while it was away has been applied.
+func (s *server) catchUp(ctx context.Context) error {
+	if err := s.raft.WaitReady(ctx); err != nil {
+		return ignoreEnd(ctx, err)
+	}
+	close(s.caughtUp)
+	return nil
+}
+
+// serveSession serves an agent once this server knows what the agent should do: by an older state
+// it would be told to drop what it was given since.
+func (s *server) serveSession(ctx context.Context, stream *wire.Stream) error {
+	select {
+	case <-s.caughtUp:
+		return s.sessions.Serve(ctx, stream)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // lead is the leader's work.

@@ -61,6 +61,9 @@ func testMain(m *testing.M) (code int) {
 		return fail("take stock", err)
 	}
 	defer func() {
+		if code != 0 {
+			printLogs()
+		}
 		if out, err := run("down", "--purge"); err != nil {
 			code = fail("take the cluster down", fmt.Errorf("%w\n%s", err, out))
 		}
@@ -78,6 +81,22 @@ func testMain(m *testing.M) (code int) {
 	}
 	fmt.Printf("e2e: images made and imported after %s\n", time.Since(began).Round(time.Millisecond))
 	return m.Run()
+}
+
+// printLogs shows the end of what the hosts' nodes wrote.
+func printLogs() {
+	logs, err := filepath.Glob(filepath.Join(dataDir, "hosts", "*", "tutti.log"))
+	if err != nil {
+		return // the pattern is constant
+	}
+	for _, path := range logs {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue
+		}
+		lines := strings.Split(strings.TrimSpace(string(data)), "\n")
+		fmt.Printf("--- the last lines of %s\n%s\n", path, strings.Join(lines[max(0, len(lines)-80):], "\n"))
+	}
 }
 
 func environment(more ...string) []string {
