@@ -23,7 +23,7 @@ check() {
 
 formatted() {
 	local files
-	files=$(git ls-files -z --cached --others --exclude-standard '*.go' | xargs -0 -r ls -d 2>/dev/null | xargs -r gofmt -l) || return 1
+	files=$(gofmt -l cmd internal test examples bench) || return 1
 	[[ -z $files ]] || {
 		printf 'gofmt would change: %s\n' "$files"
 		return 1
