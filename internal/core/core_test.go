@@ -1,0 +1,629 @@
+package core_test
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+var anna = core.Caller{Name: "anna", Via: "test"}
+
+// bench is a Core over a store of its own, with the rest of the cluster played by the test.
+type bench struct {
+	*testing.T
+	*core.Core
+
+	mu      sync.Mutex
+	outrun  func()   // called once, before the next proposal is applied
+	removed []string // volumes
+	left    []string // servers taken out of the quorum
+}
+
+func newBench(t *testing.T) *bench {
+	b := &bench{T: t}
+	s := store.New(slog.New(slog.DiscardHandler))
+	s.SetProposer(b)
+	b.Core = core.New(core.Deps{Store: s, Remote: b, Images: b, Servers: quorum{b}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
+	b.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, SecretKey: make([]byte, 32), ServerToken: "server", AgentToken: "agent"})
+	for _, id := range []string{"n1", "n2"} {
+		b.put(&model.Node{
+			Meta: model.Meta{ID: id, Name: "node-" + id}, Server: id == "n1",
+			Capacity: model.Resources{NanoCPUs: 2e9, MemoryBytes: 4 << 30}, Status: model.NodeStatus{State: model.NodeReady},
+		})
+	}
+	return b
+}
+
+func (b *bench) Propose(_ context.Context, data []byte) (store.Result, error) {
+	b.mu.Lock()
+	f := b.outrun
+	b.outrun = nil
+	b.mu.Unlock()
+	if f != nil {
+		f()
+	}
+	return b.Store.Apply(data), nil
+}
+
+func (b *bench) put(obj model.Object) {
+	b.Helper()
+	var cs store.ChangeSet
+	cs.Put(obj)
+	if _, err := b.Store.Commit(b.Context(), &cs); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// What a bench plays of other nodes, of images and of the quorum.
+
+func (b *bench) Logs(context.Context, string, wire.TaskRef, driver.LogOptions, func(driver.LogEntry) error) error {
+	return nil
+}
+
+func (b *bench) Exec(_ context.Context, node string, ref wire.TaskRef, _ driver.ExecSpec, _ driver.Streams) (int, error) {
+	return len(node + ref.Instance), nil
+}
+
+func (b *bench) EnsureImage(context.Context, string, string, string) error { return nil }
+func (b *bench) RemoveImage(context.Context, string, string) error         { return nil }
+
+func (b *bench) RemoveVolume(_ context.Context, node, id string) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.removed = append(b.removed, node+" "+id)
+	return nil
+}
+
+func (b *bench) Import(context.Context, io.Reader, image.ImportOptions) ([]image.Info, error) {
+	return nil, nil
+}
+
+func (b *bench) Ensure(_ context.Context, name, _ string, _ func(image.Progress)) (image.Info, error) {
+	if strings.Contains(name, "missing") {
+		return image.Info{}, fault.New(fault.NotFound, "image %s does not exist", name)
+	}
+	full, err := image.Normalize(name)
+	return image.Info{Name: full, Digest: "sha256:" + full}, err
+}
+
+func (b *bench) remove(ref string, data bool) error {
+	return b.Remove(b.Context(), anna, ref, data)
+}
+
+// quorum is the bench as core sees the servers.
+type quorum struct{ b *bench }
+
+func (q quorum) Leader() string                  { return "n1" }
+func (q quorum) Addresses() []wire.ServerAddress { return nil }
+
+func (q quorum) Remove(_ context.Context, id string) error {
+	q.b.left = append(q.b.left, id)
+	return nil
+}
+
+// shop is an application of a web and a database that it depends on.
+func shop(change ...func(d *core.Deployment)) core.Deployment {
+	d := core.Deployment{
+		Application: "shop", Source: "compose",
+		Networks: []*model.Network{{Meta: model.Meta{Name: "front"}}},
+		Volumes:  []*model.Volume{{Meta: model.Meta{Name: "data"}}},
+		Secrets:  []core.SecretData{{Meta: model.Meta{Name: "password"}, Data: []byte("geheim")}},
+		Configs:  []*model.Config{{Meta: model.Meta{Name: "settings"}, Data: []byte("colour=red")}},
+		Workloads: []*model.Workload{
+			{Meta: model.Meta{Name: "web"}, Type: model.ServiceWorkload, Count: 2, DependsOn: []model.Dependency{{Workload: "db", Condition: model.DependencyHealthy}},
+				Template: model.Template{
+					Networks: []model.Attachment{{Network: "front"}},
+					Tasks:    []model.TaskSpec{{Name: "main", Image: "web:1", Mounts: []model.Mount{{Type: model.MountConfig, Source: "settings", Target: "/settings"}}}},
+				}},
+			{Meta: model.Meta{Name: "db"}, Type: model.ServiceWorkload, Count: 1,
+				Template: model.Template{Tasks: []model.TaskSpec{{Name: "main", Image: "db:5", Mounts: []model.Mount{
+					{Type: model.MountVolume, Source: "data", Target: "/data"}, {Type: model.MountSecret, Source: "password", Target: "/password"},
+				}}}}},
+		},
+		Services: []*model.Service{{
+			Meta: model.Meta{Name: "web"}, WorkloadID: "web", Networks: []string{"front"}, Aliases: map[string][]string{"front": {"www"}},
+			Ports: []model.ServicePort{{Protocol: "tcp", Target: 80, Published: 8080}},
+		}},
+	}
+	for _, f := range change {
+		f(&d)
+	}
+	return d
+}
+
+func (b *bench) deploy(d core.Deployment) core.DeployResult {
+	b.Helper()
+	r, err := b.Deploy(b.Context(), anna, d)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return r
+}
+
+// changes returns what a deployment did, apart from what it left alone.
+func changes(r core.DeployResult) []string {
+	var out []string
+	for _, ch := range r.Changes {
+		if ch.Action != "unchanged" {
+			out = append(out, fmt.Sprint(ch.Action, " ", ch.Kind, " ", ch.Name))
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func (b *bench) workload(name string) *model.Workload {
+	b.Helper()
+	w, ok := store.ByName[*model.Workload](b.Snapshot(), model.DefaultNamespace, "shop", name)
+	if !ok {
+		b.Fatalf("shop/%s does not exist", name)
+	}
+	return w
+}
+
+func named[T model.Object](b *bench, name string) T {
+	b.Helper()
+	obj, ok := store.ByName[T](b.Snapshot(), model.DefaultNamespace, "shop", name)
+	if !ok {
+		b.Fatalf("%s does not exist", name)
+	}
+	return obj
+}
+
+func (b *bench) events() (out []string) {
+	_ = b.Events(b.Context(), time.Time{}, false, func(e *model.Event) error {
+		out = append(out, e.Type+": "+e.Message)
+		return nil
+	})
+	return out
+}
+
+func TestDeploy(t *testing.T) {
+	b := newBench(t)
+	want := []string{
+		"created config settings", "created network front", "created secret password", "created service web",
+		"created volume data", "created workload db", "created workload web",
+	}
+	dry := shop()
+	dry.DryRun = true
+	if got := changes(b.deploy(dry)); !slices.Equal(got, want) {
+		t.Errorf("it would have %q", got)
+	}
+	for w := range store.List[*model.Workload](b.Snapshot()) {
+		t.Errorf("a dry run made %s", w.FullName())
+	}
+	before := b.Snapshot().Revision()
+	if got := changes(b.deploy(shop())); !slices.Equal(got, want) {
+		t.Errorf("it has %q", got)
+	}
+	if now := b.Snapshot().Revision(); now != before+1 {
+		t.Errorf("it took %d change sets, and so happened in parts", now-before)
+	}
+
+	front, data := named[*model.Network](b, "front"), named[*model.Volume](b, "data")
+	web, db, svc := b.workload("web"), b.workload("db"), named[*model.Service](b, "web")
+	if at := web.Template.Networks[0].Network; at != front.ID {
+		t.Errorf("web is attached to %q, want %q", at, front.ID)
+	}
+	if m := db.Template.Tasks[0].Mounts[0].Source; m != data.ID {
+		t.Errorf("db mounts %q, want %q", m, data.ID)
+	}
+	if d := web.Template.Tasks[0].Digest; d != "sha256:docker.io/library/web:1" {
+		t.Errorf("the image of web is %q", d)
+	}
+	if svc.WorkloadID != web.ID || svc.Networks[0] != front.ID || svc.Aliases[front.ID][0] != "www" {
+		t.Errorf("service %+v", svc)
+	}
+	if sec := named[*model.Secret](b, "password"); strings.Contains(string(sec.Sealed)+sec.Digest, "geheim") {
+		t.Error("the secret is readable in the state")
+	}
+	for _, w := range []*model.Workload{web, db} {
+		r, ok := store.Get[*model.Revision](b.Snapshot(), w.RevisionID)
+		if !ok || w.Template.Hash() != r.Hash || r.Template.Hash() != r.Hash || r.Number != 1 || w.Generation != 1 || w.PreviousRevisionID != "" {
+			t.Errorf("%s: generation %d, revision %+v", w.Name, w.Generation, r)
+		}
+	}
+	if a, ok := store.ByName[*model.Application](b.Snapshot(), model.DefaultNamespace, "", "shop"); !ok || a.Version != 1 || a.Source != "compose" {
+		t.Errorf("application %+v", a)
+	}
+}
+
+func TestDeployingTheSameAgainChangesNothing(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	if err := b.RestartWorkload(t.Context(), anna, "shop/web"); err != nil {
+		t.Fatal(err)
+	}
+	before := b.Snapshot().Revision()
+	if got := changes(b.deploy(shop())); len(got) > 0 {
+		t.Errorf("it has %q", got)
+	}
+	if now := b.Snapshot().Revision(); now != before {
+		t.Errorf("the state was written %d times", now-before)
+	}
+}
+
+func TestDeployingChanges(t *testing.T) {
+	for name, c := range map[string]struct {
+		change  func(d *core.Deployment)
+		want    []string
+		updated []string // workloads with a new revision
+	}{
+		"count": {func(d *core.Deployment) { d.Workloads[0].Count = 5 }, []string{"updated workload web"}, nil},
+		"image": {func(d *core.Deployment) { d.Workloads[0].Template.Tasks[0].Image = "web:2" }, []string{"updated workload web"}, []string{"web"}},
+		"secret": {func(d *core.Deployment) { d.Secrets[0].Data = []byte("anders") },
+			[]string{"updated secret password", "updated workload db"}, []string{"db"}},
+		"config": {func(d *core.Deployment) { d.Configs[0].Data = []byte("colour=blue") },
+			[]string{"updated config settings", "updated workload web"}, []string{"web"}},
+		"port":    {func(d *core.Deployment) { d.Services[0].Ports[0].Published = 8081 }, []string{"updated service web"}, nil},
+		"labels":  {func(d *core.Deployment) { d.Networks[0].Labels = map[string]string{"a": "b"} }, []string{"updated network front"}, nil},
+		"fewer":   {func(d *core.Deployment) { d.Workloads = d.Workloads[1:]; d.Services = nil }, []string{"removed service web", "removed workload web"}, nil},
+		"no data": {func(d *core.Deployment) { d.Workloads[1].Template.Tasks[0].Mounts = nil; d.Volumes = nil }, []string{"updated workload db"}, []string{"db"}},
+		"an other": {func(d *core.Deployment) {
+			d.Networks = append(d.Networks, &model.Network{Meta: model.Meta{Name: "back"}})
+		}, []string{"created network back"}, nil},
+		"kept": {func(d *core.Deployment) { d.Workloads = d.Workloads[1:]; d.Services = nil; d.KeepOthers = true }, nil, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.deploy(shop())
+			before := map[string]*model.Workload{"web": b.workload("web"), "db": b.workload("db")}
+			if got := changes(b.deploy(shop(c.change))); !slices.Equal(got, c.want) {
+				t.Errorf("it has %q, want %q", got, c.want)
+			}
+			for name, old := range before {
+				w, ok := store.Get[*model.Workload](b.Snapshot(), old.ID)
+				if !ok {
+					continue
+				}
+				updated := slices.Contains(c.updated, name)
+				if (w.RevisionID != old.RevisionID) != updated || updated && w.PreviousRevisionID != old.RevisionID {
+					t.Errorf("%s went from revision %s to %s, coming from %q", name, old.RevisionID, w.RevisionID, w.PreviousRevisionID)
+				}
+				if _, ok := store.Get[*model.Revision](b.Snapshot(), w.RevisionID); !ok {
+					t.Errorf("revision %s of %s does not exist", w.RevisionID, name)
+				}
+				if changed := slices.Contains(c.want, "updated workload "+name); (w.Generation == old.Generation+1) != changed {
+					t.Errorf("%s went from generation %d to %d", name, old.Generation, w.Generation)
+				}
+			}
+			if got := changes(b.deploy(shop(c.change))); len(got) > 0 {
+				t.Errorf("deployed again, it has %q", got)
+			}
+			if _, ok := store.ByName[*model.Volume](b.Snapshot(), model.DefaultNamespace, "shop", "data"); !ok {
+				t.Error("the data is gone")
+			}
+		})
+	}
+}
+
+func TestDeployRefuses(t *testing.T) {
+	for name, c := range map[string]struct {
+		change func(d *core.Deployment)
+		kind   fault.Kind
+		says   string
+	}{
+		"application name": {func(d *core.Deployment) { d.Application = "-x" }, fault.Invalid, `application name "-x" is not valid`},
+		"workload name":    {func(d *core.Deployment) { d.Workloads[0].Name = "a b" }, fault.Invalid, `workload name "a b" is not valid`},
+		"twice":            {func(d *core.Deployment) { d.Workloads[0].Name = "db" }, fault.Invalid, "workload db is there twice"},
+		"count":            {func(d *core.Deployment) { d.Workloads[0].Count = -1 }, fault.Invalid, "count -1 is negative"},
+		"no task":          {func(d *core.Deployment) { d.Workloads[0].Template.Tasks = nil }, fault.Invalid, "workload web has no task"},
+		"kind":             {func(d *core.Deployment) { d.Workloads[0].Type = model.CronWorkload }, fault.Unsupported, `kind "cron" is not supported yet`},
+		"dependency":       {func(d *core.Deployment) { d.Workloads[0].DependsOn[0].Workload = "cache" }, fault.Invalid, "depends on cache, which does not exist"},
+		"network":          {func(d *core.Deployment) { d.Networks = nil }, fault.NotFound, `network "front" does not exist in application shop`},
+		"external": {func(d *core.Deployment) { d.Workloads[0].Template.Networks[0].Network = "/front" }, fault.NotFound,
+			`workload web: external network "front" does not exist`},
+		"secret": {func(d *core.Deployment) { d.Secrets = nil }, fault.NotFound, `secret "password" does not exist`},
+		"image":  {func(d *core.Deployment) { d.Workloads[0].Template.Tasks[0].Image = "missing:1" }, fault.NotFound, "workload web: image missing:1 does not exist"},
+		"too large": {func(d *core.Deployment) { d.Workloads[1].Template.Tasks[0].Reserve.MemoryBytes = 5 << 30 }, fault.Invalid,
+			"workload db can run on no node: 2 of 2 nodes have too little memory"},
+		"port twice": {func(d *core.Deployment) { d.Services[0].Ports[0].Published = 9090 }, fault.Conflict,
+			"service web: port 9090/tcp is already published by other"},
+		"both publish": {func(d *core.Deployment) {
+			s := d.Services[0].Clone()
+			s.Name = "www"
+			d.Services = append(d.Services, s)
+		}, fault.Invalid, "services web and www both publish port 8080/tcp"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b := newBench(t)
+			b.put(&model.Service{Meta: model.Meta{ID: "o", Namespace: model.DefaultNamespace, Name: "other"}, Ports: []model.ServicePort{{Protocol: "tcp", Target: 1, Published: 9090}}})
+			_, err := b.Deploy(t.Context(), anna, shop(c.change))
+			if fault.KindOf(err) != c.kind || !strings.Contains(fmt.Sprint(err), c.says) {
+				t.Errorf("it says (%v) %v; want (%v) %q", fault.KindOf(err), err, c.kind, c.says)
+			}
+			snap := b.Snapshot()
+			for w := range store.List[*model.Workload](snap) {
+				t.Errorf("%s was made", w.FullName())
+			}
+			for n := range store.List[*model.Network](snap) {
+				t.Errorf("network %s was made", n.Name)
+			}
+		})
+	}
+}
+
+func TestChangesByOthersMeanwhileAreKept(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	b.outrun = func() { // the leader writes a status, somebody else scales
+		w := b.workload("web").Clone()
+		w.Count = 7
+		w.Labels = map[string]string{"by": "somebody"}
+		b.put(w)
+		w.Status.Released = w.RevisionID
+		var cs store.ChangeSet
+		cs.PutStatus(w)
+		if _, err := b.Store.Commit(b.Context(), &cs); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := b.RestartWorkload(t.Context(), anna, "shop/web"); err != nil {
+		t.Fatal(err)
+	}
+	w := b.workload("web")
+	if w.Count != 7 || w.Labels["by"] != "somebody" || w.Template.ForceUpdate != 1 || w.RevisionID != model.RevisionIDOf(w.ID, w.Template.Hash()) {
+		t.Errorf("%+v", w)
+	}
+}
+
+// TestARevisionForgottenMeanwhileIsMadeAnew: the leader forgets an old revision while somebody
+// returns to it.
+func TestARevisionForgottenMeanwhileIsMadeAnew(t *testing.T) {
+	b := newBench(t)
+	second := func(d *core.Deployment) { d.Workloads[0].Template.Tasks[0].Image = "web:2" }
+	b.deploy(shop())
+	first := b.workload("web").RevisionID
+	b.deploy(shop(second))
+	forget := func() {
+		var cs store.ChangeSet
+		cs.Delete(model.KindRevision, first)
+		if _, err := b.Store.Commit(b.Context(), &cs); err != nil {
+			t.Error(err)
+		}
+	}
+	b.outrun = forget
+	b.deploy(shop())
+	if w := b.workload("web"); w.RevisionID != first {
+		t.Fatalf("web is at %s, want %s", w.RevisionID, first)
+	}
+	if _, ok := store.Get[*model.Revision](b.Snapshot(), first); !ok {
+		t.Error("web is at a revision that does not exist")
+	}
+	b.deploy(shop(second))
+	b.outrun = forget
+	if err := b.Rollback(t.Context(), anna, "shop/web"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("rolled back to a revision that is gone: %v", err)
+	}
+}
+
+func TestScaleRestartAndRollBack(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	ctx := t.Context()
+	first := b.workload("web")
+	for _, c := range []struct {
+		what string
+		do   func() error
+		says string // "" succeeds
+	}{
+		{"scale", func() error { return b.Scale(ctx, anna, "web", 4) }, ""},
+		{"scale by ID", func() error { return b.Scale(ctx, anna, first.ID[:8], 4) }, ""},
+		{"scale an application", func() error { return b.Scale(ctx, anna, "shop", 4) }, "shop is an application; name one of its workloads: shop/"},
+		{"scale below zero", func() error { return b.Scale(ctx, anna, "web", -1) }, "count -1 is negative"},
+		{"scale a node", func() error { return b.Scale(ctx, anna, "node-n1", 1) }, "node-n1 is node node-n1, not a workload"},
+		{"scale nothing", func() error { return b.Scale(ctx, anna, "cache", 1) }, `no application, workload, instance or node is called "cache"`},
+		{"roll back the first revision", func() error { return b.Rollback(ctx, anna, "web") }, "shop/web has no earlier revision to return to"},
+	} {
+		if err := c.do(); (err == nil) != (c.says == "") || !strings.Contains(fmt.Sprint(err), c.says) && c.says != "" {
+			t.Errorf("%s: %v, want %q", c.what, err, c.says)
+		}
+	}
+	if w := b.workload("web"); w.Count != 4 || w.Generation != first.Generation+1 || w.RevisionID != first.RevisionID {
+		t.Errorf("scaled: %+v", w)
+	}
+	if err := b.RestartWorkload(ctx, anna, "shop/web"); err != nil {
+		t.Fatal(err)
+	}
+	restarted := b.workload("web")
+	if restarted.RevisionID == first.RevisionID || restarted.PreviousRevisionID != first.RevisionID {
+		t.Errorf("restarted: revision %s, from %s", restarted.RevisionID, restarted.PreviousRevisionID)
+	}
+	for k, want := range []string{first.RevisionID, restarted.RevisionID, first.RevisionID} { // to and fro
+		if err := b.Rollback(ctx, anna, "shop/web"); err != nil {
+			t.Fatal(err)
+		}
+		if w := b.workload("web"); w.RevisionID != want || model.RevisionIDOf(w.ID, w.Template.Hash()) != want {
+			t.Errorf("rolled back %d times: revision %s", k+1, w.RevisionID)
+		}
+	}
+	var scaled int
+	for _, e := range b.events() {
+		if strings.HasPrefix(e, "workload scaled: from 2 to 4, by anna through test") {
+			scaled++
+		}
+	}
+	if scaled != 1 {
+		t.Errorf("%d events tell of scaling once:\n%s", scaled, strings.Join(b.events(), "\n"))
+	}
+}
+
+func TestRemove(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	web, data := b.workload("web"), named[*model.Volume](b, "data").Clone()
+	data.NodeID = "n2"
+	b.put(data)
+	b.put(&model.Instance{Meta: model.Meta{ID: "i1", Name: "web.1"}, WorkloadID: web.ID, NodeID: "n1", Desired: model.DesiredRun})
+	if err := b.remove("shop/web", false); err != nil {
+		t.Fatal(err)
+	}
+	snap := b.Snapshot()
+	if i, _ := store.Get[*model.Instance](snap, "i1"); i.Desired != model.DesiredRemove {
+		t.Errorf("its instance is to %s", i.Desired)
+	}
+	if _, ok := store.ByName[*model.Service](snap, model.DefaultNamespace, "shop", "web"); ok {
+		t.Error("its service is still there")
+	}
+	if b.workload("db") == nil {
+		t.Error("the other workload is gone")
+	}
+
+	b.deploy(shop())
+	if err := b.remove("shop", false); err != nil {
+		t.Fatal(err)
+	}
+	snap = b.Snapshot()
+	left := []string{}
+	for _, list := range [][]string{
+		names[*model.Application](snap), names[*model.Workload](snap), names[*model.Service](snap), names[*model.Network](snap),
+		names[*model.Secret](snap), names[*model.Config](snap), names[*model.Volume](snap),
+	} {
+		left = append(left, list...)
+	}
+	if !slices.Equal(left, []string{"data"}) || len(b.removed) > 0 {
+		t.Errorf("%v are left, of which only the data should be; removed from nodes: %v", left, b.removed)
+	}
+}
+
+func names[T model.Object](snap *store.Snapshot) (out []string) {
+	for obj := range store.List[T](snap) {
+		out = append(out, obj.GetMeta().Name)
+	}
+	return out
+}
+
+func TestRemoveWithDataWaitsForInstances(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	data := named[*model.Volume](b, "data").Clone()
+	data.NodeID = "n2"
+	b.put(data)
+	b.put(&model.Instance{Meta: model.Meta{ID: "i1", Name: "db.1"}, WorkloadID: b.workload("db").ID, NodeID: "n2", Desired: model.DesiredRun})
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	err := b.Remove(ctx, anna, "shop", true)
+	cancel()
+	if !fault.Is(err, fault.Unavailable) || !strings.Contains(err.Error(), "1 instances have not ended yet; their volumes are kept") || len(b.removed) > 0 {
+		t.Fatalf("error %v, removed %v", err, b.removed)
+	}
+	b.deploy(shop())
+	var cs store.ChangeSet
+	cs.Delete(model.KindInstance, "i1")
+	if _, err := b.Store.Commit(t.Context(), &cs); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.remove("shop", true); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"n2 " + data.ID}; !slices.Equal(b.removed, want) || len(names[*model.Volume](b.Snapshot())) > 0 {
+		t.Errorf("removed %v, want %v; %v are left", b.removed, want, names[*model.Volume](b.Snapshot()))
+	}
+}
+
+func TestNodes(t *testing.T) {
+	b := newBench(t)
+	ctx := t.Context()
+	if err := b.SetAvailability(ctx, anna, "node-n2", "sleepy"); !fault.Is(err, fault.Invalid) {
+		t.Errorf("an availability that does not exist: %v", err)
+	}
+	if err := b.SetAvailability(ctx, anna, "node-n2", model.Draining); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.LabelNode(ctx, anna, "node-n2", map[string]string{"zone": "a", "rack": "1"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := b.LabelNode(ctx, anna, "node-n2", map[string]string{"zone": "b"}, []string{"rack"}); err != nil {
+		t.Fatal(err)
+	}
+	n, _ := store.Get[*model.Node](b.Snapshot(), "n2")
+	if n.Availability != model.Draining || len(n.Labels) != 1 || n.Labels["zone"] != "b" || n.Status.State != model.NodeReady {
+		t.Errorf("%+v", n)
+	}
+	for _, id := range []string{"n1", "n2"} {
+		if err := b.RemoveNode(ctx, anna, "node-"+id); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "only a node that is down can be removed") {
+			t.Errorf("a live node: %v", err)
+		}
+		n, _ := store.Get[*model.Node](b.Snapshot(), id)
+		n = n.Clone()
+		n.Status.State = model.NodeDown
+		var cs store.ChangeSet
+		cs.PutStatus(n)
+		if _, err := b.Store.Commit(ctx, &cs); err != nil {
+			t.Fatal(err)
+		}
+		if err := b.RemoveNode(ctx, anna, "node-"+id); err != nil {
+			t.Errorf("a dead node: %v", err)
+		}
+	}
+	if left := names[*model.Node](b.Snapshot()); len(left) > 0 || !slices.Equal(b.left, []string{"n1"}) {
+		t.Errorf("nodes %v are left; out of the quorum are %v", left, b.left)
+	}
+}
+
+func TestFind(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	b.deploy(core.Deployment{Application: "blog", Workloads: []*model.Workload{{
+		Meta: model.Meta{Name: "web"}, Type: model.ServiceWorkload, Template: model.Template{Tasks: []model.TaskSpec{{Name: "main"}}},
+	}}})
+	web := b.workload("web")
+	at := func(id string, slot int, desired model.DesiredState, age time.Duration) {
+		b.put(&model.Instance{
+			Meta:       model.Meta{ID: id, Namespace: model.DefaultNamespace, Application: "shop", Name: fmt.Sprint("web.", slot), Created: time.Now().Add(-age)},
+			WorkloadID: web.ID, Slot: slot, NodeID: "n1", Desired: desired, Status: model.InstanceStatus{State: model.InstanceRunning},
+		})
+	}
+	at("aaaa1111", 1, model.DesiredStop, time.Minute)
+	at("aaaa2222", 1, model.DesiredRun, time.Hour)
+	at("bbbb3333", 2, model.DesiredRun, time.Hour)
+	at("bbbb4444", 2, model.DesiredRun, time.Minute)
+	for _, c := range []struct{ ref, want string }{
+		{"shop", "application shop"},
+		{"shop/web", "workload web of shop"},
+		{"db", "workload db of shop"},
+		{"shop/web.1", "instance aaaa2222"}, // the one that is wanted
+		{"shop/web.2", "instance bbbb4444"}, // the newer one
+		{"node-n2", "node n2"},
+		{"aaaa1", "instance aaaa1111"},
+		{web.ID, "workload web of shop"},
+		{"web", "invalid"}, // there are two
+		{"bbbb", "invalid"},
+		{"bbb", "notFound"},
+		{"shop/cache", "notFound"},
+		{"", "invalid"},
+	} {
+		f, err := b.Find(c.ref)
+		got := fault.KindOf(err).String()
+		switch {
+		case err != nil:
+		case f.Application != nil:
+			got = "application " + f.Application.Name
+		case f.Workload != nil:
+			got = "workload " + f.Workload.Name + " of " + f.Workload.Application
+		case f.Instance != nil:
+			got = "instance " + f.Instance.ID
+		case f.Node != nil:
+			got = "node " + f.Node.ID
+		}
+		if !strings.EqualFold(strings.ReplaceAll(got, " ", ""), strings.ReplaceAll(c.want, " ", "")) {
+			t.Errorf("%q is %s (%v), want %s", c.ref, got, err, c.want)
+		}
+	}
+	if n, err := b.Core.Exec(t.Context(), anna, "shop/web.1", "", driver.ExecSpec{}, driver.Streams{}); err != nil || n != len("n1aaaa2222") {
+		t.Errorf("exec led to %d, %v", n, err)
+	}
+}
