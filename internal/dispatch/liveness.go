@@ -93,14 +93,18 @@ func (l *Liveness) Live(nodeID string) bool {
 	return n != nil && time.Since(n.seen) < DeadAfter
 }
 
+// leaderless is for how long, at least, there was no leader to hear of nodes before one is elected:
+// servers miss the old one for that long before they elect another.
+const leaderless = 400 * time.Millisecond
+
 // Run keeps the nodes' statuses true until ctx, the leadership, is done. A new leader has heard
-// nobody yet: every node starts with a full lease.
+// nobody yet: every node counts as heard when the leader before was lost.
 func (l *Liveness) Run(ctx context.Context) error {
 	l.mu.Lock()
 	l.nodes = map[string]*life{}
-	now := time.Now()
+	lost := time.Now().Add(-leaderless)
 	for n := range store.List[*model.Node](l.store.Snapshot()) {
-		l.nodes[n.ID] = &life{seen: now, session: n.Status.Session}
+		l.nodes[n.ID] = &life{seen: lost, session: n.Status.Session}
 	}
 	l.mu.Unlock()
 

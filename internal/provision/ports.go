@@ -197,8 +197,13 @@ func (s *portServer) serveTCP(l net.Listener, port int) {
 	}
 }
 
-// connectPatience is how long one host has to answer before the next is tried.
-const connectPatience = 300 * time.Millisecond
+const (
+	// connectPatience is how long one host has to answer before the next is tried.
+	connectPatience = 300 * time.Millisecond
+	// connectTries bounds that: each try may be led to another instance, and what a host's death
+	// leaves behind is gone within about two seconds.
+	connectTries = 10
+)
 
 // toHost gives a connection up soon when its host no longer acknowledges, as after a power cut.
 var toHost = net.Dialer{
@@ -215,14 +220,7 @@ var toHost = net.Dialer{
 
 func (s *portServer) passOn(from *net.TCPConn, port int) {
 	defer from.Close()
-	var to *net.TCPConn
-	for _, target := range s.pick() {
-		c, err := toHost.Dial("tcp4", net.JoinHostPort(target, strconv.Itoa(port)))
-		if err == nil {
-			to = c.(*net.TCPConn)
-			break
-		}
-	}
+	to := s.connect(port)
 	if to == nil {
 		_ = from.SetLinger(0) // a reset says that nobody answered
 		return
@@ -237,6 +235,29 @@ func (s *portServer) passOn(from *net.TCPConn, port int) {
 	_, _ = io.Copy(from, to)
 	_ = from.CloseWrite()
 	<-done
+}
+
+// connect reaches the port on one host or another; nil when none lets it.
+func (s *portServer) connect(port int) *net.TCPConn {
+	for range connectTries {
+		targets := s.pick()
+		if len(targets) == 0 {
+			return nil
+		}
+		c, err := toHost.Dial("tcp4", net.JoinHostPort(targets[0], strconv.Itoa(port)))
+		if err == nil {
+			return c.(*net.TCPConn)
+		}
+		if !isTimeout(err) {
+			time.Sleep(10 * time.Millisecond) // refused at once: the next host may not
+		}
+	}
+	return nil
+}
+
+func isTimeout(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
 }
 
 // serveUDP keeps one socket per asker, so that answers find their way back.
