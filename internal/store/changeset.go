@@ -52,7 +52,8 @@ type ChangeSet struct {
 func (c *ChangeSet) Put(obj model.Object) { c.add(opPut, obj) }
 
 // PutStatus writes the observed part of an object and leaves everything else. It does nothing
-// when the object is gone, and makes the set be refused when objects of the kind have no such part.
+// when the object is gone or an instance that has ended, and makes the set be refused when objects
+// of the kind have no such part.
 func (c *ChangeSet) PutStatus(obj model.Object) { c.add(opPutStatus, obj) }
 
 func (c *ChangeSet) add(t opType, obj model.Object) {

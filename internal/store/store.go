@@ -200,7 +200,7 @@ func applyOp(txn *memdb.Txn, o *op, revision uint64) (*Change, error) {
 		if o.Type == opPutStatus && !info.observed {
 			return nil, fault.New(fault.Invalid, "%s %s has no status that could be written", o.Kind, o.ID)
 		}
-		if old == nil && o.Type == opPutStatus {
+		if o.Type == opPutStatus && (old == nil || info.over != nil && info.over(old, obj)) {
 			return nil, nil
 		}
 		if old != nil && o.Type == opPut {

@@ -94,6 +94,25 @@ func TestStatusOfWhatIsGoneIsIgnored(t *testing.T) {
 	}
 }
 
+func TestTheEndOfAnInstanceIsFinal(t *testing.T) {
+	s := newStore()
+	i := instance("i1", "w1", "n1")
+	commit(t, s, func(cs *store.ChangeSet) { cs.Put(i) })
+	report := func(state model.InstanceState, message string) {
+		c := i.Clone()
+		c.Status = model.InstanceStatus{State: state, Message: message}
+		commit(t, s, func(cs *store.ChangeSet) { cs.PutStatus(c) })
+	}
+	report(model.InstanceRunning, "")
+	report(model.InstanceLost, "node n1 is down")
+	report(model.InstanceLost, "node n1 was removed")
+	report(model.InstanceRunning, "") // sent before it was given up
+	report(model.InstanceCompleted, "stopped")
+	if st := get[*model.Instance](t, s, "i1").Status; st.State != model.InstanceLost || st.Message != "node n1 was removed" {
+		t.Errorf("status %+v", st)
+	}
+}
+
 func TestObjectsWithoutStatusCannotBeWrittenAsStatus(t *testing.T) {
 	s := newStore()
 	commit(t, s, func(cs *store.ChangeSet) { cs.Put(volume("v1", "data")) })

@@ -14,6 +14,8 @@ type kindInfo struct {
 	empty func() model.Object
 	// observed says that objects have a status, with a writer of its own.
 	observed bool
+	// over reports that a status allows no other to follow.
+	over func(old, next model.Object) bool
 	// repeats says that names may occur more than once.
 	repeats bool
 	// indexes besides id, name and application.
@@ -26,7 +28,7 @@ var kinds = map[model.Kind]kindInfo{
 	model.KindWorkload:    {observed: true, empty: func() model.Object { return new(model.Workload) }},
 	model.KindRevision: {empty: func() model.Object { return new(model.Revision) }, repeats: true,
 		indexes: map[string]func(model.Object) string{indexWorkload: func(o model.Object) string { return o.(*model.Revision).WorkloadID }}},
-	model.KindInstance: {observed: true, empty: func() model.Object { return new(model.Instance) }, repeats: true,
+	model.KindInstance: {observed: true, empty: func() model.Object { return new(model.Instance) }, repeats: true, over: ended,
 		indexes: map[string]func(model.Object) string{
 			indexWorkload: func(o model.Object) string { return o.(*model.Instance).WorkloadID },
 			indexNode:     func(o model.Object) string { return o.(*model.Instance).NodeID },
@@ -39,6 +41,13 @@ var kinds = map[model.Kind]kindInfo{
 	model.KindImage:   {observed: true, empty: func() model.Object { return new(model.Image) }},
 	model.KindEvent:   {empty: func() model.Object { return new(model.Event) }, repeats: true},
 	model.KindCluster: {empty: func() model.Object { return new(model.Cluster) }},
+}
+
+// ended keeps the end of an instance final: it was replaced, and what it used given to others, so
+// that a late report of its node, which may have been cut off, must not bring it back.
+func ended(old, next model.Object) bool {
+	a, b := old.(*model.Instance).Status.State, next.(*model.Instance).Status.State
+	return a.Final() && a != b
 }
 
 const (
