@@ -4,13 +4,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/opencontainers/cgroups"
+	"github.com/vishvananda/netlink"
 
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -213,4 +216,49 @@ func inheritCPUSet(root, dir string) error {
 		}
 	}
 	return nil
+}
+
+// runningDirs returns the directories of the hosts that run on this machine, whoever keeps them:
+// the first processes tell by what they were started with.
+func runningDirs() []string {
+	roots, err := cgroup.Hierarchies()
+	if err != nil || len(roots) == 0 {
+		return nil
+	}
+	files, err := filepath.Glob(filepath.Join(roots[0], cgroupName, "*", "init", "cgroup.procs"))
+	if err != nil {
+		return nil // the pattern is well formed
+	}
+	seen := map[string]bool{}
+	for _, file := range files {
+		procs, err := os.ReadFile(file)
+		if err != nil {
+			continue
+		}
+		for pid := range strings.FieldsSeq(string(procs)) {
+			cmdline, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
+			args := strings.Split(string(cmdline), "\x00")
+			if err == nil && len(args) > 2 && args[1] == initArg {
+				seen[filepath.Dir(filepath.Dir(args[2]))] = true
+			}
+		}
+	}
+	return slices.Sorted(maps.Keys(seen))
+}
+
+// leftOver reports whether something of virtual hosts is there.
+func leftOver() bool {
+	if _, err := netlink.LinkByName(bridgeName); err == nil {
+		return true
+	}
+	roots, err := cgroup.Hierarchies()
+	if err != nil {
+		return false
+	}
+	for _, root := range roots {
+		if _, err := os.Stat(filepath.Join(root, cgroupName)); err == nil {
+			return true
+		}
+	}
+	return false
 }

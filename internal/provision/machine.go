@@ -111,10 +111,27 @@ func (m *Machine) locked(fn func() error) error {
 	return fn()
 }
 
-// Exists reports whether virtual hosts are kept here, running or not.
+// Exists reports whether virtual hosts are kept here, running or not, or something is left of some
+// whose data is gone.
 func (m *Machine) Exists() bool {
-	_, err := os.Stat(m.stateFile())
-	return err == nil
+	if _, err := os.Stat(m.stateFile()); err == nil {
+		return true
+	}
+	return leftOver()
+}
+
+// checkOwner refuses to touch hosts whose data is kept elsewhere: links and cgroups have fixed
+// names, so that a machine has room for one set of virtual hosts.
+func (m *Machine) checkOwner() error {
+	for _, dir := range runningDirs() {
+		if dir == m.dataRoot() {
+			continue
+		}
+		if _, err := os.Stat(filepath.Join(dir, "hosts.json")); err == nil {
+			return fault.New(fault.Conflict, "virtual hosts with other data run on this machine: `tutti --data-dir %s down` stops them", filepath.Dir(dir))
+		}
+	}
+	return nil
 }
 
 // Status is a host and how it is.
@@ -172,6 +189,9 @@ func servers(n int) int {
 func (m *Machine) Plan(n int) ([]Host, error) {
 	if n < 1 || n > MaxHosts {
 		return nil, fault.New(fault.Invalid, "--hosts %d: 1 to %d virtual hosts are possible on one machine", n, MaxHosts)
+	}
+	if err := m.checkOwner(); err != nil {
+		return nil, err
 	}
 	old, err := m.load()
 	if err != nil {
@@ -299,6 +319,9 @@ func (m *Machine) setLink(ref string, up bool) (*Host, error) {
 // Down stops all hosts, gently first, and removes everything that was made for them; with purge
 // their data too. It is safe to call again, also after a crash.
 func (m *Machine) Down(ctx context.Context, purge bool) error {
+	if err := m.checkOwner(); err != nil {
+		return err
+	}
 	return m.locked(func() error {
 		s, err := m.load()
 		if err != nil {
