@@ -20,8 +20,9 @@ const (
 	initArg = "tutti-host-init"
 	// shutdownPatience is how long a host's processes have to end when it shuts down.
 	shutdownPatience = 8 * time.Second
-	// respawnAfter is how long a node that ended stays down.
-	respawnAfter = time.Second
+	// respawnAfter is how long a node that ended stays down; longer when it had only just started.
+	respawnAfter, respawnSlowly = 100 * time.Millisecond, time.Second
+	settled                     = 10 * time.Second
 )
 
 // Reexec runs a virtual host's first process when this program was started for that; main calls
@@ -105,12 +106,12 @@ func runInit(c *initConfig) {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT, syscall.SIGCHLD)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
-	node := spawn(c)
+	node, since := spawn(c), time.Now()
 	var respawn <-chan time.Time
 	for {
 		select {
 		case <-respawn:
-			respawn, node = nil, spawn(c)
+			respawn, node, since = nil, spawn(c), time.Now()
 		case s := <-signals:
 			if s != syscall.SIGCHLD {
 				shutDown(node)
@@ -120,7 +121,11 @@ func runInit(c *initConfig) {
 		if ended := reap(node); ended || node == 0 {
 			node = 0
 			if respawn == nil {
-				respawn = time.After(respawnAfter)
+				delay := respawnSlowly
+				if time.Since(since) > settled {
+					delay = respawnAfter
+				}
+				respawn = time.After(delay)
 			}
 		}
 	}

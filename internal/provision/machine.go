@@ -295,6 +295,10 @@ func (m *Machine) Kill(ref string) (*Host, error) {
 	if !ok {
 		return nil, fault.New(fault.Conflict, "%s does not run", h.Name)
 	}
+	// The link goes first: a host without power says goodbye to nobody.
+	if err := setUp(h, false); err != nil {
+		return nil, err
+	}
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return nil, fmt.Errorf("kill %s: %w", h.Name, err)
 	}
