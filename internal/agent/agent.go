@@ -4,11 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -62,6 +62,12 @@ type NetworkState interface {
 	Sync(ctx context.Context, n *wire.Network) error
 }
 
+// Keeper is a NetworkState that has to be looked after also while the state stays the same, such
+// as one that has a process of its own.
+type Keeper interface {
+	Keep(ctx context.Context) error
+}
+
 // Session is the connection to the cluster: the agent hands it statuses, it hands the agent
 // assignments by calling Agent.Assign and Agent.Network.
 type Session interface {
@@ -92,11 +98,14 @@ type Agent struct {
 	Deps
 	session Session
 
-	mu      sync.Mutex
-	workers map[string]*worker
-	closed  bool
-	group   *errgroup.Group
-	ctx     context.Context
+	adopted chan struct{} // closed when what was kept is adopted, or could not be
+
+	mu       sync.Mutex
+	workers  map[string]*worker
+	closed   bool
+	group    *errgroup.Group
+	ctx      context.Context
+	revision uint64 // newest of the assignments taken over
 
 	network        *networkState   // the latest; nil before the first
 	networkWake    chan struct{}   // capacity 1
@@ -111,10 +120,14 @@ func New(d Deps) (*Agent, error) {
 			return nil, fmt.Errorf("make the agent's directory: %w", err)
 		}
 	}
-	return &Agent{Deps: d, workers: map[string]*worker{}, networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{})}, nil
+	return &Agent{
+		Deps: d, adopted: make(chan struct{}), workers: map[string]*worker{},
+		networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
+	}, nil
 }
 
-func (d *Deps) assignments() string { return filepath.Join(d.DataDir, "assignments") }
+func (d *Deps) assignments() string  { return filepath.Join(d.DataDir, "assignments") }
+func (d *Deps) revisionFile() string { return filepath.Join(d.DataDir, "revision") }
 
 // Run adopts what an earlier agent left running, then works until ctx is done. Instances go on
 // running when it returns.
@@ -124,30 +137,79 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 	a.session, a.group, a.ctx = s, g, ctx
 	a.mu.Unlock()
 
-	kept, err := loadAssignments(a.assignments())
+	g.Go(func() error {
+		<-ctx.Done()
+		a.mu.Lock()
+		a.closed = true // nothing more may join the group
+		a.mu.Unlock()
+		return nil
+	})
+	g.Go(func() error {
+		err := a.adopt(ctx)
+		close(a.adopted)
+		if err != nil {
+			return err
+		}
+		return a.runNetwork(ctx)
+	})
+	return g.Wait()
+}
+
+// Adopted is closed when the agent has taken over what an earlier one left.
+func (a *Agent) Adopted() <-chan struct{} { return a.adopted }
+
+// adopt takes over what an earlier agent left: instances that are still wanted, and the removal
+// of the others.
+func (a *Agent) adopt(ctx context.Context) error {
+	kept, damaged, err := loadAssignments(a.assignments())
 	if err != nil {
 		return err
 	}
-	if err := a.sweep(ctx, kept); err != nil {
+	if damaged != nil {
+		a.Log.Error("kept assignments were damaged, and dropped until the cluster tells them again", "error", damaged)
+	}
+	var revision uint64
+	if data, err := os.ReadFile(a.revisionFile()); err == nil && wire.Unmarshal(data, &revision) != nil {
+		revision = 0 // cut short by a crash
+	}
+	a.mu.Lock()
+	a.revision = revision
+	a.mu.Unlock()
+	known := make(map[string]bool, len(kept))
+	for _, as := range kept {
+		known[as.Instance.ID] = true
+	}
+	runs := map[string][]string{} // by instance
+	for name, d := range a.Drivers {
+		list, err := d.List(ctx)
+		if err != nil {
+			return fmt.Errorf("find what driver %s runs: %w", name, err)
+		}
+		for _, r := range list {
+			id, _, _ := splitRunID(r.ID)
+			if known[id] {
+				runs[id] = append(runs[id], r.ID)
+			} else if err := d.Remove(ctx, r.ID); err != nil && !fault.Is(err, fault.NotFound) {
+				a.Log.Warn("a run that belongs to nothing could not be removed", "run", r.ID, "error", err)
+			}
+		}
+	}
+	if err := a.sweep(ctx, known); err != nil {
 		a.Log.Warn("left-overs of earlier instances could not all be removed", "error", err)
 	}
 	for _, as := range kept {
-		a.start(as, true)
+		a.start(as, true, runs[as.Instance.ID])
 	}
 	if len(kept) > 0 {
 		a.Log.Info("instances adopted", "count", len(kept))
 	}
-	g.Go(func() error { return a.runNetwork(ctx) })
-	g.Go(func() error { <-ctx.Done(); return nil })
-	err = g.Wait()
-	a.mu.Lock()
-	a.closed = true
-	a.mu.Unlock()
-	return err
+	return nil
 }
 
-// Assign takes over what a server wants of this node.
+// Assign takes over what a server wants of this node. It waits until the agent has adopted what
+// an earlier one left.
 func (a *Agent) Assign(m *wire.Assign) {
+	<-a.adopted
 	if m.Full {
 		keep := make(map[string]bool, len(m.Put))
 		for _, as := range m.Put {
@@ -168,7 +230,7 @@ func (a *Agent) Assign(m *wire.Assign) {
 		w := a.workers[as.Instance.ID]
 		a.mu.Unlock()
 		if w == nil {
-			a.start(&as, false)
+			a.start(&as, false, nil)
 		} else {
 			w.update(&as)
 		}
@@ -176,6 +238,23 @@ func (a *Agent) Assign(m *wire.Assign) {
 	for _, id := range m.Remove {
 		a.remove(id)
 	}
+	a.mu.Lock()
+	newer := m.Revision > a.revision
+	a.revision = max(a.revision, m.Revision)
+	a.mu.Unlock()
+	if newer {
+		if err := save(a.revisionFile(), m.Revision); err != nil {
+			a.Log.Error("revision of the assignments could not be kept on disk", "error", err)
+		}
+	}
+}
+
+// Revision returns the newest store revision of which this node was given assignments, also to an
+// earlier agent.
+func (a *Agent) Revision() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.revision
 }
 
 // networkUnchanged says that the state last handed over is still right as of the revision.
@@ -213,11 +292,19 @@ type networkState struct {
 	inForce  bool
 }
 
+// keepEvery is how often keepers look after what is theirs.
+const keepEvery = 2 * time.Second
+
 func (a *Agent) runNetwork(ctx context.Context) error {
+	keep := time.NewTicker(keepEvery)
+	defer keep.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-keep.C:
+			a.keepNetwork(ctx)
+			continue
 		case <-a.networkWake:
 		}
 		a.mu.Lock()
@@ -272,6 +359,22 @@ func (a *Agent) awaitNetwork(ctx context.Context, instance string) {
 	}
 }
 
+func (a *Agent) keepNetwork(ctx context.Context) {
+	a.mu.Lock()
+	inForce := a.network != nil && a.network.inForce
+	a.mu.Unlock()
+	if !inForce {
+		return
+	}
+	for _, part := range a.Network {
+		if k, ok := part.(Keeper); ok {
+			if err := k.Keep(ctx); err != nil && ctx.Err() == nil {
+				a.Log.Error("a part of the network could not be kept up", "error", err)
+			}
+		}
+	}
+}
+
 func (a *Agent) syncNetwork(ctx context.Context, n *wire.Network) error {
 	var all []error
 	for _, part := range a.Network {
@@ -308,13 +411,15 @@ func (a *Agent) Statuses() map[string]model.InstanceStatus {
 	return out
 }
 
-func (a *Agent) start(as *wire.Assignment, adopted bool) {
+// start begins an instance, or goes on with one whose runs are given.
+func (a *Agent) start(as *wire.Assignment, adopted bool, runs []string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed || a.workers[as.Instance.ID] != nil {
 		return
 	}
 	w := newWorker(a, as, adopted)
+	w.recall(runs)
 	a.workers[w.id] = w
 	a.group.Go(func() error {
 		w.run(a.ctx)
@@ -341,62 +446,53 @@ func (a *Agent) forget(id string) {
 
 // sweep removes what instances left that this agent no longer knows: their assignment went
 // before everything else was gone.
-func (a *Agent) sweep(ctx context.Context, kept []*wire.Assignment) error {
-	known := make(map[string]bool, len(kept))
-	for _, as := range kept {
-		known[as.Instance.ID] = true
-	}
-	var first error
-	note := func(err error) {
-		if err != nil && first == nil {
-			first = err
-		}
-	}
-	for _, d := range a.Drivers {
-		runs, err := d.List(ctx)
-		note(err)
-		for _, r := range runs {
-			if id, _, _ := splitRunID(r.ID); !known[id] {
-				note(d.Remove(ctx, r.ID))
-			}
-		}
-	}
+func (a *Agent) sweep(ctx context.Context, known map[string]bool) error {
+	var errs []error
 	attached, err := a.Links.Attached(ctx)
-	note(err)
+	errs = append(errs, err)
 	for _, id := range attached {
 		if !known[id] {
-			note(a.Links.Detach(ctx, id))
+			errs = append(errs, a.Links.Detach(ctx, id))
 		}
 	}
 	mounted, err := a.Images.Mounted(ctx)
-	note(err)
+	errs = append(errs, err)
 	for _, key := range mounted {
-		if id, _, _ := splitRunID(key + ".0"); !known[id] {
-			note(a.Images.Unmount(ctx, key))
+		if id, _, _ := strings.Cut(key, "."); !known[id] {
+			errs = append(errs, a.Images.Unmount(ctx, key))
 		}
 	}
-	return first
+	return errors.Join(errs...)
+}
+
+// worker returns the worker of an instance held here.
+func (a *Agent) worker(instance string) (*worker, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if w := a.workers[instance]; w != nil {
+		return w, nil
+	}
+	return nil, fault.New(fault.NotFound, "instance %s is not on node %s", model.ShortID(instance), a.NodeName)
 }
 
 // find returns the driver and the newest run of a task of an instance held here. An empty task
 // name means the only, or first, task.
 func (a *Agent) find(instance, task string) (driver.Driver, string, error) {
-	a.mu.Lock()
-	w := a.workers[instance]
-	a.mu.Unlock()
-	if w == nil {
-		return nil, "", fault.New(fault.NotFound, "instance %s is not on node %s", model.ShortID(instance), a.NodeName)
+	w, err := a.worker(instance)
+	if err != nil {
+		return nil, "", err
 	}
 	return w.latestRun(task)
 }
 
-// Logs yields the log of a task over all of its kept runs, oldest first; see driver.Driver.
+// Logs yields the log of a task over all of its kept runs, oldest first; see driver.Driver. A
+// follower is led from run to run until the instance has ended.
 func (a *Agent) Logs(ctx context.Context, instance, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
-	d, id, err := a.find(instance, task)
+	w, err := a.worker(instance)
 	if err != nil {
 		return err
 	}
-	return d.Logs(ctx, id, o, yield)
+	return w.logs(ctx, task, o, yield)
 }
 
 // Exec runs a process in a task; see driver.Driver.
@@ -415,20 +511,6 @@ func (a *Agent) Stats(ctx context.Context, instance, task string) (driver.Stats,
 		return driver.Stats{}, err
 	}
 	return d.Stats(ctx, id)
-}
-
-// writeFile replaces a file's content in place where it exists, so that a bind mount of it shows
-// the new content.
-func writeFile(path, content string) error {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o644)
-	if err != nil {
-		return err
-	}
-	_, err = io.WriteString(f, content)
-	if cerr := f.Close(); err == nil {
-		err = cerr
-	}
-	return err
 }
 
 func parseAddresses(list []model.Address) (map[string]netip.Addr, error) {

@@ -9,8 +9,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/fxamacker/cbor/v2"
-
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -19,43 +17,47 @@ import (
 func saveAssignment(dir string, as *wire.Assignment) error {
 	kept := *as
 	kept.Secrets = nil
-	data, err := cbor.Marshal(&kept)
+	return save(filepath.Join(dir, as.Instance.ID+".cbor"), &kept)
+}
+
+// save replaces a file by the encoded form of v.
+func save(path string, v any) error {
+	data, err := wire.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("encode assignment %s: %w", as.Instance.ID, err)
+		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
-	path := filepath.Join(dir, as.Instance.ID+".cbor")
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	if err := os.WriteFile(path+newSuffix, data, 0o600); err != nil {
 		return err
 	}
-	return os.Rename(path+".new", path)
+	return os.Rename(path+newSuffix, path)
+}
+
+const newSuffix = ".new"
+
+// keptStatus is what is kept of an instance's status.
+type keptStatus struct {
+	Status   model.InstanceStatus `json:"status"`
+	Attempts int                  `json:"attempts"` // restarts that its policy counts
 }
 
 // saveStatus keeps the latest status, so that an agent that is restarted neither forgets that
 // an instance was healthy nor counts its restarts anew.
-func saveStatus(dir, instance string, st *model.InstanceStatus) error {
-	data, err := cbor.Marshal(st)
-	if err != nil {
-		return fmt.Errorf("encode status of %s: %w", instance, err)
-	}
-	path := filepath.Join(dir, instance+".status")
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
+func saveStatus(dir, instance string, st *keptStatus) error {
+	return save(filepath.Join(dir, instance+".status"), st)
 }
 
-func loadStatus(dir, instance string) (st model.InstanceStatus, ok bool) {
+func loadStatus(dir, instance string) (st keptStatus, ok bool) {
 	data, err := os.ReadFile(filepath.Join(dir, instance+".status"))
 	if err != nil {
 		return st, false
 	}
-	return st, cbor.Unmarshal(data, &st) == nil
+	return st, wire.Unmarshal(data, &st) == nil
 }
 
-// dropAssignment forgets an instance; its assignment goes last, so that a crash in between
-// leaves it known.
+// dropAssignment forgets an instance; its assignment goes first, so that a crash in between does
+// not leave one that seems never to have run.
 func dropAssignment(dir, instance string) error {
-	for _, name := range []string{instance + ".status", instance + ".cbor"} {
+	for _, name := range []string{instance + ".cbor", instance + ".status"} {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -63,27 +65,42 @@ func dropAssignment(dir, instance string) error {
 	return nil
 }
 
-func loadAssignments(dir string) ([]*wire.Assignment, error) {
+// loadAssignments returns what was kept. What a crash cut short is removed: the cluster tells it
+// again. The error is about the directory, or, joined, about what was damaged.
+func loadAssignments(dir string) (kept []*wire.Assignment, damaged, err error) {
 	entries, err := os.ReadDir(dir)
 	if err != nil {
-		return nil, fmt.Errorf("read kept assignments: %w", err)
+		return nil, nil, fmt.Errorf("read kept assignments: %w", err)
 	}
-	var out []*wire.Assignment
+	known := map[string]bool{}
 	for _, e := range entries {
-		if !strings.HasSuffix(e.Name(), ".cbor") {
-			continue // a write that a crash cut short
+		id, isAssignment := strings.CutSuffix(e.Name(), ".cbor")
+		if !isAssignment {
+			continue
 		}
 		data, err := os.ReadFile(filepath.Join(dir, e.Name()))
 		if err != nil {
-			return nil, fmt.Errorf("read kept assignments: %w", err)
+			return nil, nil, fmt.Errorf("read kept assignments: %w", err)
 		}
 		as := new(wire.Assignment)
-		if err := cbor.Unmarshal(data, as); err != nil || as.Instance == nil || as.Template == nil {
-			return nil, fmt.Errorf("kept assignment %s is damaged: %w", e.Name(), err)
+		err = wire.Unmarshal(data, as)
+		if err == nil && (as.Instance == nil || as.Template == nil || as.Instance.ID != id) {
+			err = errors.New("something is missing in it")
 		}
-		out = append(out, as)
+		if err != nil {
+			damaged = errors.Join(damaged, fmt.Errorf("kept assignment %s is damaged: %w", e.Name(), err), os.Remove(filepath.Join(dir, e.Name())))
+			continue
+		}
+		known[id] = true
+		kept = append(kept, as)
 	}
-	return out, nil
+	for _, e := range entries {
+		id, isStatus := strings.CutSuffix(e.Name(), ".status")
+		if isStatus && !known[id] || strings.HasSuffix(e.Name(), newSuffix) {
+			damaged = errors.Join(damaged, os.Remove(filepath.Join(dir, e.Name())))
+		}
+	}
+	return kept, damaged, nil
 }
 
 // runID names one run of a task: instance, task and run number joined by ".".

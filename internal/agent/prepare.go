@@ -150,7 +150,13 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		fmt.Fprintf(&hosts, "%s\t%s\n", p.address, name)
 	}
 	resolv := "nameserver " + ResolverAddress + "\n"
-	if as.Template.HostNetwork {
+	switch {
+	case as.Template.HostNetwork && len(as.Template.DNS.Servers) > 0:
+		resolv = ""
+		for _, server := range as.Template.DNS.Servers {
+			resolv += "nameserver " + server + "\n"
+		}
+	case as.Template.HostNetwork:
 		own, err := os.ReadFile("/etc/resolv.conf")
 		if err != nil && !os.IsNotExist(err) {
 			return nil, err
@@ -161,18 +167,23 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		resolv += "search " + strings.Join(as.Template.DNS.Search, " ") + "\n"
 	}
 	options := as.Template.DNS.Options
-	if len(options) == 0 {
+	if len(options) == 0 && !as.Template.HostNetwork {
 		options = []string{"ndots:0"}
 	}
-	resolv += "options " + strings.Join(options, " ") + "\n"
+	if len(options) > 0 {
+		resolv += "options " + strings.Join(options, " ") + "\n"
+	}
 
 	var mounts []driver.Mount
 	for _, f := range []struct{ name, content string }{
 		{"hosts", hosts.String()}, {"hostname", p.hostname + "\n"}, {"resolv.conf", resolv},
 	} {
 		path := filepath.Join(dir, f.name)
-		if err := writeFile(path, f.content); err != nil {
-			return nil, err
+		// What runs has these files mounted, and may have changed them for itself.
+		if _, err := os.Stat(path); err != nil || !w.adopted {
+			if err := os.WriteFile(path, []byte(f.content), 0o644); err != nil {
+				return nil, err
+			}
 		}
 		mounts = append(mounts, driver.Mount{Type: "bind", Source: path, Target: "/etc/" + f.name})
 	}
@@ -331,19 +342,19 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 			return "", fmt.Errorf("fill volume %s from the image: %w", v.Name, err)
 		}
 	}
-	if m.SubPath == "" {
+	rel := strings.TrimPrefix(filepath.Clean("/"+m.SubPath), "/")
+	if rel == "" {
 		return path, nil
 	}
-	sub := filepath.Join(path, filepath.Clean("/"+m.SubPath))
 	root, err := os.OpenRoot(path) // keeps symlinks in the volume from leading out of it
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	if err := root.MkdirAll(strings.TrimPrefix(filepath.Clean("/"+m.SubPath), "/"), 0o755); err != nil {
+	if err := root.MkdirAll(rel, 0o755); err != nil {
 		return "", fmt.Errorf("sub-path %q of volume %s: %w", m.SubPath, v.Name, err)
 	}
-	return sub, nil
+	return filepath.Join(path, rel), nil
 }
 
 func (w *worker) anonymous(task string, index int) string {
@@ -434,8 +445,32 @@ func stopSignal(t *model.TaskSpec, info *image.Info) int {
 		if n := unix.SignalNum(upper); n != 0 {
 			return int(n)
 		}
+		if n, ok := realtimeSignal(upper); ok {
+			return n
+		}
 	}
 	return int(syscall.SIGTERM)
+}
+
+// realtimeSignal reads SIGRTMIN+n and SIGRTMAX-n, as systemd's images use them.
+func realtimeSignal(name string) (int, bool) {
+	const first, last = 34, 64 // as the C library counts them
+	n, base := 0, 0
+	switch {
+	case strings.HasPrefix(name, "SIGRTMIN"):
+		base, name = first, strings.TrimPrefix(name, "SIGRTMIN")
+	case strings.HasPrefix(name, "SIGRTMAX"):
+		base, name = last, strings.TrimPrefix(name, "SIGRTMAX")
+	default:
+		return 0, false
+	}
+	if name != "" {
+		var err error
+		if n, err = strconv.Atoi(name); err != nil {
+			return 0, false
+		}
+	}
+	return base + n, base+n >= first && base+n <= last
 }
 
 func imageStopSignal(info *image.Info) string {

@@ -168,6 +168,8 @@ func (w *worker) probe(ctx context.Context, p *prepared, t *model.TaskSpec, id s
 	var output string
 	var err error
 	switch {
+	case len(probe.Exec) == 0 && probe.Shell == "" && p.template.NoNetwork:
+		return "", errors.New("the instance has no network through which it could be asked")
 	case len(probe.Exec) > 0:
 		output, err = w.probeExec(ctx, t, id, probe.Exec)
 	case probe.Shell != "":

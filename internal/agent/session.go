@@ -99,6 +99,11 @@ func (c *Connection) Servers() []wire.ServerAddress {
 
 // Run holds a session until ctx is done.
 func (c *Connection) Run(ctx context.Context) error {
+	select {
+	case <-c.agent.Adopted(): // before that, the agent knows neither its instances nor its revision
+	case <-ctx.Done():
+		return nil
+	}
 	var lastLogged string
 	for attempt := 0; ctx.Err() == nil; attempt++ {
 		began := time.Now()
@@ -131,10 +136,12 @@ func (c *Connection) once(ctx context.Context) error {
 		return err
 	}
 	defer stream.Close()
+	defer c.demote(address) // whatever ended this session, others come first next time
 	c.mu.Lock()
 	applied := c.applied
 	c.mu.Unlock()
-	if err := stream.Send(wire.AgentMessage{Hello: &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Instances()}}); err != nil {
+	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Instances(), Revision: c.agent.Revision()}
+	if err := stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
 		return fmt.Errorf("greet server %s: %w", address, err)
 	}
 	if all := c.agent.Statuses(); len(all) > 0 {
@@ -156,6 +163,9 @@ func (c *Connection) once(ctx context.Context) error {
 			select {
 			case heard <- struct{}{}:
 			default:
+			}
+			if m.Refused != nil {
+				return fmt.Errorf("server %s refuses this node: %s", address, m.Refused.Error)
 			}
 			c.take(&m)
 		}
@@ -228,8 +238,10 @@ func (c *Connection) dial(ctx context.Context) (*wire.Stream, string, error) {
 		var r result
 		select {
 		case r = <-results:
+		case <-ctx.Done():
+			return nil, "", ctx.Err()
 		case <-time.After(2 * time.Second):
-			return nil, "", fmt.Errorf("no server answered within 2s; first error: %w", first)
+			return nil, "", errors.Join(errors.New("no server answered within 2s"), first)
 		}
 		if r.err == nil {
 			go func() { // the slower ones are not needed
@@ -249,7 +261,11 @@ func (c *Connection) dial(ctx context.Context) (*wire.Stream, string, error) {
 	return nil, "", fmt.Errorf("no server answers: %w", first)
 }
 
-func (c *Connection) prefer(address string) {
+// prefer puts a server before all others, demote after them.
+func (c *Connection) prefer(address string) { c.rank(address, -1) }
+func (c *Connection) demote(address string) { c.rank(address, +1) }
+
+func (c *Connection) rank(address string, place int) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	servers := slices.Clone(c.servers)
@@ -258,9 +274,9 @@ func (c *Connection) prefer(address string) {
 		case a.Address == b.Address:
 			return 0
 		case a.Address == address:
-			return -1
+			return place
 		case b.Address == address:
-			return 1
+			return -place
 		}
 		return 0
 	})
@@ -310,7 +326,11 @@ func (c *Connection) send(ctx context.Context, stream *wire.Stream) error {
 		case <-beat.C:
 			due = true
 		case <-c.wake:
-			time.Sleep(reportEvery) // what comes at the same time travels together
+			select { // what comes at the same time travels together
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-time.After(reportEvery):
+			}
 		}
 		c.mu.Lock()
 		batch := c.pending

@@ -11,6 +11,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -30,6 +31,7 @@ type worker struct {
 	removing   bool
 	status     model.InstanceStatus
 	hasStatus  bool
+	attempts   int           // restarts that the policy counts
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
 }
@@ -92,6 +94,7 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	st.Ready = ready
 	same := w.hasStatus && equalStatus(&w.status, &st)
 	w.status, w.hasStatus = st, true
+	kept := keptStatus{Status: st, Attempts: w.attempts}
 	if !same {
 		close(w.changed)
 		w.changed = make(chan struct{})
@@ -99,7 +102,7 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	}
 	w.mu.Unlock()
 	if !same {
-		if err := saveStatus(w.agent.assignments(), w.id, &st); err != nil {
+		if err := saveStatus(w.agent.assignments(), w.id, &kept); err != nil {
 			w.log.Error("status could not be kept on disk", "error", err)
 		}
 	}
@@ -126,14 +129,11 @@ func (w *worker) setTask(t model.TaskStatus) {
 // run is the life of the instance on this node.
 func (w *worker) run(ctx context.Context) {
 	if w.adopted {
-		if st, ok := loadStatus(w.agent.assignments(), w.id); ok {
+		if kept, ok := loadStatus(w.agent.assignments(), w.id); ok {
 			w.mu.Lock()
-			w.status, w.hasStatus = st, true
+			w.status, w.hasStatus, w.attempts = kept.Status, true, kept.Attempts
 			w.mu.Unlock()
-			w.agent.session.Report(w.id, st)
-		}
-		if err := w.recall(ctx); err != nil {
-			w.log.Error("earlier runs could not be read", "error", err)
+			w.agent.session.Report(w.id, kept.Status)
 		}
 	}
 	w.live(ctx)
@@ -153,23 +153,16 @@ func (w *worker) run(ctx context.Context) {
 	w.cleanUp(ctx)
 }
 
-// recall reads from the drivers which runs an earlier agent started.
-func (w *worker) recall(ctx context.Context) error {
-	for _, d := range w.agent.Drivers {
-		list, err := d.List(ctx)
-		if err != nil {
-			return err
-		}
-		for _, r := range list {
-			if id, task, n := splitRunID(r.ID); id == w.id && n > 0 {
-				w.mu.Lock()
-				w.runs[task] = append(w.runs[task], n)
-				slices.Sort(w.runs[task])
-				w.mu.Unlock()
-			}
+// recall takes over which runs an earlier agent started.
+func (w *worker) recall(runs []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range runs {
+		if _, task, n := splitRunID(id); n > 0 {
+			w.runs[task] = append(w.runs[task], n)
+			slices.Sort(w.runs[task])
 		}
 	}
-	return nil
 }
 
 // live prepares, starts, watches and restarts the tasks until the instance has ended or ctx is
@@ -182,7 +175,9 @@ func (w *worker) live(ctx context.Context) {
 	if !ok {
 		return
 	}
-	restarts := newRestartCount(p.template.Restart)
+	w.mu.Lock()
+	restarts := &restartCount{policy: p.template.Restart, attempts: w.attempts}
+	w.mu.Unlock()
 	for {
 		outcome := w.runOnce(ctx, p, w.adopted)
 		w.adopted = false
@@ -212,6 +207,9 @@ func (w *worker) live(ctx context.Context) {
 			w.finish(ctx, p, outcome, "stopped")
 			return
 		}
+		w.mu.Lock()
+		w.attempts = restarts.attempts // kept with the status: an end that nothing followed is judged anew
+		w.mu.Unlock()
 		w.set(func(st *model.InstanceStatus) { st.Restarts++ })
 	}
 }
@@ -221,7 +219,16 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 	for attempt := 0; ; attempt++ {
 		as, want, _ := w.desired()
 		if !want {
-			w.finish(ctx, nil, outcome{message: "stopped before it was started", clean: true}, "stopped")
+			// What an earlier agent left running is stopped as it should be, prepared or not.
+			p, running := w.unprepared(ctx, as)
+			o := outcome{message: "stopped before it was started", clean: true}
+			if running {
+				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+				o = w.stopTasks(ctx, p)
+			}
+			if ctx.Err() == nil {
+				w.finish(ctx, p, o, "stopped")
+			}
 			return nil, false
 		}
 		w.mu.Lock()
@@ -239,18 +246,52 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 		}
 		w.log.Warn("instance could not be prepared", "error", err, "attempt", attempt+1)
 		// What can never work, or was tried often enough for this node, fails; the cluster
-		// replaces the instance where another node may do better.
-		if kind := fault.KindOf(err); kind == fault.Invalid || kind == fault.Unsupported || attempt >= 4 {
-			w.finish(ctx, nil, outcome{message: err.Error()}, "")
+		// replaces the instance where another node may do better. Not what runs: it is only this
+		// agent that cannot take it over yet.
+		bare, running := w.unprepared(ctx, as)
+		if kind := fault.KindOf(err); !running && (kind == fault.Invalid || kind == fault.Unsupported || attempt >= 4) {
+			w.finish(ctx, bare, outcome{message: err.Error()}, "")
 			return nil, false
 		}
-		w.set(func(st *model.InstanceStatus) {
-			st.State, st.Message = model.InstancePreparing, err.Error()
-		})
+		if !running {
+			w.set(func(st *model.InstanceStatus) {
+				st.State, st.Message = model.InstancePreparing, err.Error()
+			})
+		}
 		if !w.sleep(ctx, time.Second<<min(attempt, 4)) && ctx.Err() != nil {
 			return nil, false
 		}
 	}
+}
+
+// unprepared is what can be known of an instance without preparing it, enough to stop what an
+// earlier agent left running.
+func (w *worker) unprepared(ctx context.Context, as *wire.Assignment) (p *prepared, running bool) {
+	p = &prepared{template: as.Template, images: map[string]*image.Info{}, digests: map[string]string{}}
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
+		w.mu.Lock()
+		runs := w.runs[t.Name]
+		w.mu.Unlock()
+		d := w.agent.Drivers[driverName(&t)]
+		if len(runs) == 0 || d == nil {
+			continue
+		}
+		st, err := d.Status(ctx, runID(w.id, t.Name, runs[len(runs)-1]))
+		if err != nil || st.State == driver.Exited {
+			continue
+		}
+		running = true
+		p.digests[t.Name] = t.Digest
+		if driverName(&t) == "oci" && t.StopSignal == "" {
+			// The image may name a stop signal; if it does not come quickly, SIGTERM will do.
+			imageCtx, cancel := context.WithTimeout(ctx, time.Second)
+			if info, err := w.agent.Images.Ensure(imageCtx, t.Image, t.Digest, func(image.Progress) {}); err == nil {
+				p.images[t.Name], p.digests[t.Name] = &info, info.Digest
+			}
+			cancel()
+		}
+	}
+	return p, running
 }
 
 // sleep waits; it returns false early when the instance should no longer run or ctx is done.
@@ -288,7 +329,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 			st.State, st.Health, st.Message = model.InstanceStarting, model.HealthNone, ""
 		})
 		for i := range p.template.InitTasks {
-			if o, ok := w.runInit(ctx, p, &p.template.InitTasks[i]); !ok {
+			if o, ok := w.runInit(ctx, p, &p.template.InitTasks[i], adopt); !ok {
 				return o
 			}
 		}
@@ -298,9 +339,10 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 	var watching sync.WaitGroup
 	defer func() { stopWatching(); watching.Wait() }()
 	var ids []string
+	var first *driver.Status // the first that had ended before it was adopted
 	for i := range p.template.Tasks {
 		t := &p.template.Tasks[i]
-		id, err := w.startTask(ctx, p, t, adopt)
+		st, err := w.startTask(ctx, p, t, adopt)
 		if err != nil {
 			if ctx.Err() != nil {
 				return outcome{message: "the agent is stopping"}
@@ -309,18 +351,29 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 			kind := fault.KindOf(err)
 			return outcome{message: err.Error(), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}
 		}
-		ids = append(ids, id)
+		if adopt && !st.Started.IsZero() && st.Started.Before(began) {
+			began = st.Started
+		}
+		if adopt && st.State == driver.Exited && (first == nil || st.Finished.Before(first.Finished)) {
+			first = &st
+		}
+		ids = append(ids, st.ID)
 		d := w.agent.Drivers[driverName(t)]
 		watching.Go(func() {
-			st, err := d.Wait(watchCtx, id)
+			st, err := d.Wait(watchCtx, st.ID)
 			if err != nil {
 				if watchCtx.Err() != nil {
 					return
 				}
-				st = driver.Status{ID: id, State: driver.Exited, ExitCode: 255, Error: err.Error(), Finished: time.Now()}
+				st = driver.Status{ID: st.ID, State: driver.Exited, ExitCode: 255, Error: err.Error(), Finished: time.Now()}
 			}
 			exits <- st
 		})
+	}
+	if first != nil { // never say that it runs
+		o := w.ended(p, *first, began)
+		w.stopTasks(ctx, p)
+		return o
 	}
 	health := w.startProbes(watchCtx, &watching, p, ids)
 	w.set(func(st *model.InstanceStatus) {
@@ -346,8 +399,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 				return w.stopTasks(ctx, p)
 			}
 		case st := <-exits:
-			o := w.ended(p, st)
-			o.ran = time.Since(began)
+			o := w.ended(p, st, began)
 			w.stopTasks(ctx, p)
 			return o
 		case h := <-health:
@@ -398,7 +450,7 @@ func driverName(t *model.TaskSpec) string {
 }
 
 // startTask starts the next run of a task, or, when adopting, goes on with the latest one.
-func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, adopt bool) (string, error) {
+func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, adopt bool) (driver.Status, error) {
 	d := w.agent.Drivers[driverName(t)]
 	w.mu.Lock()
 	runs := w.runs[t.Name]
@@ -408,10 +460,10 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 		id := runID(w.id, t.Name, n)
 		st, err := d.Status(ctx, id)
 		if err != nil {
-			return "", err
+			return st, err
 		}
 		w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
-		return id, nil
+		return st, nil
 	}
 	n := 1
 	if len(runs) > 0 {
@@ -420,7 +472,7 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 	id := runID(w.id, t.Name, n)
 	task, err := w.resolve(p, t, id)
 	if err != nil {
-		return "", err
+		return driver.Status{}, err
 	}
 	w.mu.Lock()
 	w.runs[t.Name] = append(w.runs[t.Name], n)
@@ -446,9 +498,10 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 	}
 	w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
 	if err != nil {
-		return "", fmt.Errorf("start %s of %s: %w", t.Name, w.assignment.Instance.FullName(), err)
+		as, _, _ := w.desired()
+		return st, fmt.Errorf("start %s of %s: %w", t.Name, as.Instance.FullName(), err)
 	}
-	return id, nil
+	return st, nil
 }
 
 // keptRuns is how many runs of a task keep their logs.
@@ -462,15 +515,19 @@ func taskStatus(t *model.TaskSpec, run int, st driver.Status, digest string) mod
 	}
 }
 
-// ended records the end of a task and says what it means.
-func (w *worker) ended(p *prepared, st driver.Status) outcome {
+// ended records the end of a task, in a run that began then, and says what it means.
+func (w *worker) ended(p *prepared, st driver.Status, began time.Time) outcome {
 	_, name, n := splitRunID(st.ID)
 	for i := range p.template.Tasks {
 		if t := &p.template.Tasks[i]; t.Name == name {
 			w.setTask(taskStatus(t, n, st, p.digests[name]))
 		}
 	}
-	return outcome{clean: st.ExitCode == 0 && st.Error == "", message: describeExit(name, len(p.template.Tasks) > 1, st)}
+	o := outcome{clean: st.ExitCode == 0 && st.Error == "", message: describeExit(name, len(p.template.Tasks) > 1, st), ran: time.Since(began)}
+	if !st.Finished.IsZero() {
+		o.ran = st.Finished.Sub(began)
+	}
+	return o
 }
 
 func describeExit(name string, several bool, st driver.Status) string {
@@ -491,20 +548,28 @@ func describeExit(name string, several bool, st driver.Status) string {
 	return b.String()
 }
 
-// runInit runs one init task to completion.
-func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec) (outcome, bool) {
-	id, err := w.startTask(ctx, p, t, false)
+// runInit runs one init task to completion, or, when adopting, goes on with the run that an
+// earlier agent began.
+func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec, adopt bool) (outcome, bool) {
+	began := time.Now()
+	st, err := w.startTask(ctx, p, t, adopt)
 	if err != nil {
-		return outcome{message: err.Error()}, false
+		kind := fault.KindOf(err)
+		return outcome{message: err.Error(), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}, false
 	}
 	d := w.agent.Drivers[driverName(t)]
 	waitCtx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	done := make(chan driver.Status, 1)
 	go func() {
-		if st, err := d.Wait(waitCtx, id); err == nil {
-			done <- st
+		end, err := d.Wait(waitCtx, st.ID)
+		if err != nil {
+			if waitCtx.Err() != nil {
+				return
+			}
+			end = driver.Status{ID: st.ID, State: driver.Exited, ExitCode: 255, Error: err.Error(), Finished: time.Now()}
 		}
+		done <- end
 	}()
 	for {
 		select {
@@ -512,13 +577,14 @@ func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec) (o
 			return outcome{message: "the agent is stopping"}, false
 		case <-w.wake:
 			if _, want, _ := w.desired(); !want {
+				w.set(func(st *model.InstanceStatus) { st.State = model.InstanceStopping })
 				return w.stopTasks(ctx, p), false
 			}
-		case st := <-done:
-			_, _, n := splitRunID(id)
-			w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
-			if st.ExitCode != 0 || st.Error != "" {
-				return outcome{message: "init " + describeExit(t.Name, true, st)}, false
+		case end := <-done:
+			_, _, n := splitRunID(end.ID)
+			w.setTask(taskStatus(t, n, end, p.digests[t.Name]))
+			if end.ExitCode != 0 || end.Error != "" {
+				return outcome{message: "init " + describeExit(t.Name, true, end), ran: time.Since(began)}, false
 			}
 			return outcome{}, true
 		}
@@ -600,7 +666,8 @@ func (w *worker) finish(ctx context.Context, p *prepared, o outcome, because str
 		}
 		st.Health, st.Message, st.Finished = model.HealthNone, o.message, time.Now()
 	})
-	w.log.Info("instance ended", "state", w.status.State, "reason", o.message)
+	st, _ := w.reported()
+	w.log.Info("instance ended", "state", st.State, "reason", o.message)
 }
 
 // latestRun returns the driver and newest run of a task; "" is the first task.
@@ -616,6 +683,93 @@ func (w *worker) latestRun(task string) (driver.Driver, string, error) {
 		return nil, "", fault.New(fault.Unavailable, "%s was not started yet: %s", w.assignment.Instance.FullName(), w.status.State)
 	}
 	return w.agent.Drivers[driverName(t)], runID(w.id, t.Name, runs[len(runs)-1]), nil
+}
+
+// logs yields the log of a task, run after run.
+func (w *worker) logs(ctx context.Context, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
+	d, newest, err := w.latestRun(task)
+	if err != nil {
+		return err
+	}
+	_, name, last := splitRunID(newest)
+	w.mu.Lock()
+	earlier := slices.DeleteFunc(slices.Clone(w.runs[name]), func(n int) bool { return n >= last })
+	w.mu.Unlock()
+	if err := w.earlierLogs(ctx, d, name, earlier, newest, o, yield); err != nil {
+		return err
+	}
+	for {
+		if err := d.Logs(ctx, newest, o, yield); err != nil || !o.Follow {
+			return err
+		}
+		n, ok := w.nextRun(ctx, name, last)
+		if !ok {
+			return nil
+		}
+		last, newest, o.Tail = n, runID(w.id, name, n), -1
+	}
+}
+
+// earlierLogs yields what the runs before the newest contribute.
+func (w *worker) earlierLogs(ctx context.Context, d driver.Driver, task string, earlier []int, newest string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
+	o.Follow = false
+	want := make([]int, len(earlier)) // how many lines of each run, from its end; negative: all
+	room := o.Tail
+	count := func(id string) error {
+		o := o
+		o.Tail = room
+		err := d.Logs(ctx, id, o, func(driver.LogEntry) error { room--; return nil })
+		if fault.Is(err, fault.NotFound) { // dropped meanwhile
+			err = nil
+		}
+		return err
+	}
+	if o.Tail >= 0 {
+		if err := count(newest); err != nil {
+			return err
+		}
+	}
+	for i := range slices.Backward(earlier) {
+		want[i] = room
+		if o.Tail >= 0 && room > 0 {
+			if err := count(runID(w.id, task, earlier[i])); err != nil {
+				return err
+			}
+		}
+	}
+	for i, n := range earlier {
+		o.Tail = want[i]
+		if o.Tail == 0 {
+			continue
+		}
+		if err := d.Logs(ctx, runID(w.id, task, n), o, yield); err != nil && !fault.Is(err, fault.NotFound) {
+			return err
+		}
+	}
+	return nil
+}
+
+// nextRun waits until a task has a newer run; it returns false when there will be none.
+func (w *worker) nextRun(ctx context.Context, task string, after int) (int, bool) {
+	for {
+		w.mu.Lock()
+		runs, changed := w.runs[task], w.changed
+		over := w.hasStatus && w.status.State.Final() || w.removing
+		w.mu.Unlock()
+		for _, n := range runs {
+			if n > after {
+				return n, true
+			}
+		}
+		if over {
+			return 0, false
+		}
+		select {
+		case <-ctx.Done():
+			return 0, false
+		case <-changed:
+		}
+	}
 }
 
 func (w *worker) task(name string) (*model.TaskSpec, error) {
@@ -641,8 +795,6 @@ type restartCount struct {
 	policy   model.RestartPolicy
 	attempts int
 }
-
-func newRestartCount(p model.RestartPolicy) *restartCount { return &restartCount{policy: p} }
 
 func (r *restartCount) next(o outcome) (again bool, delay time.Duration) {
 	switch r.policy.Condition {
@@ -670,7 +822,7 @@ func (r *restartCount) next(o outcome) (again bool, delay time.Duration) {
 	if delay == 0 {
 		delay = 100 * time.Millisecond
 	}
-	delay = min(delay<<min(r.attempts, 10), time.Minute)
+	delay = min(delay<<min(r.attempts, 10), max(delay, time.Minute))
 	r.attempts++
 	return true, delay
 }
