@@ -294,6 +294,7 @@ func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session
 	full := true
 	var serial, revision uint64
 	var servers []wire.ServerAddress
+	from := s.Store.Snapshot().Revision() // nothing older is told, however busy this server is
 	for {
 		select {
 		case <-ctx.Done():
@@ -314,14 +315,17 @@ func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session
 		s.mu.Lock()
 		v := s.network
 		s.mu.Unlock()
+		if v == nil || v.revision < from {
+			continue // woken again as soon as it is there
+		}
 		// The network comes first, so that an instance finds the way to its peers when it starts.
-		if v != nil && v.serial != serial {
+		if v.serial != serial {
 			if err := stream.Send(v.message); err != nil {
 				return err
 			}
 			serial, revision = v.serial, 0
 		}
-		if v != nil && v.revision != revision {
+		if v.revision != revision {
 			if err := stream.Send(wire.ServerMessage{Network: &wire.Network{Revision: v.revision, Unchanged: true}}); err != nil {
 				return err
 			}
