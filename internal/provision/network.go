@@ -251,7 +251,11 @@ func (m *Machine) plug(h *Host, pid int) error {
 // isCut reports whether a host was taken off the network.
 func isCut(h *Host) bool {
 	l, err := netlink.LinkByName(linkOf(h))
-	return err != nil || l.Attrs().Flags&net.FlagUp == 0
+	if err != nil {
+		_, missing := errors.AsType[netlink.LinkNotFoundError](err)
+		return missing
+	}
+	return l.Attrs().Flags&net.FlagUp == 0
 }
 
 func setUp(h *Host, up bool) error {

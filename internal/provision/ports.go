@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -88,11 +89,11 @@ func (m *Machine) ServePorts(ctx context.Context, ports func(context.Context) ([
 	s := &portServer{machine: m, log: log, open: map[Port]io.Closer{}, failed: map[Port]bool{}}
 	defer s.close()
 	for {
+		s.refreshTargets()
 		wanted, err := ports(ctx)
 		if err == nil { // without an answer, what is open stays open
 			s.sync(wanted)
 		}
-		s.refreshTargets()
 		select {
 		case <-ctx.Done():
 			return nil
@@ -115,8 +116,12 @@ type portServer struct {
 func (s *portServer) refreshTargets() {
 	t := s.machine.Targets()
 	s.mu.Lock()
+	before := s.targets
 	s.targets = t
 	s.mu.Unlock()
+	if !slices.Equal(before, t) {
+		s.log.Info("hosts that answer", "hosts", t)
+	}
 }
 
 // pick returns the hosts to try, another one first each time.
@@ -242,7 +247,8 @@ func (s *portServer) connect(port int) *net.TCPConn {
 	for range connectTries {
 		targets := s.pick()
 		if len(targets) == 0 {
-			return nil
+			time.Sleep(connectPatience) // one may be starting
+			continue
 		}
 		c, err := toHost.Dial("tcp4", net.JoinHostPort(targets[0], strconv.Itoa(port)))
 		if err == nil {

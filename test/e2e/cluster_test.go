@@ -89,6 +89,7 @@ func printLogs() {
 	if err != nil {
 		return // the pattern is constant
 	}
+	logs = append(logs, filepath.Join(dataDir, "hosts", "ports.log"))
 	for _, path := range logs {
 		data, err := os.ReadFile(path)
 		if err != nil {
