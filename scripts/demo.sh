@@ -37,6 +37,9 @@ build() { "${MAKE:-make}" --no-print-directory -s build; }
 cluster() {
 	if $tutti nodes >/dev/null 2>&1; then
 		echo "The cluster that is up is used."
+	elif taken; then
+		echo "Port ${SHOP_PORT:-8080} of 127.0.0.1 belongs to something else: SHOP_PORT=8081 make demo takes another." >&2
+		return 1
 	else
 		$tutti up -d --hosts 3
 	fi
@@ -46,6 +49,9 @@ cluster() {
 images() { scripts/images.sh --import >/dev/null; }
 
 deploy() { $tutti deploy -f examples/shop/compose.yaml shop; }
+
+# taken tells whether somebody listens on the shop's port.
+taken() { (: <"/dev/tcp/127.0.0.1/${SHOP_PORT:-8080}") 2>/dev/null; }
 
 # front_page prints the first line of the answer.
 front_page() {
