@@ -19,6 +19,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(if $(STATIC),-linkmode=external -e
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SEEDS ?= 200
+BRIEF ?=
 # Where the numbers of tests are collected; empty prints them only.
 TALLY ?=
 summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
@@ -26,7 +27,7 @@ summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
 help: ## this list
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
-	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, start'
+	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, start, replicas'
 	@echo
 	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
 
@@ -48,10 +49,11 @@ e2e: build ## end-to-end tests: real containers on virtual hosts that lose power
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 30m -args -seeds=$(SEEDS)
 
-bench: bench-schedule bench-store bench-start ## all benchmarks, each against a peer in the same run
+bench: bench-all ## all benchmarks, each against a peer in the same run; BRIEF=yes for a quick look
 
 bench-%: build
-	cd bench && go run . $*
+	@bench/needs.sh $*
+	cd bench && go run . $* $(if $(BRIEF),-brief)
 
 lint: needs ## formatting, go vet, staticcheck and, where it is installed, shellcheck
 	@scripts/lint.sh $(TAGS) $(STATICCHECK)

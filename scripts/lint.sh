@@ -42,6 +42,6 @@ for module in . examples/shop bench; do
 	check "staticcheck in $module" in_module "$module" go run "$staticcheck" -tags "$tags,e2e" ./...
 done
 if command -v shellcheck >/dev/null; then
-	check shellcheck shellcheck -x scripts/*.sh scripts/images/*.sh .ci/run
+	check shellcheck shellcheck -x scripts/*.sh scripts/images/*.sh bench/*.sh .ci/run
 fi
 [[ -z $failed ]]
