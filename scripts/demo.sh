@@ -86,6 +86,7 @@ step 'ask for its front page' answers
 printf '\n'
 printf '   %s\n' "${times[@]}"
 printf '   %-34s %8s\n' 'all' "$(seconds "$began")"
+with=${SHOP_PORT:+SHOP_PORT=$SHOP_PORT }
 cat <<TEXT
 
 The shop is at $address
@@ -96,8 +97,8 @@ Things to try:
   ask why it is as it is      $tutti explain shop/web
   follow what it says         $tutti logs -f shop/web
   more of it                  $tutti scale shop/web=6
-  the next version            $tutti deploy -f examples/shop/compose.yaml -f examples/shop/compose.v2.yaml shop
-  a bad version: rolled back  $tutti deploy -f examples/shop/compose.yaml -f examples/shop/compose.bad.yaml shop
+  the next version            $with$tutti deploy -f examples/shop/compose.yaml -f examples/shop/compose.v2.yaml shop
+  a bad version: rolled back  $with$tutti deploy -f examples/shop/compose.yaml -f examples/shop/compose.bad.yaml shop
   cut a host's power          $tutti host kill host-2; watch $tutti ps; $tutti host start host-2
   cut its network             $tutti host cut host-3; $tutti host heal host-3
   look into the database      $tutti exec -it shop/postgres psql -U shop
