@@ -1,0 +1,76 @@
+// Command bench measures Tutti beside a peer, in the same run on the same machine.
+//
+//	go run -tags seccomp . schedule|store|start|replicas|all [-brief]
+//
+// Every figure is printed on standard output as one JSON object a line, with the peer's and with
+// what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
+// What a group needs (etcd, Docker Engine) needs.sh installs.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/tutti-run/tutti/bench/internal/placing"
+	"github.com/tutti-run/tutti/bench/internal/report"
+)
+
+// group is a set of measurements that are run together.
+type group struct {
+	name string
+	run  func(ctx context.Context, sheet *report.Sheet, brief bool) error
+}
+
+var groups = []group{
+	{"schedule", placing.Run},
+}
+
+func main() {
+	if placing.Reexec(os.Args) {
+		return
+	}
+	wanted, brief, err := parse(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(2)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	sheet := report.New(os.Stdout, os.Stderr)
+	for _, g := range wanted {
+		if err := g.run(ctx, sheet, brief); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %v\n", g.name, err)
+			os.Exit(1)
+		}
+	}
+}
+
+// parse takes groups and -brief in any order.
+func parse(args []string) (wanted []group, brief bool, err error) {
+	var names []string
+	for _, g := range groups {
+		names = append(names, g.name)
+	}
+	for _, a := range args {
+		i := slices.Index(names, a)
+		switch {
+		case a == "-brief" || a == "--brief":
+			brief = true
+		case a == "all":
+			wanted = append(wanted, groups...)
+		case i >= 0:
+			wanted = append(wanted, groups[i])
+		default:
+			return nil, false, fmt.Errorf("%q is no group: %s and all are", a, strings.Join(names, ", "))
+		}
+	}
+	if len(wanted) == 0 {
+		return nil, false, fmt.Errorf("say what to measure: %s or all, and -brief for a quick look", strings.Join(names, ", "))
+	}
+	return wanted, brief, nil
+}
