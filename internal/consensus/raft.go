@@ -8,11 +8,14 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
 	raftwal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/metadb"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/store"
@@ -54,18 +57,39 @@ type Server struct {
 type Raft struct {
 	cfg       Config
 	raft      *raft.Raft
-	wal       *raftwal.WAL
+	machine   *machine
+	wal       *wal
 	transport *raft.NetworkTransport
+	streams   *layer
+	stopped   chan struct{} // closed when nothing is replicated any more
 }
+
+// wal is the log with its index, which raft-wal opens and does not close.
+type wal struct {
+	*raftwal.WAL
+	index *metadb.BoltMetaDB
+}
+
+func openLog(dir string) (*wal, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("make the log's directory: %w", err)
+	}
+	index := &metadb.BoltMetaDB{}
+	w, err := raftwal.Open(dir, raftwal.WithMetaStore(index))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the log: %w", err), index.Close())
+	}
+	return &wal{WAL: w, index: index}, nil
+}
+
+// Close closes both; the log can be opened again.
+func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
 
 // New opens the log and joins in.
 func New(cfg Config) (*Raft, error) {
-	if err := os.MkdirAll(filepath.Join(cfg.DataDir, "log"), 0o700); err != nil {
-		return nil, fmt.Errorf("make the log's directory: %w", err)
-	}
-	wal, err := raftwal.Open(filepath.Join(cfg.DataDir, "log"))
+	wal, err := openLog(filepath.Join(cfg.DataDir, "log"))
 	if err != nil {
-		return nil, fmt.Errorf("open the log: %w", err)
+		return nil, err
 	}
 	hlog := newHCLog(cfg.Log)
 	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 2, hlog)
@@ -73,8 +97,9 @@ func New(cfg Config) (*Raft, error) {
 		wal.Close()
 		return nil, fmt.Errorf("open snapshots: %w", err)
 	}
+	streams := newLayer(cfg.Layer)
 	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: cfg.Layer, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: hlog,
+		Stream: streams, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: hlog,
 	})
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(cfg.NodeID)
@@ -100,13 +125,22 @@ func New(cfg Config) (*Raft, error) {
 			return nil, fmt.Errorf("begin a new cluster: %w", err)
 		}
 	}
-	r, err := raft.NewRaft(rc, &machine{cfg.FSM}, wal, wal, snapshots, transport)
+	fsm := &machine{fsm: cfg.FSM}
+	r, err := raft.NewRaft(rc, fsm, wal, wal, snapshots, transport)
 	if err != nil {
 		transport.Close()
 		wal.Close()
 		return nil, fmt.Errorf("start replication: %w", err)
 	}
-	return &Raft{cfg: cfg, raft: r, wal: wal, transport: transport}, nil
+	out := &Raft{cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, streams: streams, stopped: make(chan struct{})}
+	if servers := out.Servers(); len(servers) == 1 && servers[0].ID == cfg.NodeID {
+		// Nobody else could lead. Reloading the configuration, though it is the same, makes raft
+		// look at its timers now; it finds that it has never heard a leader, and elects itself.
+		if err := r.ReloadConfig(r.ReloadableConfig()); err != nil {
+			return nil, errors.Join(fmt.Errorf("start replication: %w", err), out.Shutdown())
+		}
+	}
+	return out, nil
 }
 
 func or(d, otherwise time.Duration) time.Duration {
@@ -117,9 +151,19 @@ func or(d, otherwise time.Duration) time.Duration {
 }
 
 // machine adapts the FSM to raft.
-type machine struct{ fsm FSM }
+type machine struct {
+	fsm FSM
+	// applied is the index of the last command that the FSM has applied. What raft calls applied
+	// was only handed over.
+	applied atomic.Uint64
+}
 
-func (m *machine) Apply(l *raft.Log) any               { return m.fsm.Apply(l.Data) }
+func (m *machine) Apply(l *raft.Log) any {
+	res := m.fsm.Apply(l.Data)
+	m.applied.Store(l.Index)
+	return res
+}
+
 func (m *machine) Restore(r io.ReadCloser) error       { defer r.Close(); return m.fsm.Restore(r) }
 func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &persist{m.fsm.Snapshot()}, nil }
 
@@ -178,20 +222,31 @@ var errNotSent = fault.New(fault.Unavailable, "this server does not lead")
 // so that it is safe to try again.
 func NotSent() error { return errNotSent }
 
-// ProposeLocal replicates data if this server leads, and fails with fault.Unavailable otherwise.
+// ProposeLocal replicates data if this server leads, and fails with fault.Unavailable otherwise;
+// unless it is NotSent, the data may still be replicated.
 func (r *Raft) ProposeLocal(ctx context.Context, data []byte) (store.Result, error) {
 	timeout := proposeTimeout
 	if deadline, ok := ctx.Deadline(); ok {
 		timeout = max(time.Until(deadline), time.Millisecond)
 	}
 	f := r.raft.Apply(data, timeout)
-	if err := f.Error(); err != nil {
-		if errors.Is(err, raft.ErrNotLeader) || errors.Is(err, raft.ErrLeadershipTransferInProgress) || errors.Is(err, raft.ErrEnqueueTimeout) {
-			return store.Result{}, errNotSent
-		}
-		return store.Result{}, fault.New(fault.Unavailable, "replicate: %w", err)
+	done := make(chan error, 1)
+	go func() { done <- f.Error() }() // which never returns for what was queued when raft was shut down
+	var err error
+	select {
+	case err = <-done:
+	case <-ctx.Done():
+		err = ctx.Err()
+	case <-r.stopped:
+		err = raft.ErrRaftShutdown
 	}
-	return f.Response().(store.Result), nil
+	switch {
+	case err == nil:
+		return f.Response().(store.Result), nil
+	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
+		return store.Result{}, errNotSent
+	}
+	return store.Result{}, fault.New(fault.Unavailable, "replicate: %w", err)
 }
 
 // catchUp waits until this server's state shows a revision.
@@ -220,17 +275,23 @@ func (r *Raft) Leader() (id, address string) {
 // returned. It blocks until ctx is done.
 func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) error) error {
 	for {
-		if !r.awaitLeadership(ctx) {
+		term, ok := r.awaitLeadership(ctx)
+		if !ok {
 			return nil
 		}
 		if err := r.raft.Barrier(5 * time.Second).Error(); err != nil {
-			continue // lost again before it was of use
+			select { // lost again, or being handed over, before it was of use
+			case <-ctx.Done():
+				return nil
+			case <-time.After(leadershipPoll):
+			}
+			continue
 		}
 		workCtx, cancel := context.WithCancel(ctx)
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			defer cancel()
-			r.awaitLoss(workCtx)
+			r.awaitLoss(workCtx, term)
 		})
 		err := work(workCtx)
 		cancel()
@@ -247,19 +308,25 @@ func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) e
 // Leadership is polled: raft's own channel holds one value and loses quick changes.
 const leadershipPoll = 10 * time.Millisecond
 
-func (r *Raft) awaitLeadership(ctx context.Context) bool {
-	for !r.IsLeader() {
+// awaitLeadership returns the term in which this server leads; it is asked for first, so that the
+// barrier that follows is of this term or fails.
+func (r *Raft) awaitLeadership(ctx context.Context) (term uint64, ok bool) {
+	for {
+		term = r.raft.CurrentTerm()
+		if r.IsLeader() {
+			return term, ctx.Err() == nil
+		}
 		select {
 		case <-ctx.Done():
-			return false
+			return 0, false
 		case <-time.After(leadershipPoll):
 		}
 	}
-	return ctx.Err() == nil
 }
 
-func (r *Raft) awaitLoss(ctx context.Context) {
-	term := r.raft.CurrentTerm()
+// awaitLoss returns when this server does not lead any more in the term, though perhaps again in
+// another one, whose earlier entries it may not have applied yet.
+func (r *Raft) awaitLoss(ctx context.Context, term uint64) {
 	for r.IsLeader() && r.raft.CurrentTerm() == term {
 		select {
 		case <-ctx.Done():
@@ -303,12 +370,24 @@ func (r *Raft) Servers() []Server {
 	return out
 }
 
-// WaitReady returns once a leader is known and this server has applied all it knows of.
+// WaitReady returns once a leader is known and this server has applied all that it knew of when it
+// was asked, its own log included. What others committed while it was away may still be missing:
+// who must see it has to make a proposal.
 func (r *Raft) WaitReady(ctx context.Context) error {
+	last := r.raft.LastIndex()
 	for {
 		id, _ := r.Leader()
-		if id != "" && r.raft.AppliedIndex() >= r.raft.CommitIndex() && r.raft.CommitIndex() > 0 {
-			return nil
+		commit := r.raft.CommitIndex()
+		// A new leader may cut off what was never committed.
+		target := max(commit, min(last, r.raft.LastIndex()))
+		if id != "" && commit > 0 && r.raft.AppliedIndex() >= target {
+			command, err := r.lastCommand(target)
+			if err != nil {
+				return err
+			}
+			if r.machine.applied.Load() >= command {
+				return nil
+			}
 		}
 		select {
 		case <-ctx.Done():
@@ -318,6 +397,26 @@ func (r *Raft) WaitReady(ctx context.Context) error {
 	}
 }
 
+// lastCommand returns the index of the last command up to an index, 0 when a snapshot holds them all.
+func (r *Raft) lastCommand(upTo uint64) (uint64, error) {
+	snapshot, err := strconv.ParseUint(r.raft.Stats()["last_snapshot_index"], 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("read the index of the snapshot: %w", err)
+	}
+	for ; upTo > snapshot; upTo-- {
+		var l raft.Log
+		if err := r.wal.GetLog(upTo, &l); errors.Is(err, raft.ErrLogNotFound) {
+			return 0, nil // a snapshot has just replaced it
+		} else if err != nil {
+			return 0, fmt.Errorf("read the log at %d: %w", upTo, err)
+		}
+		if l.Type == raft.LogCommand {
+			return upTo, nil
+		}
+	}
+	return 0, nil
+}
+
 // Shutdown hands leadership over, where there is someone to take it, and stops.
 func (r *Raft) Shutdown() error {
 	if r.IsLeader() && len(r.Servers()) > 1 {
@@ -325,5 +424,13 @@ func (r *Raft) Shutdown() error {
 			r.cfg.Log.Info("leadership could not be handed over", "error", err)
 		}
 	}
-	return errors.Join(r.raft.Shutdown().Error(), r.transport.Close(), r.wal.Close())
+	return r.stop()
+}
+
+// stop ends this server's part at once; the others notice by its silence.
+func (r *Raft) stop() error {
+	r.streams.hangUp() // before the log is closed: heartbeats are written to it, raft or no raft
+	err := r.raft.Shutdown().Error()
+	close(r.stopped)
+	return errors.Join(err, r.transport.Close(), r.wal.Close())
 }

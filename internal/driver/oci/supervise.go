@@ -542,7 +542,8 @@ func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	go func() {
-		if takeInput(dec, in, child.console != nil, pid, child.console) != nil && ctx.Err() == nil {
+		takeInput(dec, in, child.console != nil, pid, child.console)
+		if ctx.Err() == nil {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}()
@@ -587,12 +588,12 @@ func copyOut(r io.Reader, send func([]byte) error) {
 	}
 }
 
-// takeInput passes a client's input on until the client goes away, which is its error.
-func takeInput(dec *cbor.Decoder, in *os.File, keepOpen bool, pid int, console *os.File) error {
+// takeInput passes a client's input on until the client goes away.
+func takeInput(dec *cbor.Decoder, in *os.File, keepOpen bool, pid int, console *os.File) {
 	for {
 		var m input
-		if err := dec.Decode(&m); err != nil {
-			return err
+		if dec.Decode(&m) != nil {
+			return
 		}
 		switch {
 		case m.Closed:
