@@ -134,9 +134,11 @@ func New(cfg Config) (*Raft, error) {
 	}
 	out := &Raft{cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, streams: streams, stopped: make(chan struct{})}
 	if servers := out.Servers(); len(servers) == 1 && servers[0].ID == cfg.NodeID {
-		// Nobody else could lead. Reloading the configuration, though it is the same, makes raft
-		// look at its timers now; it finds that it has never heard a leader, and elects itself.
-		if err := r.ReloadConfig(r.ReloadableConfig()); err != nil {
+		// Nobody else could lead. A shorter timeout makes raft look at its timers now; it finds
+		// that it has never heard a leader, and elects itself.
+		shorter := r.ReloadableConfig()
+		shorter.HeartbeatTimeout -= time.Millisecond
+		if err := r.ReloadConfig(shorter); err != nil {
 			return nil, errors.Join(fmt.Errorf("start replication: %w", err), out.Shutdown())
 		}
 	}

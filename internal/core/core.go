@@ -94,10 +94,6 @@ func put(cs *store.ChangeSet, obj model.Object) {
 	cs.Put(obj)
 }
 
-func newMeta(namespace, application, name string, now time.Time) model.Meta {
-	return model.Meta{ID: model.NewID(), Namespace: namespace, Application: application, Name: name, Created: now}
-}
-
 func event(cs *store.ChangeSet, now time.Time, kind string, obj model.Object, message string) {
 	m := obj.GetMeta()
 	id := model.NewID()

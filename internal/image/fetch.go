@@ -54,9 +54,9 @@ func (s *Store) ensure(ctx context.Context, name, imageDigest string, progress f
 			return s.info(ctx, name, target)
 		}
 	}
-	peerErr := error(fault.New(fault.NotFound, "there are no other nodes"))
 	if s.Peers != nil {
-		if peerErr = s.fetchAll(ctx, d, progress); peerErr == nil {
+		peerErr := s.fetchAll(ctx, d, progress)
+		if peerErr == nil {
 			target, err := s.describe(ctx, d)
 			if err != nil {
 				return Info{}, err

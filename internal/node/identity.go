@@ -32,7 +32,8 @@ func lockData(dir string) (*os.File, error) {
 		}
 		return nil, fmt.Errorf("lock the data directory: %w", err)
 	}
-	if err := f.Truncate(0); err == nil {
+	err = f.Truncate(0)
+	if err == nil {
 		_, err = fmt.Fprintf(f, "%d\n", os.Getpid())
 	}
 	if err != nil {

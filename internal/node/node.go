@@ -79,6 +79,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 // work runs both halves and the API until ctx is done.
 func work(ctx context.Context, s *server, w *worker, api net.Listener, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
+	if s != nil {
+		w.ready = s.whenReady(ctx, w.ready)
+	}
 	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
 	if s != nil {
 		handler = native.New(native.Deps{Core: s.core, NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log})

@@ -185,6 +185,29 @@ func (s *server) begin(ctx context.Context) error {
 	}
 }
 
+// whenReady puts the call of ready off until this server's state shows its own node as ready.
+func (s *server) whenReady(ctx context.Context, ready func()) func() {
+	if ready == nil {
+		return nil
+	}
+	return func() {
+		go func() {
+			for {
+				n, ok := store.Get[*model.Node](s.store.Snapshot(), s.id.NodeID)
+				if ok && n.Status.State == model.NodeReady {
+					ready()
+					return
+				}
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(5 * time.Millisecond):
+				}
+			}
+		}()
+	}
+}
+
 func (s *server) foundCluster(ctx context.Context) error {
 	if _, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID); ok {
 		return nil

@@ -111,13 +111,19 @@ func (m *Machine) locked(fn func() error) error {
 	return fn()
 }
 
+// Kept reports whether virtual hosts are kept here, running or not.
+func (m *Machine) Kept() bool {
+	_, err := os.Stat(m.stateFile())
+	return err == nil
+}
+
 // Exists reports whether virtual hosts are kept here, running or not, or something is left of some
 // whose data is gone.
 func (m *Machine) Exists() bool {
-	if _, err := os.Stat(m.stateFile()); err == nil {
+	if m.Kept() {
 		return true
 	}
-	return leftOver()
+	return leftOver() && m.checkOwner() == nil
 }
 
 // checkOwner refuses to touch hosts whose data is kept elsewhere: links and cgroups have fixed

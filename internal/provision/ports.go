@@ -84,11 +84,11 @@ func (m *Machine) Targets() []string {
 
 // ServePorts answers, on the machine's loopback address, every port that the cluster publishes,
 // and passes connections on to a host that runs. ports is asked twice a second what is published.
-// It blocks until ctx is done.
+// It blocks until ctx is done or the hosts are no more.
 func (m *Machine) ServePorts(ctx context.Context, ports func(context.Context) ([]Port, error), log *slog.Logger) error {
 	s := &portServer{machine: m, log: log, open: map[Port]io.Closer{}, failed: map[Port]bool{}}
 	defer s.close()
-	for {
+	for m.Kept() { // also when the hosts' data was removed by other means than Down
 		s.refreshTargets()
 		wanted, err := ports(ctx)
 		if err == nil { // without an answer, what is open stays open
@@ -100,6 +100,7 @@ func (m *Machine) ServePorts(ctx context.Context, ports func(context.Context) ([
 		case <-time.After(500 * time.Millisecond):
 		}
 	}
+	return nil
 }
 
 type portServer struct {

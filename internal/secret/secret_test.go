@@ -34,7 +34,8 @@ func TestSealedOpensOnlyWithKeyAndContext(t *testing.T) {
 
 func TestDigestDependsOnKeyAndContent(t *testing.T) {
 	a, b := NewKey(), NewKey()
-	if Digest(a, []byte("x")) != Digest(a, []byte("x")) || Digest(a, []byte("x")) == Digest(a, []byte("y")) || Digest(a, []byte("x")) == Digest(b, []byte("x")) {
+	first, again := Digest(a, []byte("x")), Digest(a, []byte("x"))
+	if first != again || first == Digest(a, []byte("y")) || first == Digest(b, []byte("x")) {
 		t.Fatal("equal content, and only that, has equal digests under one key")
 	}
 }

@@ -122,19 +122,6 @@ func reasonOf(a *answer) string {
 	return fmt.Sprintf("%s after %s", text, a.at.Sub(a.asked).Round(500*time.Millisecond))
 }
 
-// good counts the good answers so far.
-func (l *load) good() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	n := 0
-	for i := range l.answers {
-		if l.answers[i].good() {
-			n++
-		}
-	}
-	return n
-}
-
 // noneFailed fails the test when requests failed, with what the front end says of it.
 func (o outcome) noneFailed(t *testing.T, during string) {
 	t.Helper()
