@@ -111,6 +111,24 @@ func containerPIDs(t *testing.T, hostPID int) []int {
 	return out
 }
 
+// firstPIDs returns the first process of every container on a host; what probes start comes and goes.
+func firstPIDs(t *testing.T, hostPID int) []int {
+	t.Helper()
+	var out []int
+	for _, pid := range containerPIDs(t, hostPID) {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		if err != nil {
+			continue
+		}
+		for line := range strings.Lines(string(status)) {
+			if f := strings.Fields(line); len(f) > 1 && f[0] == "NSpid:" && f[len(f)-1] == "1" {
+				out = append(out, pid)
+			}
+		}
+	}
+	return out
+}
+
 // mainPID returns a process of a running instance of the shop, by its host name in the container.
 func mainPID(t *testing.T, name string) int {
 	t.Helper()

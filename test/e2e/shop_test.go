@@ -256,7 +256,10 @@ func nodeProcessKilled(t *testing.T) {
 		t.Fatalf("%s runs nothing", host)
 	}
 	hostPID := pidOf(t, host)
-	containers := containerPIDs(t, hostPID)
+	containers := firstPIDs(t, hostPID)
+	if len(containers) < len(mine) {
+		t.Fatalf("%d containers run on %s, the cluster knows of %d", len(containers), host, len(mine))
+	}
 	l := startLoad(t, shopURL)
 	time.Sleep(500 * time.Millisecond)
 	nodePID := nodeProcess(t, hostPID)
@@ -408,7 +411,7 @@ func hostCut(t *testing.T) {
 	t.Logf("well again %s after healing", allWell(t, 60*time.Second).Round(10*time.Millisecond))
 	eventually(t, 20*time.Second, "what was replaced has ended on the healed host", func() error {
 		n := 0
-		for _, pid := range containerPIDs(t, pidOf(t, host)) {
+		for _, pid := range firstPIDs(t, pidOf(t, host)) {
 			if name, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid)); err == nil && strings.TrimSpace(string(name)) == "web" {
 				n++
 			}
