@@ -11,7 +11,7 @@ import (
 
 // assignments returns what changed for the session's node since sent, and updates sent.
 func (s *Sessions) assignments(snap *store.Snapshot, sess *session, sent map[string]string) (*wire.Assign, error) {
-	out := &wire.Assign{}
+	out := &wire.Assign{Revision: snap.Revision()}
 	wanted := map[string]bool{}
 	for inst := range store.InstancesOnNode(snap, sess.nodeID) {
 		if inst.Status.State == model.InstanceLost {
@@ -27,9 +27,13 @@ func (s *Sessions) assignments(snap *store.Snapshot, sess *session, sent map[str
 		}
 		as, err := s.assignment(snap, inst)
 		if err != nil {
-			sess.log.Error("instance cannot be assigned", "instance", inst.ID, "error", err)
+			if sess.failed[inst.ID] != err.Error() { // it is tried again at every change
+				sess.failed[inst.ID] = err.Error()
+				sess.log.Error("instance cannot be assigned", "instance", inst.ID, "error", err)
+			}
 			continue
 		}
+		delete(sess.failed, inst.ID)
 		sent[inst.ID] = key
 		out.Put = append(out.Put, *as)
 	}

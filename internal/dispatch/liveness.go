@@ -98,13 +98,16 @@ func (l *Liveness) Live(nodeID string) bool {
 const leaderless = 400 * time.Millisecond
 
 // Run keeps the nodes' statuses true until ctx, the leadership, is done. A new leader has heard
-// nobody yet: every node counts as heard when the leader before was lost.
+// nobody yet: every node that was up counts as heard when the leader before was lost.
 func (l *Liveness) Run(ctx context.Context) error {
 	l.mu.Lock()
 	l.nodes = map[string]*life{}
 	lost := time.Now().Add(-leaderless)
 	for n := range store.List[*model.Node](l.store.Snapshot()) {
 		l.nodes[n.ID] = &life{seen: lost, session: n.Status.Session}
+		if n.Status.State == model.NodeDown {
+			l.nodes[n.ID].seen = time.Time{} // it has to be heard first
+		}
 	}
 	l.mu.Unlock()
 

@@ -100,13 +100,22 @@ func (r *Remote) Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec
 		go sendInput(st.Stdin, send)
 	}
 	go func() {
+		resize, signals := st.Resize, st.Signals
 		for {
 			select {
 			case <-ctx.Done():
 				return
-			case size := <-st.Resize:
+			case size, ok := <-resize:
+				if !ok {
+					resize = nil // closed: no more will come
+					continue
+				}
 				_ = send(wire.ExecInput{Resize: &size}) // a broken stream shows in Receive
-			case sig := <-st.Signals:
+			case sig, ok := <-signals:
+				if !ok {
+					signals = nil
+					continue
+				}
 				if n, ok := sig.(syscall.Signal); ok {
 					_ = send(wire.ExecInput{Signal: int(n)})
 				}

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"reflect"
 	"sync"
 	"time"
 
@@ -90,6 +91,9 @@ func (r *reports) changes(batch map[string]model.InstanceStatus) *store.ChangeSe
 		if inst.NodeID != r.sess.nodeID {
 			r.sess.log.Warn("node reports on an instance of another node", "instance", id)
 			continue
+		}
+		if reflect.DeepEqual(inst.Status, st) {
+			continue // said again at the begin of a session
 		}
 		c := inst.Clone()
 		c.Status = st

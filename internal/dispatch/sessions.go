@@ -42,7 +42,8 @@ type Sessions struct {
 	mu       sync.Mutex
 	sessions map[*session]struct{}
 	beats    map[string]heard
-	network  *networkView // the newest, nil before the first
+	waiting  map[*session]struct{} // for a word that the leader knows of their heartbeat
+	network  *networkView          // the newest, nil before the first
 
 	beatWake chan struct{}
 }
@@ -55,7 +56,7 @@ type heard struct {
 // New returns Sessions that serve once Run runs.
 func New(d Deps) *Sessions {
 	return &Sessions{
-		Deps: d, sessions: map[*session]struct{}{}, beats: map[string]heard{},
+		Deps: d, sessions: map[*session]struct{}{}, beats: map[string]heard{}, waiting: map[*session]struct{}{},
 		beatWake: make(chan struct{}, 1),
 	}
 }
@@ -64,7 +65,9 @@ func New(d Deps) *Sessions {
 type session struct {
 	nodeID string
 	wake   chan struct{} // capacity 1: the store has news
+	lease  chan struct{} // capacity 1: the leader has heard of the node
 	log    *slog.Logger
+	failed map[string]string // why instances cannot be assigned, as it was logged
 }
 
 // networkView is the network state, encoded once for all sessions.
@@ -116,7 +119,7 @@ func (s *Sessions) follow(ctx context.Context) error {
 // refresh computes the network state anew and wakes the sessions.
 func (s *Sessions) refresh(snap *store.Snapshot) error {
 	n := networkOf(snap)
-	content, err := cbor.Marshal(n)
+	content, err := wire.Marshal(n)
 	if err != nil {
 		return fmt.Errorf("encode network state: %w", err)
 	}
@@ -128,7 +131,7 @@ func (s *Sessions) refresh(snap *store.Snapshot) error {
 		v.serial, v.content, v.message = old.serial, old.content, old.message
 	} else {
 		n.Revision = snap.Revision()
-		if v.message, err = cbor.Marshal(wire.ServerMessage{Network: n}); err != nil {
+		if v.message, err = wire.Marshal(wire.ServerMessage{Network: n}); err != nil {
 			return fmt.Errorf("encode network state: %w", err)
 		}
 		if old != nil {
@@ -148,7 +151,8 @@ func (s *Sessions) refresh(snap *store.Snapshot) error {
 	return nil
 }
 
-// tell hands heartbeats to the leader, many at a time.
+// tell hands heartbeats to the leader, many at a time. Only what has reached the leader is
+// confirmed: an agent whose server has lost the leader must look for another one in time.
 func (s *Sessions) tell(ctx context.Context) error {
 	failing := false
 	for {
@@ -170,6 +174,8 @@ func (s *Sessions) tell(ctx context.Context) error {
 			beats = append(beats, h.Beat)
 		}
 		clear(s.beats)
+		waiting := s.waiting
+		s.waiting = map[*session]struct{}{}
 		s.mu.Unlock()
 		tellCtx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 		err := s.Servers.Tell(tellCtx, beats)
@@ -178,12 +184,22 @@ func (s *Sessions) tell(ctx context.Context) error {
 			s.Log.Warn("leader could not be told of live nodes", "error", err)
 		}
 		failing = err != nil
+		if err != nil {
+			continue // the next heartbeats come soon
+		}
+		for sess := range waiting {
+			select {
+			case sess.lease <- struct{}{}:
+			default:
+			}
+		}
 	}
 }
 
-func (s *Sessions) hear(b Beat) {
+func (s *Sessions) hear(sess *session, b Beat) {
 	s.mu.Lock()
 	s.beats[b.NodeID] = heard{b, time.Now()}
+	s.waiting[sess] = struct{}{}
 	s.mu.Unlock()
 	select {
 	case s.beatWake <- struct{}{}:
@@ -193,23 +209,17 @@ func (s *Sessions) hear(b Beat) {
 
 // Serve holds one session; it is the handler of the session path.
 func (s *Sessions) Serve(ctx context.Context, stream *wire.Stream) error {
-	peer := wire.PeerOf(ctx)
-	var first wire.AgentMessage
-	if err := stream.Receive(&first); err != nil {
-		return fmt.Errorf("read greeting: %w", err)
-	}
-	if first.Hello == nil || first.Hello.Node == nil {
-		return fault.New(fault.Invalid, "a session begins with a greeting")
-	}
-	if first.Hello.Node.ID != peer.NodeID {
-		return fault.New(fault.Forbidden, "node %s greets as node %s", peer.NodeID, first.Hello.Node.ID)
-	}
-	if err := s.register(ctx, first.Hello.Node); err != nil {
-		return fmt.Errorf("register node %s: %w", peer.NodeID, err)
+	hello, err := s.greet(ctx, stream)
+	if err != nil {
+		if ctx.Err() == nil {
+			s.Log.Warn("session of a node was refused", "node", wire.PeerOf(ctx).NodeID, "error", err)
+		}
+		end := &wire.End{Error: err.Error(), Kind: fault.KindOf(err).String()}
+		return errors.Join(err, stream.Send(wire.ServerMessage{Refused: end}))
 	}
 	sess := &session{
-		nodeID: peer.NodeID, wake: make(chan struct{}, 1),
-		log: s.Log.With("node", first.Hello.Node.Name),
+		nodeID: hello.Node.ID, wake: make(chan struct{}, 1), lease: make(chan struct{}, 1),
+		log: s.Log.With("node", hello.Node.Name), failed: map[string]string{},
 	}
 	sess.wake <- struct{}{}
 	s.mu.Lock()
@@ -218,25 +228,60 @@ func (s *Sessions) Serve(ctx context.Context, stream *wire.Stream) error {
 	defer func() {
 		s.mu.Lock()
 		delete(s.sessions, sess)
+		delete(s.waiting, sess)
 		s.mu.Unlock()
 	}()
 	sess.log.Debug("session opened")
+	s.hear(sess, Beat{NodeID: sess.nodeID, Session: hello.Session}) // a greeting is a sign of life
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	lease := make(chan struct{}, 1)
 	reports := newReports(s.Store, sess)
-	g.Go(func() error { defer cancel(); return s.read(stream, sess, first.Hello.Session, lease, reports) })
-	g.Go(func() error { return s.write(ctx, stream, sess, lease) })
+	g.Go(func() error { defer cancel(); return s.read(stream, sess, hello.Session, reports) })
+	g.Go(func() error { return s.write(ctx, stream, sess) })
 	g.Go(func() error { return reports.run(ctx) })
 	g.Go(func() error { <-ctx.Done(); stream.Close(); return nil })
-	err := g.Wait()
+	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		err = nil
 	}
 	sess.log.Debug("session closed", "error", err)
 	return err
+}
+
+// greet reads the greeting, registers the node, and makes sure that this server knows at least
+// what the agent was told by others.
+func (s *Sessions) greet(ctx context.Context, stream *wire.Stream) (*wire.Hello, error) {
+	peer := wire.PeerOf(ctx)
+	var first wire.AgentMessage
+	if err := stream.Receive(&first); err != nil {
+		return nil, fmt.Errorf("read greeting: %w", err)
+	}
+	hello := first.Hello
+	if hello == nil || hello.Node == nil {
+		return nil, fault.New(fault.Invalid, "a session begins with a greeting")
+	}
+	if hello.Node.ID != peer.NodeID {
+		return nil, fault.New(fault.Forbidden, "node %s greets as node %s", peer.NodeID, hello.Node.ID)
+	}
+	hello.Node.Server = peer.Role == wire.RoleServer // its certificate says so, not the node
+	if err := s.register(ctx, hello.Node); err != nil {
+		return nil, fmt.Errorf("register node %s: %w", hello.Node.Name, err)
+	}
+	if hello.Revision <= s.Store.Snapshot().Revision() {
+		return hello, nil
+	}
+	// This server lags behind one that the agent had before. A change that changes nothing shows
+	// here only after all that the leader knows; by less, instances would be taken away that this
+	// server has not heard of yet.
+	if _, err := s.Store.Commit(ctx, &store.ChangeSet{}); err != nil {
+		return nil, fmt.Errorf("catch up with what node %s knows: %w", hello.Node.Name, err)
+	}
+	if now := s.Store.Snapshot().Revision(); hello.Revision > now {
+		s.Log.Warn("node knows of a later state than the cluster: the state was set back", "node", hello.Node.Name, "nodeRevision", hello.Revision, "revision", now)
+	}
+	return hello, nil
 }
 
 // register writes what the agent says of its host, where it differs from what is known. What
@@ -248,11 +293,11 @@ func (s *Sessions) register(ctx context.Context, n *model.Node) error {
 		c.Name = n.Name
 		c.Availability, c.Taints = old.Availability, old.Taints
 		c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
-		a, err := cbor.Marshal(c)
+		a, err := wire.Marshal(c)
 		if err != nil {
 			return err
 		}
-		b, err := cbor.Marshal(old)
+		b, err := wire.Marshal(old)
 		if err != nil {
 			return err
 		}
@@ -269,7 +314,7 @@ func (s *Sessions) register(ctx context.Context, n *model.Node) error {
 	return err
 }
 
-func (s *Sessions) read(stream *wire.Stream, sess *session, id string, lease chan<- struct{}, reports *reports) error {
+func (s *Sessions) read(stream *wire.Stream, sess *session, id string, reports *reports) error {
 	for {
 		var m wire.AgentMessage
 		if err := stream.Receive(&m); err != nil {
@@ -277,11 +322,7 @@ func (s *Sessions) read(stream *wire.Stream, sess *session, id string, lease cha
 		}
 		switch {
 		case m.Heartbeat != nil:
-			s.hear(Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
-			select {
-			case lease <- struct{}{}:
-			default:
-			}
+			s.hear(sess, Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
 		case m.Status != nil:
 			reports.add(m.Status)
 		}
@@ -289,7 +330,7 @@ func (s *Sessions) read(stream *wire.Stream, sess *session, id string, lease cha
 }
 
 // write sends what is new to the agent.
-func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session, lease <-chan struct{}) error {
+func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session) error {
 	sent := map[string]string{} // instance → what the agent was told of it
 	full := true
 	var serial, revision uint64
@@ -299,7 +340,7 @@ func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-lease:
+		case <-sess.lease:
 			if err := stream.Send(wire.ServerMessage{Lease: &wire.Lease{For: DeadAfter}}); err != nil {
 				return err
 			}
