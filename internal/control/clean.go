@@ -76,11 +76,12 @@ func (p *pass) drain() bool {
 }
 
 // behind names a live node that has not followed the revision in which the instance left the
-// traffic, "" when all have. The instance's own revision is that one or, after a later report of
-// its status, a newer one: waiting for that is longer than needed, never shorter.
+// traffic, "" when all have. A node that has come back counts before its state says so. The
+// instance's own revision is that one or, after a later report of its status, a newer one: waiting
+// for that is longer than needed, never shorter.
 func (p *pass) behind(i *model.Instance) string {
 	for _, n := range p.allNodes().list {
-		if n.Status.State == model.NodeReady && p.c.Sessions.Live(n.ID) && p.c.Sessions.Applied(n.ID) < i.Revision {
+		if p.c.Sessions.Live(n.ID) && p.c.Sessions.Applied(n.ID) < i.Revision {
 			return n.Name
 		}
 	}

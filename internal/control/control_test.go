@@ -481,7 +481,6 @@ func TestAnInstanceServesUntilEveryBalancerHasFollowed(t *testing.T) {
 func TestDrainingWaitsForNobodyWhoIsSilentNorForEver(t *testing.T) {
 	for name, let := range map[string]func(c *cluster){
 		"silent": func(c *cluster) { c.mu.Lock(); c.silent["n01"] = true; c.mu.Unlock() },
-		"down":   func(c *cluster) { c.setNode("n01", func(n *model.Node) { n.Status.State = model.NodeDown }) },
 		"stuck":  func(*cluster) { time.Sleep(10 * time.Second) },
 	} {
 		t.Run(name, func(t *testing.T) {
