@@ -14,6 +14,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -66,9 +67,7 @@ type cluster struct {
 	nodes    []*node
 	stopLead func()
 
-	// What proposals meet: no quorum until then, or an answer that is lost after the fact.
-	noQuorum time.Time
-	forgets  int
+	quorum quorum
 
 	watcher *store.Watcher
 	watch   *watch
@@ -80,7 +79,8 @@ func simulate(t *testing.T, seed uint64) (course uint64) {
 	cryptotest.SetGlobalRandom(t, seed) // identifiers are drawn from it
 	synctest.Test(t, func(t *testing.T) {
 		c := &cluster{T: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 17)), store: store.New(slog.New(slog.DiscardHandler))}
-		c.store.SetProposer(c)
+		c.quorum.store = c.store
+		c.store.SetProposer(&c.quorum)
 		c.liveness = dispatch.NewLiveness(c.store, slog.New(slog.DiscardHandler))
 		c.core = core.New(core.Deps{Store: c.store, NodeID: "n0", Log: slog.New(slog.DiscardHandler)})
 		c.watcher, c.watch = c.store.Watch(0), newWatch(c)
@@ -97,17 +97,45 @@ func simulate(t *testing.T, seed uint64) (course uint64) {
 	return course
 }
 
-// Propose replicates nothing, but may behave as if it had to.
-func (c *cluster) Propose(_ context.Context, data []byte) (store.Result, error) {
-	if time.Now().Before(c.noQuorum) {
+// quorum replicates nothing, but fails as if it had to.
+type quorum struct {
+	store *store.Store
+
+	mu      sync.Mutex
+	absent  time.Time // until when there is none
+	forgets int       // answers that are still to be lost, after the fact
+}
+
+func (q *quorum) Propose(_ context.Context, data []byte) (store.Result, error) {
+	q.mu.Lock()
+	absent := time.Now().Before(q.absent)
+	forget := !absent && q.forgets > 0
+	if forget {
+		q.forgets--
+	}
+	q.mu.Unlock()
+	if absent {
 		return store.Result{}, fault.New(fault.Unavailable, "no quorum")
 	}
-	r := c.store.Apply(data)
-	if c.forgets > 0 {
-		c.forgets--
+	r := q.store.Apply(data)
+	if forget {
 		return store.Result{}, fault.New(fault.Unavailable, "the answer was lost")
 	}
 	return r, nil
+}
+
+// fail takes the quorum away until a time, and makes the next answers after that be lost.
+func (q *quorum) fail(until time.Time, forgets int) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.absent, q.forgets = until, forgets
+}
+
+// since is for how long there has been a quorum.
+func (q *quorum) since() time.Duration {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return time.Since(q.absent)
 }
 
 func (c *cluster) tell(format string, args ...any) {
@@ -317,11 +345,13 @@ func (c *cluster) chaos() {
 			c.watch.newLeader()
 			c.tell("another server leads")
 		case 23:
-			c.noQuorum = time.Now().Add(time.Duration(c.rnd.IntN(1000)) * time.Millisecond)
-			c.tell("no quorum until %.3f", c.noQuorum.Sub(dawn).Seconds())
+			until := time.Now().Add(time.Duration(c.rnd.IntN(1000)) * time.Millisecond)
+			c.quorum.fail(until, 0)
+			c.tell("no quorum until %.3f", until.Sub(dawn).Seconds())
 		case 24, 25:
-			c.forgets = 1 + c.rnd.IntN(2)
-			c.tell("the next %d answers are lost", c.forgets)
+			n := 1 + c.rnd.IntN(2)
+			c.quorum.fail(time.Time{}, n)
+			c.tell("the next %d answers are lost", n)
 		case 26:
 			if c.rnd.IntN(4) == 0 {
 				err := c.core.Remove(c.Context(), people, "shop", false)
@@ -334,7 +364,7 @@ func (c *cluster) chaos() {
 // converge ends the faults, and expects the cluster to come to rest as it should be.
 func (c *cluster) converge() {
 	c.tell("the faults end")
-	c.noQuorum, c.forgets = time.Time{}, 0
+	c.quorum.fail(time.Time{}, 0)
 	for _, n := range c.nodes {
 		n.join()
 		if err := c.core.SetAvailability(c.Context(), people, "node"+n.id, model.Active); err != nil {

@@ -188,7 +188,7 @@ func (w *watch) checkAddresses() {
 // one slot, and that something runs on a node that is down.
 func (w *watch) overTime() {
 	const patience = time.Second
-	if time.Since(w.led) < patience || time.Since(w.c.noQuorum) < patience {
+	if time.Since(w.led) < patience || w.c.quorum.since() < patience {
 		return
 	}
 	for _, i := range w.instances {
