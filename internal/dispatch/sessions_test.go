@@ -694,7 +694,6 @@ type inn struct {
 	connection *agent.Connection
 	address    string
 	remembered atomic.Int32
-	stop       func()
 }
 
 func (h *hall) openInn(addresses ...string) *inn {

@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
@@ -27,15 +28,19 @@ func (s *Store) Ensure(ctx context.Context, ref, imageDigest string, progress fu
 	if err != nil {
 		return Info{}, err
 	}
-	v, err, _ := s.once.Do(name+"@"+imageDigest, func() (any, error) {
-		s.using.RLock()
-		defer s.using.RUnlock()
-		return s.ensure(scoped(ctx), name, imageDigest, progress)
-	})
-	if err != nil {
-		return Info{}, err
+	for {
+		v, err, shared := s.once.Do(name+"@"+imageDigest, func() (any, error) {
+			defer s.take(ctx)()
+			return s.ensure(scoped(ctx), name, imageDigest, progress)
+		})
+		if err == nil {
+			return v.(Info), nil
+		}
+		// Another caller's patience is not this one's.
+		if gaveUp := errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded); !shared || !gaveUp || ctx.Err() != nil {
+			return Info{}, err
+		}
 	}
-	return v.(Info), nil
 }
 
 func (s *Store) ensure(ctx context.Context, name, imageDigest string, progress func(Progress)) (Info, error) {
@@ -43,7 +48,7 @@ func (s *Store) ensure(ctx context.Context, name, imageDigest string, progress f
 		if info, err := s.Get(ctx, name); err == nil {
 			return info, nil
 		}
-		return s.pull(ctx, name, progress)
+		return s.pull(ctx, name, name, progress)
 	}
 	d, err := digest.Parse(imageDigest)
 	if err != nil {
@@ -67,7 +72,24 @@ func (s *Store) ensure(ctx context.Context, name, imageDigest string, progress f
 			return Info{}, fmt.Errorf("fetch image %s from another node: %w", name, peerErr)
 		}
 	}
-	return s.pull(ctx, name, progress)
+	pinned, err := pin(name, d)
+	if err != nil {
+		return Info{}, err
+	}
+	return s.pull(ctx, name, pinned, progress)
+}
+
+// pin makes a reference to exactly some content of an image's repository.
+func pin(name string, d digest.Digest) (string, error) {
+	n, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image reference %q: %w", name, err)
+	}
+	c, err := reference.WithDigest(reference.TrimNamed(n), d)
+	if err != nil {
+		return "", fault.New(fault.Invalid, "image reference %q: %w", name, err)
+	}
+	return c.String(), nil
 }
 
 // fetchAll gets a manifest or index, and all below it for this platform, from other nodes.
@@ -107,14 +129,19 @@ func (s *Store) fetch(ctx context.Context, desc ocispec.Descriptor, progress fun
 	}
 	defer body.Close()
 	if desc.Size == 0 {
-		desc.Size = size
+		desc.Size = max(size, 0) // which is -1 when it is unknown
 	}
+	ref := "peer-" + desc.Digest.String()
 	counted := &counter{Reader: body, blob: desc.Digest.String(), tell: progress}
-	err = content.WriteBlob(ctx, s.content, "peer-"+desc.Digest.String(), counted, desc)
-	if errdefs.IsAlreadyExists(err) {
+	err = content.WriteBlob(ctx, s.content, ref, counted, desc)
+	if err == nil || errdefs.IsAlreadyExists(err) {
 		return nil
 	}
-	return err
+	// What came so far may be what is wrong with it: the next attempt begins anew.
+	if abortErr := s.content.Abort(context.WithoutCancel(ctx), ref); abortErr != nil && !errdefs.IsNotFound(abortErr) {
+		err = errors.Join(err, abortErr)
+	}
+	return fmt.Errorf("fetch %s: %w", desc.Digest, err)
 }
 
 type counter struct {
@@ -133,14 +160,14 @@ func (c *counter) Read(p []byte) (int, error) {
 	return n, err
 }
 
-// pull gets an image from the registry that its name says.
-func (s *Store) pull(ctx context.Context, name string, progress func(Progress)) (Info, error) {
+// pull gets an image from the registry that its name says; ref is the name, or pins its content.
+func (s *Store) pull(ctx context.Context, name, ref string, progress func(Progress)) (Info, error) {
 	resolver := docker.NewResolver(docker.ResolverOptions{})
-	_, target, err := resolver.Resolve(ctx, name)
+	resolved, target, err := resolver.Resolve(ctx, ref)
 	if err != nil {
 		return Info{}, fault.New(fault.NotFound, "image %s is on no node of this cluster and cannot be pulled: %w", name, rootCause(err))
 	}
-	fetcher, err := resolver.Fetcher(ctx, name)
+	fetcher, err := resolver.Fetcher(ctx, resolved)
 	if err != nil {
 		return Info{}, fault.New(fault.Unavailable, "pull image %s: %w", name, err)
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -46,6 +47,8 @@ const (
 	snapshotter = "overlayfs"
 	labelRoot   = "containerd.io/gc.root"
 	labelSnap   = "containerd.io/gc.ref.snapshot." + snapshotter
+	// labelImage is how a root file system keeps the content that it was made of.
+	labelImage = "containerd.io/gc.ref.content.image"
 )
 
 // Peers fetches blobs from other nodes of the cluster; fault.NotFound when nobody has one.
@@ -104,9 +107,40 @@ type Store struct {
 	snap    snapshots.Snapshotter
 	images  images.Store
 	once    singleflight.Group
-	// using is held for reading while content is taken in, and for writing while what nobody
-	// refers to is removed.
+	// using is held for reading while content is taken in or mounted, and for writing while what
+	// nobody refers to is removed. Nobody waits for the latter: it is owed until it can be done.
 	using sync.RWMutex
+	owed  atomic.Bool
+}
+
+// take keeps everything that is here from being removed until done is called.
+func (s *Store) take(ctx context.Context) (done func()) {
+	s.using.RLock()
+	return func() {
+		s.using.RUnlock()
+		if err := s.settle(context.WithoutCancel(ctx)); err != nil {
+			s.Log.Error("what no image refers to could not be removed", "error", err)
+		}
+	}
+}
+
+// collect removes what nobody refers to: now, or when the last of those who take something in is
+// done, however long a download may last.
+func (s *Store) collect(ctx context.Context) error {
+	s.owed.Store(true)
+	return s.settle(ctx)
+}
+
+func (s *Store) settle(ctx context.Context) error {
+	if !s.owed.Load() || !s.using.TryLock() {
+		return nil
+	}
+	defer s.using.Unlock()
+	if !s.owed.Swap(false) {
+		return nil
+	}
+	_, err := s.db.GarbageCollect(ctx)
+	return err
 }
 
 // Open opens the images below Root; a second process must not.
@@ -152,10 +186,14 @@ func Normalize(ref string) (string, error) {
 }
 
 // Import takes in a Docker or OCI archive, compressed or not, and unpacks its images.
-func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) ([]Info, error) {
+func (s *Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (infos []Info, err error) {
 	ctx = scoped(ctx)
-	s.using.RLock()
-	defer s.using.RUnlock()
+	defer s.take(ctx)()
+	defer func() {
+		if err != nil { // what came in of it is of no use
+			s.owed.Store(true)
+		}
+	}()
 	plain, err := compression.DecompressStream(r)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "read image archive: %w", err)
@@ -415,15 +453,13 @@ func (s *Store) Remove(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	s.using.Lock()
-	defer s.using.Unlock()
 	if err := s.images.Delete(ctx, name); err != nil {
 		if errdefs.IsNotFound(err) {
 			return fault.New(fault.NotFound, "image %s is not on this node", ref)
 		}
 		return fmt.Errorf("remove image %s: %w", ref, err)
 	}
-	if _, err := s.db.GarbageCollect(ctx); err != nil {
+	if err := s.collect(ctx); err != nil {
 		return fmt.Errorf("remove what image %s left: %w", ref, err)
 	}
 	return nil
@@ -452,6 +488,7 @@ func (s *Store) Blob(ctx context.Context, d string) (io.ReadCloser, int64, error
 // idempotent, also after a restart: what is mounted already is taken over.
 func (s *Store) Mount(ctx context.Context, key, imageDigest string) (string, error) {
 	ctx = scoped(ctx)
+	defer s.take(ctx)()
 	target := filepath.Join(s.Mounts, key)
 	if mounted, err := mountinfo.Mounted(target); err == nil && mounted {
 		return target, nil
@@ -468,7 +505,9 @@ func (s *Store) Mount(ctx context.Context, key, imageDigest string) (string, err
 	if err != nil {
 		return "", err
 	}
-	mounts, err := s.snap.Prepare(ctx, key, identity.ChainID(diffs).String(), snapshots.WithLabels(map[string]string{labelRoot: time.Now().UTC().Format(time.RFC3339)}))
+	mounts, err := s.snap.Prepare(ctx, key, identity.ChainID(diffs).String(), snapshots.WithLabels(map[string]string{
+		labelRoot: time.Now().UTC().Format(time.RFC3339), labelImage: d.String(),
+	}))
 	if errdefs.IsAlreadyExists(err) {
 		mounts, err = s.snap.Mounts(ctx, key)
 	}
@@ -494,10 +533,31 @@ func (s *Store) Unmount(ctx context.Context, key string) error {
 	if err := os.Remove(target); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
+	snapshot, err := s.snap.Stat(ctx, key)
+	if errdefs.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("find the root file system of %s: %w", key, err)
+	}
 	if err := s.snap.Remove(ctx, key); err != nil && !errdefs.IsNotFound(err) {
 		return fmt.Errorf("drop the root file system of %s: %w", key, err)
 	}
-	return nil
+	// Its image may have been removed while it was in use.
+	named, err := s.named(ctx, snapshot.Labels[labelImage])
+	if err != nil || named {
+		return err
+	}
+	return s.collect(ctx)
+}
+
+// named reports whether some image has the digest.
+func (s *Store) named(ctx context.Context, imageDigest string) (bool, error) {
+	list, err := s.images.List(ctx, "target.digest=="+imageDigest)
+	if err != nil {
+		return false, fmt.Errorf("find the names of image %s: %w", imageDigest, err)
+	}
+	return len(list) > 0, nil
 }
 
 // Mounted returns the keys that have a root file system.

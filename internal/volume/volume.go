@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -18,16 +19,22 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
-// Volumes owns a directory with one directory per volume: "data", which tasks see, and, once its
-// first filling from an image has been decided, the file "filled".
-type Volumes struct{ root string }
+// Volumes owns a directory with one directory per volume: "data", which tasks see, and a file that
+// tells of its first filling from an image: "filling" while it is under way, or was cut short, and
+// "filled" when it is done or was found unnecessary. It is safe for concurrent use.
+type Volumes struct {
+	root string
+
+	mu    sync.Mutex
+	locks map[string]*sync.Mutex // by path of the data; held while it is filled
+}
 
 // New returns the volumes below root.
 func New(root string) (*Volumes, error) {
 	if err := os.MkdirAll(root, 0o711); err != nil {
 		return nil, fmt.Errorf("make the volumes' directory: %w", err)
 	}
-	return &Volumes{root: root}, nil
+	return &Volumes{root: root, locks: map[string]*sync.Mutex{}}, nil
 }
 
 func (v *Volumes) dir(id string) (string, error) {
@@ -56,33 +63,53 @@ func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error)
 	return data, nil
 }
 
+const (
+	fillingMark = "filling"
+	filledMark  = "filled"
+)
+
+// lock lets one fill a volume while others, who share it, wait for the whole.
+func (v *Volumes) lock(path string) (unlock func()) {
+	v.mu.Lock()
+	l := v.locks[path]
+	if l == nil {
+		l = new(sync.Mutex)
+		v.locks[path] = l
+	}
+	v.mu.Unlock()
+	l.Lock()
+	return l.Unlock
+}
+
 // Fill copies what the image has at target into a volume that was never filled and is empty, with
-// owners and modes, those of target itself included. path is what Ensure returned.
+// owners and modes, those of target itself included. What a crash cut short is done again. path is
+// what Ensure returned.
 func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string) error {
-	mark := filepath.Join(filepath.Dir(path), "filled")
-	if _, err := os.Stat(mark); err == nil {
+	defer v.lock(path)()
+	filled, filling := filepath.Join(filepath.Dir(path), filledMark), filepath.Join(filepath.Dir(path), fillingMark)
+	if _, err := os.Stat(filled); err == nil {
 		return nil
 	}
-	entries, err := os.ReadDir(path)
-	if err != nil {
-		return err
-	}
-	if len(entries) == 0 {
-		if err := fill(ctx, path, rootfs, target); err != nil {
+	if _, err := os.Stat(filling); err != nil {
+		entries, err := os.ReadDir(path)
+		if err != nil {
+			return err
+		}
+		if len(entries) > 0 {
+			return os.WriteFile(filled, nil, 0o600)
+		}
+		if err := os.WriteFile(filling, nil, 0o600); err != nil {
 			return err
 		}
 	}
-	return os.WriteFile(mark, nil, 0o600)
+	if err := fill(ctx, path, rootfs, target); err != nil {
+		return err
+	}
+	return os.Rename(filling, filled)
 }
 
 func fill(ctx context.Context, path, rootfs, target string) error {
-	root, err := os.OpenRoot(rootfs) // symlinks in the image do not lead out of it
-	if err != nil {
-		return err
-	}
-	defer root.Close()
-	name := strings.TrimPrefix(filepath.Clean("/"+target), "/")
-	from, err := root.OpenRoot(name)
+	from, err := openWithin(rootfs, target)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil // the image has nothing there
 	}
@@ -96,6 +123,24 @@ func fill(ctx context.Context, path, rootfs, target string) error {
 	}
 	defer to.Close()
 	return copyDir(ctx, from, to, ".")
+}
+
+// openWithin opens a directory as a task with that root file system would: symbolic links, absolute
+// ones too, stay in it.
+func openWithin(rootfs, target string) (*os.Root, error) {
+	root, err := os.Open(rootfs)
+	if err != nil {
+		return nil, err
+	}
+	defer root.Close()
+	fd, err := unix.Openat2(int(root.Fd()), target, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT,
+	})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: target, Err: err}
+	}
+	defer unix.Close(fd)
+	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
 func copyDir(ctx context.Context, from, to *os.Root, name string) error {
@@ -115,7 +160,7 @@ func copyDir(ctx context.Context, from, to *os.Root, name string) error {
 		path := filepath.Join(name, e.Name())
 		switch {
 		case e.IsDir():
-			if err := to.Mkdir(path, 0o700); err != nil {
+			if err := to.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 				return err
 			}
 			if err := copyDir(ctx, from, to, path); err != nil {
@@ -124,6 +169,9 @@ func copyDir(ctx context.Context, from, to *os.Root, name string) error {
 		case e.Type()&os.ModeSymlink != 0:
 			link, err := from.Readlink(path)
 			if err != nil {
+				return err
+			}
+			if err := unlink(to, path); err != nil {
 				return err
 			}
 			if err := to.Symlink(link, path); err != nil {
@@ -143,12 +191,23 @@ func copyDir(ctx context.Context, from, to *os.Root, name string) error {
 	return sameAttributes(from, to, name)
 }
 
+// unlink removes what an earlier attempt left of a file.
+func unlink(to *os.Root, name string) error {
+	if err := to.Remove(name); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 func copyFile(from, to *os.Root, name string) error {
 	in, err := from.Open(name)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
+	if err := unlink(to, name); err != nil {
+		return err
+	}
 	out, err := to.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
