@@ -394,14 +394,17 @@ func hostCut(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		n := 0
+		n, stale := 0, 0
 		for _, i := range list {
-			if i.Workload == "shop/web" && i.Status.Ready && i.Node != host {
+			switch {
+			case i.Node == host && i.Status.Ready:
+				stale++
+			case i.Workload == "shop/web" && i.Status.Ready:
 				n++
 			}
 		}
-		if n < 3 {
-			return fmt.Errorf("%d of 3 ready", n)
+		if n < 3 || stale > 0 {
+			return fmt.Errorf("%d of 3 ready, %d still counted on %s", n, stale, host)
 		}
 		return nil
 	})
@@ -437,6 +440,14 @@ func everythingKilled(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	eventually(t, 10*time.Second, "all hosts are off", func() error {
+		for _, h := range query[[]hostState](t, "host", "ls") {
+			if h.Running {
+				return fmt.Errorf("%s runs", h.Name)
+			}
+		}
+		return nil
+	})
 	for _, h := range hosts {
 		tutti(t, "host", "start", h.Name)
 	}
