@@ -18,6 +18,7 @@ import (
 
 	"github.com/tutti-run/tutti/bench/internal/placing"
 	"github.com/tutti-run/tutti/bench/internal/report"
+	"github.com/tutti-run/tutti/bench/internal/writing"
 )
 
 // group is a set of measurements that are run together.
@@ -28,6 +29,7 @@ type group struct {
 
 var groups = []group{
 	{"schedule", placing.Run},
+	{"store", writing.Run},
 }
 
 func main() {

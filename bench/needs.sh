@@ -2,11 +2,10 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [store] [start] [replicas]      default: all
+#   bench/needs.sh [schedule] [store]      default: all
 #
-# store needs etcd; start and replicas need Docker Engine. No daemon is started, now or at the
-# next boot: the benchmarks run their own, apart from everything else on the machine. Says
-# nothing when nothing is missing.
+# store needs etcd. No daemon is started, now or at the next boot: the benchmarks run their own,
+# apart from everything else on the machine. Says nothing when nothing is missing.
 set -euo pipefail
 
 say() { printf 'bench/needs: %s\n' "$*" >&2; }
@@ -19,9 +18,8 @@ missing=()
 for group in "${@:-all}"; do
 	case $group in
 	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
-	start | replicas | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
-	store | start | replicas | all | schedule) ;;
-	*) die "unknown group $group: store, start and replicas have needs" ;;
+	store | all | schedule) ;;
+	*) die "unknown group $group: schedule and store are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0

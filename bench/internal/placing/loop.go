@@ -43,25 +43,47 @@ func (r *run) compareLoop(ctx context.Context, s shape) error {
 	})
 }
 
-// loop fills a store with pending instances and lets the leader's controller place them.
-func loop(ctx context.Context, s shape) (time.Duration, error) {
+// loop lets the leader's controller place a shape in a store that is not replicated.
+func loop(ctx context.Context, s shape) (took time.Duration, err error) {
+	st := store.New(quiet)
+	return took, onStore(ctx, st, alone{st}, s, func(work func() error) error {
+		took, err = cost(work)
+		return err
+	})
+}
+
+// Durably lets the leader's controller place instances of ten workloads in a store that a proposer
+// replicates, and returns how long that took.
+func Durably(ctx context.Context, st *store.Store, p store.Proposer, nodes, instances int) (took time.Duration, err error) {
+	defer st.SetProposer(p)
+	return took, onStore(ctx, st, p, shape{basic, nodes, 10, instances}, func(work func() error) error {
+		began := time.Now()
+		err := work()
+		took = time.Since(began)
+		return err
+	})
+}
+
+var quiet = slog.New(slog.DiscardHandler)
+
+// onStore fills a store with pending instances and measures how the controller places them.
+func onStore(ctx context.Context, st *store.Store, p store.Proposer, s shape, measure func(work func() error) error) error {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
-	st := store.New(slog.New(slog.DiscardHandler))
-	p := &alone{store: st, done: make(chan struct{})}
 	st.SetProposer(p)
 	if err := populate(ctx, st, s); err != nil {
-		return 0, fmt.Errorf("fill the store: %w", err)
+		return fmt.Errorf("fill the store: %w", err)
 	}
-	p.watch = true
-	c := control.New(control.Deps{Store: st, Sessions: everybody{}, Log: slog.New(slog.DiscardHandler)})
-	return cost(func() error {
+	w := &watched{Proposer: p, store: st, done: make(chan struct{})}
+	st.SetProposer(w)
+	c := control.New(control.Deps{Store: st, Sessions: everybody{}, Log: quiet})
+	return measure(func() error {
 		ctx, stop := context.WithCancel(ctx)
 		ended := make(chan error, 1)
 		go func() { ended <- c.Run(ctx) }()
 		var timeout error
 		select {
-		case <-p.done:
+		case <-w.done:
 		case <-ctx.Done():
 			timeout = errors.New("not everything was placed in time")
 		}
@@ -145,23 +167,29 @@ func pending(n, w, slot int) *model.Instance {
 var epoch = time.Unix(1_700_000_000, 0)
 
 // alone is the replication of a cluster without other servers and without a disk.
-type alone struct {
+type alone struct{ store *store.Store }
+
+// Propose implements store.Proposer.
+func (a alone) Propose(ctx context.Context, data []byte) (store.Result, error) {
+	return a.store.Apply(data), nil
+}
+
+// watched notices when nothing is pending any more.
+type watched struct {
+	store.Proposer
 	store *store.Store
-	watch bool // for the end of all that is pending
 	done  chan struct{}
 	once  sync.Once
 }
 
 // Propose implements store.Proposer.
-func (a *alone) Propose(ctx context.Context, data []byte) (store.Result, error) {
-	r := a.store.Apply(data)
-	if a.watch && r.Err() == nil {
-		for range store.UnplacedInstances(a.store.Snapshot()) {
-			return r, nil
-		}
-		a.once.Do(func() { close(a.done) })
+func (w *watched) Propose(ctx context.Context, data []byte) (store.Result, error) {
+	r, err := w.Proposer.Propose(ctx, data)
+	for range store.UnplacedInstances(w.store.Snapshot()) {
+		return r, err
 	}
-	return r, nil
+	w.once.Do(func() { close(w.done) })
+	return r, err
 }
 
 // everybody knows every node to be alive.
