@@ -57,7 +57,6 @@ if [[ -d /run/systemd/system ]]; then
 	for package in "${missing[@]}"; do
 		case $package in
 		etcd-server) units+=(etcd.service) ;;
-		docker.io) units+=(docker.socket docker.service containerd.service) ;;
 		esac
 	done
 	systemctl disable --quiet "${units[@]}"

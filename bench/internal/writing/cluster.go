@@ -122,7 +122,7 @@ func (c *cluster) form(ctx context.Context) error {
 	}
 	for !first.raft.IsLeader() {
 		if err := pause(ctx, 5*time.Millisecond); err != nil {
-			return fmt.Errorf("Tutti's first server does not come to lead: %w", err)
+			return fmt.Errorf("the first server of Tutti does not come to lead: %w", err)
 		}
 	}
 	for _, s := range c.servers[1:] {

@@ -107,7 +107,7 @@ func (p plan) fanOut(ctx context.Context, sheet *report.Sheet, c *cluster, e *et
 	sheet.Say("1 writer and %d watchers on %d Tutti servers", p.watchers, c.size())
 	own, err := p.watched(ctx, c.writeRemotely, c.watchRemotely)
 	if err != nil {
-		return fmt.Errorf("Tutti: %w", err)
+		return fmt.Errorf("measure Tutti: %w", err)
 	}
 	name := fmt.Sprintf("store/%d-servers/1-writer-%d-watchers", c.size(), p.watchers)
 	counted := "from the begin of a durable write until the last of all watchers, over one connection, has seen it; Tutti with mutual TLS, etcd without"

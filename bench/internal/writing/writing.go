@@ -126,7 +126,7 @@ func (p plan) writes(ctx context.Context, sheet *report.Sheet, c *cluster, e *et
 		sheet.Say("%d writers to %d Tutti servers, %s", writers, c.size(), way.name)
 		own, err := p.measure(ctx, writers, way.write)
 		if err != nil {
-			return fmt.Errorf("Tutti, %s: %w", way.name, err)
+			return fmt.Errorf("measure Tutti, %s: %w", way.name, err)
 		}
 		name := fmt.Sprintf("store/%d-servers/%d-writers/%s", c.size(), writers, way.name)
 		if err := addWrites(sheet, name, way.counted, own, peer); err != nil {
