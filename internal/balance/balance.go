@@ -11,6 +11,7 @@
 package balance
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,11 +52,14 @@ type Desired struct {
 	Own         netip.Addr // the node's overlay address, from which it speaks for others
 	NodePool    netip.Prefix
 	AddressPool netip.Prefix
-	Virtual     []Virtual
-	Published   []Published
-	Subnets     []netip.Prefix // one per network: inside one, everybody reaches everybody
-	Internal    []netip.Prefix // subnets without a way out
-	Local       []netip.Addr   // addresses of instances on this node
+	// Networks is where instances have their addresses: the pool, and subnets outside of it.
+	// None overlaps with another.
+	Networks  []netip.Prefix
+	Virtual   []Virtual
+	Published []Published
+	Subnets   []netip.Prefix // one per network: inside one, everybody reaches everybody
+	Internal  []netip.Prefix // subnets without a way out
+	Local     []netip.Addr   // addresses of instances on this node
 }
 
 // Virtual is a virtual IP and where its connections go.
@@ -66,7 +70,8 @@ type Virtual struct {
 
 // Published is a port of this node and where its connections go.
 type Published struct {
-	Protocol  uint8 // IPPROTO_…
+	HostIP    netip.Addr // the only address of the node that it is published on; invalid for all
+	Protocol  uint8      // IPPROTO_…
 	Port      uint16
 	Target    uint16
 	Endpoints []netip.Addr
@@ -118,8 +123,26 @@ func Compute(n *wire.Network, nodeID string) (*Desired, error) {
 	for i := range n.Services {
 		d.addService(&n.Services[i], local)
 	}
+	d.Networks = merge(append(slices.Clone(d.Subnets), d.AddressPool))
 	d.sort()
+	d.settle()
 	return d, nil
+}
+
+// merge drops prefixes that lie in others.
+func merge(list []netip.Prefix) []netip.Prefix {
+	var out []netip.Prefix
+	for i, p := range list {
+		within := false
+		for j, q := range list {
+			wider := q.Bits() < p.Bits() || q.Bits() == p.Bits() && j < i
+			within = within || i != j && wider && q.Overlaps(p)
+		}
+		if !within {
+			out = append(out, p.Masked())
+		}
+	}
+	return out
 }
 
 // on returns an endpoint's address on a network; "" takes its first.
@@ -152,7 +175,11 @@ func (d *Desired) addService(s *wire.NetworkService, local map[string]bool) {
 		if p.Published == 0 || !ok {
 			continue
 		}
-		pub := Published{Protocol: proto, Port: uint16(p.Published), Target: uint16(p.Target)}
+		hostIP, ok := hostAddress(p.HostIP)
+		if !ok {
+			continue
+		}
+		pub := Published{HostIP: hostIP, Protocol: proto, Port: uint16(p.Published), Target: uint16(p.Target)}
 		for i := range s.Endpoints {
 			if p.HostMode && !local[s.Endpoints[i].Instance] {
 				continue
@@ -165,14 +192,58 @@ func (d *Desired) addService(s *wire.NetworkService, local map[string]bool) {
 	}
 }
 
+// hostAddress reads the address that a port is published on: the zero Addr is all of them. It is
+// not ok when the node cannot have it, which is so for addresses of IPv6.
+func hostAddress(s string) (netip.Addr, bool) {
+	if s == "" {
+		return netip.Addr{}, true
+	}
+	ip, err := netip.ParseAddr(s)
+	if err != nil {
+		return ip, false
+	}
+	if ip = ip.Unmap(); ip.IsUnspecified() {
+		return netip.Addr{}, true
+	}
+	return ip, ip.Is4()
+}
+
+// settle drops what claims the same as another that leads somewhere: one wrong service must not
+// keep the table from being written.
+func (d *Desired) settle() {
+	addresses := map[netip.Addr]bool{}
+	d.Virtual = slices.DeleteFunc(d.Virtual, func(v Virtual) bool {
+		again := addresses[v.IP]
+		addresses[v.IP] = again || len(v.Endpoints) > 0
+		return again
+	})
+	type claim struct {
+		hostIP   netip.Addr
+		protocol uint8
+		port     uint16
+	}
+	ports := map[claim]bool{}
+	d.Published = slices.DeleteFunc(d.Published, func(p Published) bool {
+		c := claim{p.HostIP, p.Protocol, p.Port}
+		again := ports[c]
+		ports[c] = again || len(p.Endpoints) > 0
+		return again
+	})
+	d.Subnets = slices.Compact(d.Subnets)
+}
+
 func (d *Desired) sort() {
 	byAddr := func(a, b netip.Addr) int { return a.Compare(b) }
 	byPrefix := func(a, b netip.Prefix) int { return a.Compare(b) }
 	slices.SortFunc(d.Local, byAddr)
 	slices.SortFunc(d.Subnets, byPrefix)
 	slices.SortFunc(d.Internal, byPrefix)
-	slices.SortFunc(d.Virtual, func(a, b Virtual) int { return a.IP.Compare(b.IP) })
-	slices.SortFunc(d.Published, func(a, b Published) int { return int(a.Port)<<8 + int(a.Protocol) - int(b.Port)<<8 - int(b.Protocol) })
+	slices.SortFunc(d.Networks, byPrefix)
+	slices.SortStableFunc(d.Virtual, func(a, b Virtual) int { return a.IP.Compare(b.IP) })
+	slices.SortStableFunc(d.Published, func(a, b Published) int {
+		// Of one port, those on a single address come first: they are more particular.
+		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol), b.HostIP.Compare(a.HostIP))
+	})
 	for i := range d.Virtual {
 		slices.SortFunc(d.Virtual[i].Endpoints, byAddr)
 	}
@@ -222,12 +293,18 @@ func (b *Balance) cutDead(n *wire.Network, old, now *Desired) {
 		}
 	}
 	dead := deadFlows{}
-	for _, v := range old.Virtual {
-		for _, e := range v.Endpoints {
+	note := func(endpoints []netip.Addr) {
+		for _, e := range endpoints {
 			if !alive[e] {
 				dead[e] = true
 			}
 		}
+	}
+	for _, v := range old.Virtual {
+		note(v.Endpoints)
+	}
+	for _, p := range old.Published {
+		note(p.Endpoints)
 	}
 	if len(dead) == 0 {
 		return

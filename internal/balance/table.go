@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -90,10 +91,17 @@ func (b *table) build(d *Desired) error {
 			&expr.Lookup{SourceRegister: word0, SetName: ports.Name, SetID: ports.ID, IsDestRegSet: true, DestRegister: 0},
 		)
 	}
-	if err := b.sources(post, d); err != nil {
+	if err := b.nowhere(d); err != nil {
 		return err
 	}
-	return b.isolation(forward, d)
+	inNetworks, err := b.prefixes("networks", d.Networks)
+	if err != nil {
+		return err
+	}
+	if err := b.sources(post, d, inNetworks); err != nil {
+		return err
+	}
+	return b.isolation(forward, d, inNetworks)
 }
 
 func (b *table) rule(c *nftables.Chain, exprs ...expr.Any) {
@@ -154,8 +162,52 @@ func (b *table) lead(c *nftables.Chain, endpoints []netip.Addr, port uint16, fir
 	return nil
 }
 
-// virtualIPs returns the map from virtual IP to the chain of its endpoints. One without endpoints
-// is left out: its packets find no way, which the sender is told at once.
+// prefixes adds a set of prefixes of which none overlaps with another, and returns how to match an
+// address of the header that lies in one of them.
+func (b *table) prefixes(name string, list []netip.Prefix) (match func(offset uint32) []expr.Any, err error) {
+	set := &nftables.Set{Table: b.t, Name: name, Interval: true, KeyType: nftables.TypeIPAddr}
+	var elements []nftables.SetElement
+	for _, p := range list {
+		elements = append(elements, nftables.SetElement{Key: p.Masked().Addr().AsSlice()})
+		end := binary.BigEndian.Uint32(lastOf(p)) + 1
+		if end != 0 { // the last address of all has none after it
+			elements = append(elements, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, end), IntervalEnd: true})
+		}
+	}
+	if err := b.conn.AddSet(set, elements); err != nil {
+		return nil, fmt.Errorf("add %s: %w", name, err)
+	}
+	return func(offset uint32) []expr.Any {
+		return []expr.Any{load(offset, 4, reg1), &expr.Lookup{SourceRegister: reg1, SetName: set.Name, SetID: set.ID}}
+	}, nil
+}
+
+// nowhere tells who asks a virtual IP without endpoints so, at once. It comes after the translation
+// of addresses: connections that were made before go on to where they were led.
+func (b *table) nowhere(d *Desired) error {
+	set := &nftables.Set{Table: b.t, Name: "nowhere", KeyType: nftables.TypeIPAddr}
+	var elements []nftables.SetElement
+	for _, v := range d.Virtual {
+		if len(v.Endpoints) == 0 {
+			elements = append(elements, nftables.SetElement{Key: v.IP.AsSlice()})
+		}
+	}
+	if err := b.conn.AddSet(set, elements); err != nil {
+		return fmt.Errorf("add virtual IPs without endpoints: %w", err)
+	}
+	translated := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 50)
+	accept := nftables.ChainPolicyAccept
+	for name, hook := range map[string]*nftables.ChainHook{"nowhere-in": nftables.ChainHookPrerouting, "nowhere-out": nftables.ChainHookOutput} {
+		chain := b.conn.AddChain(&nftables.Chain{Name: name, Table: b.t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: translated, Policy: &accept})
+		match := []expr.Any{load(dstAt, 4, reg1), &expr.Lookup{SourceRegister: reg1, SetName: set.Name, SetID: set.ID}}
+		tcp := append(slices.Clone(match), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, equal(reg1, []byte{unix.IPPROTO_TCP}))
+		b.rule(chain, append(tcp, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})...)
+		b.rule(chain, append(match, &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3})...) // port unreachable
+	}
+	return nil
+}
+
+// virtualIPs returns the map from virtual IP to the chain of its endpoints.
 func (b *table) virtualIPs(d *Desired) (*nftables.Set, error) {
 	m := &nftables.Set{Table: b.t, Name: "virtual-ips", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
 	var elements []nftables.SetElement
@@ -181,22 +233,29 @@ func (b *table) publishedPorts(d *Desired) (*nftables.Set, error) {
 		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService),
 	}
 	var elements []nftables.SetElement
+	var chain *nftables.Chain // of the port, which may lead elsewhere on each address of the node
+	var last [8]byte
 	for _, p := range d.Published {
 		if len(p.Endpoints) == 0 {
 			continue
 		}
-		chain := b.conn.AddChain(&nftables.Chain{Name: b.name("port"), Table: b.t})
-		mark := []expr.Any{
+		key := [8]byte{p.Protocol}
+		binary.BigEndian.PutUint16(key[4:], p.Port)
+		if chain == nil || key != last {
+			chain, last = b.conn.AddChain(&nftables.Chain{Name: b.name("port"), Table: b.t}), key
+			elements = append(elements, nftables.SetElement{Key: key[:], VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
+		}
+		var first []expr.Any
+		if p.HostIP.IsValid() {
+			first = append(first, load(dstAt, 4, reg1), equal(reg1, p.HostIP.AsSlice()))
+		}
+		first = append(first,
 			&expr.Immediate{Register: reg1, Data: binaryutil.NativeEndian.PutUint32(markPublished)},
 			&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1, SourceRegister: true},
-		}
-		if err := b.lead(chain, p.Endpoints, p.Target, mark...); err != nil {
+		)
+		if err := b.lead(chain, p.Endpoints, p.Target, first...); err != nil {
 			return nil, err
 		}
-		key := make([]byte, 8)
-		key[0] = p.Protocol
-		binary.BigEndian.PutUint16(key[4:], p.Port)
-		elements = append(elements, nftables.SetElement{Key: key, VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
 	}
 	if err := b.conn.AddSet(m, elements); err != nil {
 		return nil, fmt.Errorf("add published ports: %w", err)
@@ -205,7 +264,7 @@ func (b *table) publishedPorts(d *Desired) (*nftables.Set, error) {
 }
 
 // sources rewrites where packets come from, where the answer would go astray otherwise.
-func (b *table) sources(post *nftables.Chain, d *Desired) error {
+func (b *table) sources(post *nftables.Chain, d *Desired, inNetworks func(uint32) []expr.Any) error {
 	speakFor := []expr.Any{
 		&expr.Immediate{Register: reg1, Data: d.Own.AsSlice()},
 		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1},
@@ -233,7 +292,7 @@ func (b *table) sources(post *nftables.Chain, d *Desired) error {
 	)
 	// Out of the cluster.
 	var outbound []expr.Any
-	outbound = append(outbound, within(srcAt, d.AddressPool)...)
+	outbound = append(outbound, inNetworks(srcAt)...)
 	outbound = append(outbound,
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, different(reg1, []byte(linkPrefix)),
 		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, different(reg1, ifname(tunnel)),
@@ -263,7 +322,7 @@ func lastOf(p netip.Prefix) []byte {
 
 // isolation decides what instances may send to, and receive from, other nodes' or this node's
 // instances and the outside.
-func (b *table) isolation(forward *nftables.Chain, d *Desired) error {
+func (b *table) isolation(forward *nftables.Chain, d *Desired, inNetworks func(uint32) []expr.Any) error {
 	pairs := &nftables.Set{Table: b.t, Name: "same-network", Interval: true, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)}
 	var elements []nftables.SetElement
 	for _, s := range d.Subnets {
@@ -294,10 +353,12 @@ func (b *table) isolation(forward *nftables.Chain, d *Desired) error {
 			load(srcAt, 8, reg1), &expr.Lookup{SourceRegister: reg1, SetName: pairs.Name, SetID: pairs.ID}, verdict(expr.VerdictAccept))
 	}
 	refuse := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13} // communication administratively prohibited
-	b.rule(instances, append(within(dstAt, d.AddressPool), refuse)...)
-	for _, s := range d.Internal {
-		b.rule(instances, append(within(srcAt, s), refuse)...)
+	b.rule(instances, append(inNetworks(dstAt), refuse)...)
+	internal, err := b.prefixes("internal", merge(d.Internal))
+	if err != nil {
+		return err
 	}
+	b.rule(instances, append(internal(srcAt), refuse)...)
 	// Into instances from outside, other than by a published port: no.
 	for _, name := range [][]byte{[]byte(linkPrefix), ifname(tunnel)} {
 		b.rule(instances, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, equal(reg1, name), refuse)

@@ -163,9 +163,8 @@ func (o *Overlay) ensureTunnel(own netip.Addr) error {
 	link, err := netlink.LinkByName(Device)
 	if err == nil {
 		v, ok := link.(*netlink.Vxlan)
-		if ok && v.VxlanId == vni && v.SrcAddr.String() == o.HostAddress.String() && v.HardwareAddr.String() == tunnelMAC(own).String() {
-			o.own, o.vxlan = own, link.Attrs().Index
-			return nil
+		if ok && v.VxlanId == vni && v.SrcAddr.String() == o.HostAddress.String() && v.HardwareAddr.String() == tunnelMAC(own).String() && v.MTU == o.mtu {
+			return o.raiseTunnel(v, own) // which an earlier agent may not have come to
 		}
 		if err := netlink.LinkDel(link); err != nil {
 			return fmt.Errorf("replace the tunnel: %w", err)
@@ -178,6 +177,11 @@ func (o *Overlay) ensureTunnel(own netip.Addr) error {
 	if err := netlink.LinkAdd(v); err != nil {
 		return fmt.Errorf("make the tunnel: %w", err)
 	}
+	return o.raiseTunnel(v, own)
+}
+
+// raiseTunnel brings the device up under the node's address; what it knew of others is looked up anew.
+func (o *Overlay) raiseTunnel(v *netlink.Vxlan, own netip.Addr) error {
 	if err := netlink.AddrReplace(v, &netlink.Addr{IPNet: single(own)}); err != nil {
 		return fmt.Errorf("give the tunnel its address: %w", err)
 	}
@@ -209,7 +213,7 @@ func (o *Overlay) Sync(ctx context.Context, n *wire.Network) error {
 	if !own.IsValid() {
 		return nil // this node has no address yet: the next state tells
 	}
-	if o.own != own {
+	if _, err := netlink.LinkByIndex(o.vxlan); err != nil || o.own != own {
 		if err := o.ensureTunnel(own); err != nil {
 			return err
 		}

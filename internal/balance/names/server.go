@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"net"
@@ -49,31 +50,40 @@ func Reexec(args []string) bool {
 // responder is the process that answers.
 type responder struct {
 	zone      atomic.Pointer[zone]
-	upstreams []string
+	upstreams atomic.Pointer[[]string] // of the host
 }
 
+// respond answers until it is told to end. File descriptor 4 tells the agent that it does.
 func respond(dir, listen string) error {
+	ready := os.NewFile(4, "ready")
+	defer ready.Close()
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
 	r := &responder{}
-	if conf, err := dns.ClientConfigFromFile("/etc/resolv.conf"); err == nil {
-		for _, s := range conf.Servers {
-			r.upstreams = append(r.upstreams, net.JoinHostPort(s, conf.Port))
-		}
-	}
 	if err := r.load(dir); err != nil {
 		return err
 	}
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
 	signal.Ignore(syscall.SIGINT, syscall.SIGPIPE)
 	failed := make(chan error, 2)
+	answering := make(chan struct{}, 2)
 	for _, network := range []string{"udp", "tcp"} {
-		s := &dns.Server{Addr: listen, Net: network, Handler: r, ReadTimeout: 2 * time.Second}
+		s := &dns.Server{
+			Addr: listen, Net: network, Handler: r, ReadTimeout: 2 * time.Second,
+			NotifyStartedFunc: func() { answering <- struct{}{} },
+		}
 		go func() { failed <- s.ListenAndServe() }()
 	}
-	for {
+	for n := 0; ; {
 		select {
 		case err := <-failed:
 			return fmt.Errorf("answer names on %s: %w", listen, err)
+		case <-answering:
+			if n++; n == 2 {
+				if _, err := ready.WriteString("ok"); err != nil {
+					fmt.Fprintln(os.Stderr, err) // the agent has gone, and another will find this process
+				}
+				ready.Close()
+			}
 		case s := <-signals:
 			if s == syscall.SIGTERM {
 				return nil
@@ -95,6 +105,13 @@ func (r *responder) load(dir string) error {
 		return fmt.Errorf("read names: %w", err)
 	}
 	r.zone.Store(newZone(&n))
+	var upstreams []string
+	if conf, err := dns.ClientConfigFromFile("/etc/resolv.conf"); err == nil { // without one, there is nobody to ask
+		for _, s := range conf.Servers {
+			upstreams = append(upstreams, net.JoinHostPort(s, conf.Port))
+		}
+	}
+	r.upstreams.Store(&upstreams)
 	return nil
 }
 
@@ -162,7 +179,10 @@ func reversed(name string) (netip.Addr, bool) {
 }
 
 func (r *responder) forward(asker netip.Addr, q, m *dns.Msg, network string) *dns.Msg {
-	upstreams := r.upstreams
+	var upstreams []string
+	if host := r.upstreams.Load(); host != nil {
+		upstreams = *host
+	}
 	if c := r.zone.Load().clients[asker]; c != nil && len(c.upstreams) > 0 {
 		upstreams = nil
 		for _, s := range c.upstreams {
@@ -227,13 +247,16 @@ func (p *Process) running() (int, bool) {
 }
 
 func (p *Process) start() error {
-	lock, err := os.OpenFile(filepath.Join(p.Dir, lockFile), os.O_CREATE|os.O_RDWR|os.O_TRUNC, 0o600)
+	lock, err := os.OpenFile(filepath.Join(p.Dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return fmt.Errorf("start the names responder: %w", err)
 	}
 	defer lock.Close()
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("start the names responder: another one holds its lock: %w", err)
+	}
+	if err := lock.Truncate(0); err != nil { // not before: the other one's number is in it
+		return fmt.Errorf("start the names responder: %w", err)
 	}
 	exe, err := os.Executable()
 	if err != nil {
@@ -244,19 +267,62 @@ func (p *Process) start() error {
 		return fmt.Errorf("start the names responder: %w", err)
 	}
 	defer errorLog.Close()
-	cmd := &exec.Cmd{
-		Path: exe, Args: []string{"tutti", reexecArg, p.Dir, p.Listen}, Dir: "/", Env: []string{"GOMEMLIMIT=64MiB"},
-		Stderr: errorLog, ExtraFiles: []*os.File{lock}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
-	if err := cmd.Start(); err != nil {
+	ready, child, err := os.Pipe()
+	if err != nil {
 		return fmt.Errorf("start the names responder: %w", err)
 	}
-	go cmd.Wait() // only so that it leaves no zombie while this agent lives
+	defer ready.Close()
+	cmd := &exec.Cmd{
+		Path: exe, Args: []string{"tutti", reexecArg, p.Dir, p.Listen}, Dir: "/", Env: []string{"GOMEMLIMIT=64MiB"},
+		Stderr: errorLog, ExtraFiles: []*os.File{lock, child}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+	}
+	err = cmd.Start()
+	child.Close()
+	if err != nil {
+		return fmt.Errorf("start the names responder: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait() // so that it leaves no zombie while this agent lives
+		close(ended)
+	}()
+	giveUp := func(err error) error { // and leave nothing that seems to answer
+		err = errors.Join(fmt.Errorf("start the names responder: %w", err), cmd.Process.Kill())
+		<-ended
+		return err
+	}
 	if _, err := fmt.Fprintf(lock, "%d\n", cmd.Process.Pid); err != nil {
-		return errors.Join(fmt.Errorf("start the names responder: %w", err), cmd.Process.Kill())
+		return giveUp(err)
+	}
+	if err := ready.SetReadDeadline(time.Now().Add(startPatience)); err != nil {
+		return giveUp(err)
+	}
+	answer, err := io.ReadAll(ready)
+	if err != nil {
+		return giveUp(fmt.Errorf("it does not begin to answer: %w", err))
+	}
+	if string(answer) != "ok" {
+		<-ended
+		reason, err := os.ReadFile(errorLog.Name())
+		return errors.Join(fmt.Errorf("the names responder ended: %s", strings.TrimSpace(string(reason))), err)
 	}
 	p.Log.Info("names responder started", "pid", cmd.Process.Pid, "listen", p.Listen)
 	return nil
+}
+
+// startPatience is how long a responder may take to begin.
+const startPatience = 10 * time.Second
+
+// Keep starts the responder again if it has ended; before the first Sync there is none to keep.
+func (p *Process) Keep(ctx context.Context) error {
+	if _, running := p.running(); running {
+		return nil
+	}
+	if _, err := os.Stat(filepath.Join(p.Dir, stateFile)); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	p.Log.Warn("the names responder has ended, and is started again")
+	return p.start()
 }
 
 // Remove stops the responder.

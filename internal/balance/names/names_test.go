@@ -1,0 +1,329 @@
+package names
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+func TestMain(m *testing.M) {
+	if Reexec(os.Args) {
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func at(pairs ...string) (out []model.Address) {
+	for _, p := range pairs {
+		n, ip, _ := strings.Cut(p, "=")
+		out = append(out, model.Address{Network: n, IP: ip})
+	}
+	return out
+}
+
+// shop is two networks with a service in front, one behind, and one that is spread by names.
+func shop() *wire.Network {
+	return &wire.Network{
+		Instances: []wire.NetworkInstance{
+			{ID: "w1", Name: "web.1", Application: "shop", Workload: "web", Addresses: at("front=10.1.0.11", "back=10.2.0.11"), Aliases: map[string][]string{"front": {"www", "Blue"}}},
+			{ID: "w2", Name: "web.2", Application: "shop", Workload: "web", Addresses: at("front=10.1.0.12", "back=10.2.0.12"), DNS: []string{"192.0.2.53"}},
+			{ID: "d1", Name: "db.1", Application: "shop", Workload: "db", Addresses: at("back=10.2.0.21")},
+			{ID: "p1", Name: "proxy.1", Application: "edge", Workload: "proxy", Addresses: at("front=10.1.0.31")},
+			{ID: "o1", Name: "lone", Workload: "lone", Addresses: at("other=10.3.0.41", "broken=x")},
+		},
+		Services: []wire.NetworkService{
+			{ID: "web", Name: "web", Application: "shop", VirtualIPs: at("front=10.1.0.2", "back=10.2.0.2"), Aliases: map[string][]string{"front": {"shop.example"}}},
+			{ID: "db", Name: "db", Application: "shop", VirtualIPs: at("back=10.2.0.3")},
+			{ID: "rr", Name: "spread", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Endpoints: []wire.Endpoint{
+				{Instance: "w1", Addresses: at("front=10.1.0.11", "back=10.2.0.11")}, {Instance: "w2", Addresses: at("front=10.1.0.12", "back=10.2.0.12")},
+			}},
+			{ID: "idle", Name: "idle", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.5")},
+		},
+	}
+}
+
+const (
+	webAsks   = "10.1.0.11" // by its address in front
+	webBehind = "10.2.0.12"
+	dbAsks    = "10.2.0.21"
+	proxyAsks = "10.1.0.31"
+	loneAsks  = "10.3.0.41"
+	stranger  = "192.0.2.1"
+)
+
+func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
+	z := newZone(shop())
+	for _, c := range []struct {
+		asker, name, want string // want is "unknown" when nothing here has the name
+	}{
+		{webAsks, "web", "10.1.0.2"},
+		{webAsks, "WEB", "10.1.0.2"},
+		{webAsks, "web.shop", "10.1.0.2"},
+		{webAsks, "web.shop.tutti", "10.1.0.2"},
+		{webAsks, "web.internal", "10.1.0.2"},
+		{webBehind, "web", "10.1.0.2"}, // its own networks, in their order, however it asks
+		{dbAsks, "web", "10.2.0.2"},    // on the network that they share
+		{proxyAsks, "web", "10.1.0.2"},
+		{proxyAsks, "shop.example", "10.1.0.2"},
+		{dbAsks, "shop.example", "unknown"}, // an alias on another network
+		{proxyAsks, "db", "unknown"},
+		{webAsks, "db", "10.2.0.3"},
+		{loneAsks, "web", "unknown"},
+		{loneAsks, "lone", "10.3.0.41"},
+		{webAsks, "web.1", "10.1.0.11"},
+		{dbAsks, "web.1.shop", "10.2.0.11"},
+		{proxyAsks, "www", "10.1.0.11"},
+		{proxyAsks, "blue", "10.1.0.11"},
+		{dbAsks, "www", "unknown"},
+		{proxyAsks, "tasks.web", "10.1.0.11 10.1.0.12"},
+		{dbAsks, "tasks.web.shop", "10.2.0.11 10.2.0.12"},
+		{dbAsks, "tasks.db", "10.2.0.21"},
+		{proxyAsks, "tasks.db", "unknown"},
+		{proxyAsks, "spread", "10.1.0.11 10.1.0.12"},
+		{proxyAsks, "idle", ""},
+		{dbAsks, "spread", "unknown"},
+		{stranger, "web", ""}, // exists, and is none of its business
+		{stranger, "nothing", "unknown"},
+		{webAsks, "example.org", "unknown"},
+	} {
+		got := z.lookup(netip.MustParseAddr(c.asker), c.name)
+		text := "unknown"
+		if got.known {
+			text = strings.Trim(fmt.Sprint(got.addresses), "[]")
+		}
+		if text != c.want {
+			t.Errorf("%s asks for %s and gets %q, want %q", c.asker, c.name, text, c.want)
+		}
+	}
+}
+
+// A service's name means its virtual IP, also where an instance was given that alias.
+func TestServicesComeBeforeAliases(t *testing.T) {
+	n := shop()
+	n.Instances[3].Aliases = map[string][]string{"front": {"web"}}
+	if got := newZone(n).lookup(netip.MustParseAddr(webAsks), "web"); fmt.Sprint(got.addresses) != "[10.1.0.2]" {
+		t.Errorf("web means %v", got.addresses)
+	}
+}
+
+func responderFor(n *wire.Network, upstreams ...string) *responder {
+	r := &responder{}
+	r.zone.Store(newZone(n))
+	r.upstreams.Store(&upstreams)
+	return r
+}
+
+func ask(r *responder, asker, name string, kind uint16) *dns.Msg {
+	return r.answer(netip.MustParseAddr(asker), new(dns.Msg).SetQuestion(name, kind), "udp")
+}
+
+func TestAnswers(t *testing.T) {
+	r := responderFor(shop())
+	m := ask(r, proxyAsks, "Tasks.Web.", dns.TypeA)
+	var got []string
+	for _, rr := range m.Answer {
+		a, ok := rr.(*dns.A)
+		if !ok || a.Hdr.Name != "Tasks.Web." || a.Hdr.Ttl != ttl {
+			t.Fatalf("an answer is %v", rr)
+		}
+		got = append(got, a.A.String())
+	}
+	slices.Sort(got)
+	if m.Rcode != dns.RcodeSuccess || !m.Response || !m.RecursionAvailable || !slices.Equal(got, []string{"10.1.0.11", "10.1.0.12"}) {
+		t.Errorf("the answer is %v", m)
+	}
+	// A name that exists has no IPv6 address, which is not the same as not existing.
+	if m := ask(r, proxyAsks, "web.", dns.TypeAAAA); m.Rcode != dns.RcodeSuccess || len(m.Answer) != 0 {
+		t.Errorf("IPv6 of a name that exists is %v", m)
+	}
+	for _, name := range []string{"nothing.", "nothing.tutti.", "web.shop.internal."} {
+		want := dns.RcodeNameError
+		if name == "web.shop.internal." {
+			want = dns.RcodeSuccess
+		}
+		if m := ask(r, proxyAsks, name, dns.TypeA); m.Rcode != want {
+			t.Errorf("%s gives %v, want %s", name, m, dns.RcodeToString[want])
+		}
+	}
+	// Outside names need somebody to ask.
+	if m := ask(r, proxyAsks, "example.org.", dns.TypeA); m.Rcode != dns.RcodeServerFailure {
+		t.Errorf("without a resolver, an outside name gives %v", m)
+	}
+	for addr, want := range map[string]string{"11.0.1.10.in-addr.arpa.": "web.1.shop.tutti.", "41.0.3.10.IN-ADDR.arpa.": "lone.tutti."} {
+		m := ask(r, proxyAsks, addr, dns.TypePTR)
+		if len(m.Answer) != 1 || m.Answer[0].(*dns.PTR).Ptr != want {
+			t.Errorf("the name of %s is %v, want %s", addr, m.Answer, want)
+		}
+	}
+	chaos := new(dns.Msg).SetQuestion("version.bind.", dns.TypeTXT)
+	chaos.Question[0].Qclass = dns.ClassCHAOS
+	if m := r.answer(netip.MustParseAddr(proxyAsks), chaos, "udp"); m.Rcode != dns.RcodeRefused {
+		t.Errorf("another class gives %v", m)
+	}
+	if m := r.answer(netip.MustParseAddr(proxyAsks), new(dns.Msg), "udp"); m.Rcode != dns.RcodeRefused {
+		t.Errorf("no question gives %v", m)
+	}
+}
+
+// upstream answers every name with its own address.
+func upstream(t *testing.T, network string) (address string) {
+	t.Helper()
+	s := &dns.Server{Handler: dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) {
+		m := new(dns.Msg).SetReply(q)
+		m.Answer = append(m.Answer, &dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET}, A: net.IPv4(203, 0, 113, 7)})
+		if err := w.WriteMsg(m); err != nil {
+			t.Error(err)
+		}
+	})}
+	if network == "udp" {
+		c, err := net.ListenPacket("udp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.PacketConn, address = c, c.LocalAddr().String()
+	} else {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s.Listener, address = l, l.Addr().String()
+	}
+	started := make(chan struct{})
+	s.NotifyStartedFunc = func() { close(started) }
+	done := make(chan error, 1)
+	go func() { done <- s.ActivateAndServe() }()
+	<-started
+	t.Cleanup(func() {
+		if err := s.Shutdown(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	return address
+}
+
+func TestOutsideNamesAreAskedOutside(t *testing.T) {
+	gone, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone.Close()
+	for _, network := range []string{"udp", "tcp"} {
+		r := responderFor(shop(), gone.LocalAddr().String(), upstream(t, network))
+		q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+		m := r.answer(netip.MustParseAddr(webAsks), q, network)
+		if m.Id != q.Id || len(m.Answer) != 1 || m.Answer[0].(*dns.A).A.String() != "203.0.113.7" {
+			t.Errorf("over %s an outside name gives %v", network, m)
+		}
+		if m := r.answer(netip.MustParseAddr(webAsks), new(dns.Msg).SetQuestion("web.", dns.TypeA), network); m.Answer[0].(*dns.A).A.String() != "10.1.0.2" {
+			t.Errorf("a name of the cluster was asked outside: %v", m)
+		}
+	}
+}
+
+// query asks a responder over the network.
+func query(listen, name string) (string, error) {
+	m, _, err := (&dns.Client{Timeout: time.Second}).Exchange(new(dns.Msg).SetQuestion(name, dns.TypeA), listen)
+	if err != nil {
+		return "", err
+	}
+	if len(m.Answer) == 0 {
+		return dns.RcodeToString[m.Rcode], nil
+	}
+	return m.Answer[0].(*dns.A).A.String(), nil
+}
+
+func TestTheResponderOutlivesItsAgent(t *testing.T) {
+	port, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen := port.LocalAddr().String()
+	p := &Process{Dir: filepath.Join(t.TempDir(), "names"), Listen: listen, Log: slog.New(slog.DiscardHandler)}
+	n := &wire.Network{Instances: []wire.NetworkInstance{
+		{ID: "me", Name: "me", Workload: "me", Addresses: at("net=127.0.0.1")}, // this test asks as an instance
+		{ID: "a", Name: "peer", Workload: "peer", Addresses: at("net=10.1.0.1")},
+	}}
+	ctx := t.Context()
+	if err := p.Keep(ctx); err != nil {
+		t.Errorf("keeping what was never begun: %v", err)
+	}
+	if err := p.Sync(ctx, n); err == nil || !strings.Contains(err.Error(), "address already in use") {
+		t.Errorf("an address that is taken gives %v, want that it says so", err)
+	}
+	if err := port.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.Sync(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := p.Remove(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	want := func(name, address string) {
+		t.Helper()
+		var got string
+		var err error
+		for range 200 { // a running responder is told by a signal
+			if got, err = query(listen, name); err == nil && got == address {
+				return
+			}
+			time.Sleep(10 * time.Millisecond)
+		}
+		t.Fatalf("%s gives %q, %v; want %s", name, got, err, address)
+	}
+	if got, err := query(listen, "peer."); err != nil || got != "10.1.0.1" { // at once, when Sync is done
+		t.Errorf("peer gives %q, %v", got, err)
+	}
+	first, running := p.running()
+	if !running {
+		t.Fatal("no responder runs")
+	}
+	// Another agent finds it, and tells it what is new.
+	p = &Process{Dir: p.Dir, Listen: listen, Log: p.Log}
+	n.Instances[1].Addresses = at("net=10.1.0.2")
+	if err := p.Sync(ctx, n); err != nil {
+		t.Fatal(err)
+	}
+	want("peer.", "10.1.0.2")
+	if now, _ := p.running(); now != first {
+		t.Errorf("responder %d took the place of %d", now, first)
+	}
+	if err := p.Keep(ctx); err != nil {
+		t.Error(err)
+	}
+	// If it dies, it is started again.
+	if err := syscall.Kill(first, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for { // the kernel needs a moment to let go of its lock
+		if _, running := p.running(); !running {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := p.Keep(ctx); err != nil {
+		t.Fatal(err)
+	}
+	want("peer.", "10.1.0.2")
+	if now, running := p.running(); !running || now == first {
+		t.Errorf("responder %d runs: %v", now, running)
+	}
+}

@@ -1,0 +1,435 @@
+package balance
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+const insideEnv = "TUTTI_TEST_INSIDE"
+
+// TestMain runs the tests in network and mount namespaces of their own: whatever happens to them,
+// no link, rule or mount is left on the machine.
+func TestMain(m *testing.M) {
+	if os.Geteuid() != 0 || os.Getenv(insideEnv) != "" {
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), insideEnv+"=1")
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	err := cmd.Run()
+	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
+		os.Exit(exit.ExitCode())
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// lan is three hosts on a switch: two nodes and one that is outside of the cluster.
+type lan struct {
+	*testing.T
+	a, b    *host
+	outside netns.NsHandle
+	state   *wire.Network
+}
+
+type host struct {
+	ns      netns.NsHandle
+	overlay *overlay.Overlay
+	balance *Balance
+}
+
+// inside runs a function on a thread of its own in a network namespace.
+func inside(ns netns.NsHandle, fn func() error) error {
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		if err := netns.Set(ns); err != nil {
+			done <- err
+			return
+		}
+		done <- fn()
+	}()
+	return <-done
+}
+
+func (l *lan) in(ns netns.NsHandle, fn func() error) {
+	l.Helper()
+	if err := inside(ns, fn); err != nil {
+		l.Fatal(err)
+	}
+}
+
+// newNS makes an empty network namespace that ends with the test.
+func newNS(t *testing.T) netns.NsHandle {
+	t.Helper()
+	type result struct {
+		ns  netns.NsHandle
+		err error
+	}
+	done := make(chan result, 1)
+	go func() {
+		runtime.LockOSThread()
+		ns, err := netns.New()
+		done <- result{ns, err}
+	}()
+	r := <-done
+	if r.err != nil {
+		t.Fatal(r.err)
+	}
+	t.Cleanup(func() { r.ns.Close() })
+	return r.ns
+}
+
+func newLAN(t *testing.T) *lan {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("namespaces need root")
+	}
+	l := &lan{T: t}
+	bridge := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "switch"}}
+	if err := errors.Join(netlink.LinkAdd(bridge), netlink.LinkSetUp(bridge)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := netlink.LinkDel(bridge); err != nil {
+			t.Error(err)
+		}
+	})
+	var all []netns.NsHandle
+	for i := range 3 {
+		ns := newNS(t)
+		all = append(all, ns)
+		veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprint("port", i), MasterIndex: bridge.Index}, PeerName: "eth0", PeerNamespace: netlink.NsFd(int(ns))}
+		if err := errors.Join(netlink.LinkAdd(veth), netlink.LinkSetUp(veth)); err != nil {
+			t.Fatal(err)
+		}
+		l.in(ns, func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			address, err := netlink.ParseAddr(fmt.Sprintf("192.168.50.%d/24", i+1))
+			if err != nil {
+				return err
+			}
+			return errors.Join(netlink.AddrAdd(eth, address), netlink.LinkSetUp(eth), netlink.LinkSetUp(lo))
+		})
+	}
+	l.outside = all[2]
+	l.state = state()
+	for i := range l.state.Nodes {
+		l.state.Nodes[i].HostAddress = fmt.Sprintf("192.168.50.%d", i+1)
+	}
+	l.a, l.b = l.node("a", all[0], "192.168.50.1"), l.node("b", all[1], "192.168.50.2")
+	return l
+}
+
+func (l *lan) node(id string, ns netns.NsHandle, address string) *host {
+	l.Helper()
+	h := &host{ns: ns, balance: New(Config{NodeID: id, Log: slog.New(slog.DiscardHandler)})}
+	dir := filepath.Join(l.TempDir(), id)
+	l.in(ns, func() (err error) {
+		h.overlay, err = overlay.New(overlay.Config{NodeID: id, HostAddress: netip.MustParseAddr(address), RunDir: dir, Log: slog.New(slog.DiscardHandler)})
+		return err
+	})
+	l.Cleanup(func() {
+		l.in(ns, func() error {
+			return errors.Join(h.overlay.Remove(context.Background()), h.balance.Remove(context.Background()))
+		})
+	})
+	return h
+}
+
+// sync puts the state in force on both nodes.
+func (l *lan) sync() {
+	l.Helper()
+	for _, h := range []*host{l.a, l.b} {
+		l.in(h.ns, func() error {
+			if err := h.overlay.Sync(l.Context(), l.state); err != nil {
+				return err
+			}
+			return h.balance.Sync(l.Context(), l.state)
+		})
+	}
+}
+
+// attach makes an instance on a node, tells the state of it, and returns its namespace.
+func (l *lan) attach(h *host, id string, addresses ...string) netns.NsHandle {
+	l.Helper()
+	node := "a"
+	if h == l.b {
+		node = "b"
+	}
+	l.state.Instances = append(l.state.Instances, wire.NetworkInstance{ID: id, NodeID: node, Addresses: at(addresses...)})
+	return l.link(h, id, addresses...)
+}
+
+func (l *lan) link(h *host, id string, addresses ...string) (ns netns.NsHandle) {
+	l.Helper()
+	a := overlay.Attachment{Instance: id}
+	for _, address := range at(addresses...) {
+		for _, n := range l.state.Networks {
+			if n.ID == address.Network {
+				a.Interfaces = append(a.Interfaces, overlay.Interface{Network: n, IP: netip.MustParseAddr(address.IP)})
+			}
+		}
+	}
+	l.in(h.ns, func() error {
+		got, err := h.overlay.Attach(l.Context(), a)
+		if err != nil {
+			return err
+		}
+		ns, err = netns.GetFromPath(got.NetNS)
+		return err
+	})
+	l.Cleanup(func() { ns.Close() })
+	return ns
+}
+
+// serve answers connections with a name and the address that they seem to come from, and then
+// with what it is told.
+func (l *lan) serve(ns netns.NsHandle, address, name string) {
+	l.Helper()
+	var listener net.Listener
+	l.in(ns, func() (err error) {
+		listener, err = net.Listen("tcp4", address)
+		return err
+	})
+	l.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			c, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				host, _, _ := net.SplitHostPort(c.RemoteAddr().String())
+				fmt.Fprintln(c, name, host)
+				io.Copy(c, c) // until the other end has enough
+			}()
+		}
+	}()
+}
+
+// dial connects from a namespace.
+func dial(ns netns.NsHandle, address string) (c net.Conn, err error) {
+	err = inside(ns, func() (err error) {
+		c, err = net.DialTimeout("tcp4", address, 3*time.Second)
+		return err
+	})
+	return c, err
+}
+
+// ask says who answers at an address, and whom it sees.
+func ask(ns netns.NsHandle, address string) (string, error) {
+	c, err := dial(ns, address)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+		return "", err
+	}
+	line, err := bufio.NewReader(c).ReadString('\n')
+	return strings.TrimSpace(line), err
+}
+
+func (l *lan) want(ns netns.NsHandle, address, answer string) {
+	l.Helper()
+	if got, err := ask(ns, address); err != nil || got != answer {
+		l.Errorf("%s answers %q, %v; want %q", address, got, err, answer)
+	}
+}
+
+// refused wants that a connection is refused rather than that it is lost.
+func (l *lan) refused(ns netns.NsHandle, address string) {
+	l.Helper()
+	got, err := ask(ns, address)
+	if err == nil {
+		l.Errorf("%s answers %q, want that it is refused", address, got)
+	} else if e, ok := errors.AsType[net.Error](err); ok && e.Timeout() {
+		l.Errorf("%s does not answer at all, want that it is refused: %v", address, err)
+	}
+}
+
+func TestTwoHosts(t *testing.T) {
+	l := newLAN(t)
+	front, back, inner, custom := network("front", "10.99.1.0/24", false), network("back", "10.99.2.0/24", false), network("inner", "10.99.3.0/24", true), network("custom", "172.30.0.0/24", false)
+	front.Status.Blocks = []model.Block{{NodeID: "a", CIDR: "10.99.1.0/28"}, {NodeID: "b", CIDR: "10.99.1.16/28"}}
+	back.Status.Blocks = []model.Block{{NodeID: "b", CIDR: "10.99.2.16/28"}}
+	l.state.Networks = []*model.Network{front, back, inner, custom}
+	client := l.attach(l.a, "client", "front=10.99.1.2")
+	near := l.attach(l.a, "near", "front=10.99.1.3", "back=10.99.2.3") // outside of any block of its node
+	far := l.attach(l.b, "far", "front=10.99.1.18")
+	hidden := l.attach(l.b, "hidden", "back=10.99.2.18")
+	captive := l.attach(l.a, "captive", "inner=10.99.3.2")
+	own := l.attach(l.a, "own", "custom=172.30.0.2")
+	for ns, name := range map[netns.NsHandle]string{near: "near", far: "far", hidden: "hidden", captive: "captive", own: "own", l.outside: "outside", l.b.ns: "host-b"} {
+		l.serve(ns, ":80", name)
+	}
+	endpoint := func(id string, addresses ...string) wire.Endpoint {
+		return wire.Endpoint{Instance: id, Addresses: at(addresses...)}
+	}
+	web := wire.NetworkService{
+		ID: "web", VirtualIPs: at("front=10.99.1.200"), Endpoints: []wire.Endpoint{endpoint("far", "front=10.99.1.18")},
+		Ports: []model.ServicePort{
+			{Protocol: "tcp", Target: 80, Published: 8080}, {Protocol: "tcp", Target: 80, Published: 8081, HostIP: "127.0.0.1"},
+		},
+	}
+	empty := wire.NetworkService{ID: "empty", VirtualIPs: at("front=10.99.1.201")}
+	db := wire.NetworkService{ID: "db", VirtualIPs: at("back=10.99.2.200"), Endpoints: []wire.Endpoint{endpoint("hidden", "back=10.99.2.18")}}
+	l.state.Services = []wire.NetworkService{web, empty, db}
+	l.sync()
+
+	t.Run("by address", func(t *testing.T) {
+		l := l.of(t)
+		l.want(client, "10.99.1.18:80", "far 10.99.1.2")  // over the tunnel
+		l.want(client, "10.99.1.3:80", "near 10.99.1.2")  // on the same host
+		l.want(near, "10.99.2.18:80", "hidden 10.99.2.3") // by the network that both are on
+		l.want(hidden, "10.99.2.3:80", "near 10.99.2.18") // and back
+		l.want(l.a.ns, "10.99.1.18:80", "far 10.250.0.1") // the node itself
+	})
+	t.Run("by virtual IP", func(t *testing.T) {
+		l := l.of(t)
+		l.want(client, "10.99.1.200:80", "far 10.99.1.2")
+		l.want(far, "10.99.1.200:80", "far 10.250.0.2") // led to itself, through its node
+		l.refused(client, "10.99.1.201:80")             // nobody serves
+		l.refused(client, "10.99.2.200:80")             // of a network that it is not on
+		l.want(near, "10.99.2.200:80", "hidden 10.99.2.3")
+	})
+	t.Run("isolation", func(t *testing.T) {
+		l := l.of(t)
+		l.refused(client, "10.99.2.18:80") // on the other host
+		l.refused(client, "10.99.2.3:80")  // on the same host
+		l.refused(hidden, "10.99.1.2:80")
+		l.refused(client, "172.30.0.2:80")
+		l.refused(own, "10.99.1.3:80")
+		if err := inside(l.outside, func() error {
+			_, route, err := net.ParseCIDR("10.99.0.0/16")
+			if err != nil {
+				return err
+			}
+			return netlink.RouteAdd(&netlink.Route{Dst: route, Gw: net.IPv4(192, 168, 50, 1)})
+		}); err != nil {
+			t.Fatal(err)
+		}
+		l.refused(l.outside, "10.99.1.3:80") // who is outside gets in by published ports only
+	})
+	t.Run("published", func(t *testing.T) {
+		l := l.of(t)
+		// On every node, wherever the instance is; to others the node speaks for the client.
+		l.want(l.outside, "192.168.50.1:8080", "far 10.250.0.1")
+		l.want(l.outside, "192.168.50.2:8080", "far 192.168.50.3")
+		l.want(l.a.ns, "127.0.0.1:8080", "far 10.250.0.1")
+		l.want(l.a.ns, "127.0.0.1:8081", "far 10.250.0.1")
+		l.refused(l.outside, "192.168.50.1:8081") // on the loopback only
+	})
+	t.Run("outwards", func(t *testing.T) {
+		l := l.of(t)
+		l.want(client, "192.168.50.3:80", "outside 192.168.50.1")
+		l.want(own, "192.168.50.3:80", "outside 192.168.50.1") // a subnet of people's own choice
+		l.want(near, "192.168.50.3:80", "outside 192.168.50.1")
+		l.want(client, "192.168.50.2:80", "host-b 192.168.50.1")
+		l.refused(captive, "192.168.50.3:80")
+	})
+	t.Run("balanced", func(t *testing.T) {
+		l := l.of(t)
+		l.state.Services[0].Endpoints = append(l.state.Services[0].Endpoints, endpoint("near", "front=10.99.1.3"))
+		l.sync()
+		seen := map[string]int{}
+		for range 60 {
+			got, err := ask(client, "10.99.1.200:80")
+			if err != nil {
+				t.Fatal(err)
+			}
+			seen[strings.Fields(got)[0]]++
+		}
+		if seen["far"] == 0 || seen["near"] == 0 || len(seen) != 2 {
+			t.Errorf("connections went to %v, want both", seen)
+		}
+		l.state.Services[0].Endpoints = l.state.Services[0].Endpoints[:1]
+		l.sync()
+	})
+	t.Run("changes", func(t *testing.T) {
+		l := l.of(t)
+		talk := func(c net.Conn) error {
+			if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+				return err
+			}
+			if _, err := io.WriteString(c, "x"); err != nil {
+				return err
+			}
+			_, err := io.ReadFull(c, make([]byte, 1))
+			return err
+		}
+		c, err := dial(client, "10.99.1.200:80")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		if _, err := io.ReadFull(c, make([]byte, len("far 10.99.1.2\n"))); err != nil {
+			t.Fatal(err)
+		}
+		// An agent that is restarted takes over what is there, and disturbs nothing.
+		again := l.node("a", l.a.ns, "192.168.50.1")
+		l.in(l.a.ns, func() error { return again.overlay.Sync(t.Context(), l.state) })
+		l.in(l.a.ns, func() error { return again.balance.Sync(t.Context(), l.state) })
+		// Drained: no new connections, and the old one goes on.
+		l.state.Services[0].Endpoints = nil
+		l.sync()
+		l.refused(client, "10.99.1.200:80")
+		if err := talk(c); err != nil {
+			t.Errorf("a connection to what drains broke: %v", err)
+		}
+		// Served again, and then gone altogether: who is connected notices.
+		l.state.Services[0].Endpoints = []wire.Endpoint{endpoint("far", "front=10.99.1.18")}
+		l.sync()
+		if err := talk(c); err != nil {
+			t.Errorf("the connection broke: %v", err)
+		}
+		l.in(l.b.ns, func() error { return l.b.overlay.Detach(t.Context(), "far") })
+		l.state.Services[0].Endpoints, l.state.Instances = nil, append(l.state.Instances[:2:2], l.state.Instances[3:]...)
+		l.sync()
+		err = talk(c)
+		if e, ok := errors.AsType[net.Error](err); err == nil || ok && e.Timeout() {
+			t.Errorf("a connection to what is gone gives %v, want that it ends", err)
+		}
+		l.want(client, "10.99.1.3:80", "near 10.99.1.2") // the others are as before
+	})
+}
+
+// of is the same LAN for a part of a test.
+func (l *lan) of(t *testing.T) *lan {
+	c := *l
+	c.T = t
+	return &c
+}
