@@ -95,7 +95,7 @@ func (l *Liveness) Live(nodeID string) bool {
 
 // leaderless is for how long, at least, there was no leader to hear of nodes before one is elected:
 // servers miss the old one for that long before they elect another.
-const leaderless = 400 * time.Millisecond
+const leaderless = 500 * time.Millisecond
 
 // Run keeps the nodes' statuses true until ctx, the leadership, is done. A new leader has heard
 // nobody yet: every node that was up counts as heard when the leader before was lost.
