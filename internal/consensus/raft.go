@@ -308,7 +308,7 @@ func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) e
 }
 
 // Leadership is polled: raft's own channel holds one value and loses quick changes.
-const leadershipPoll = 10 * time.Millisecond
+const leadershipPoll = 25 * time.Millisecond
 
 // awaitLeadership returns the term in which this server leads; it is asked for first, so that the
 // barrier that follows is of this term or fails.
