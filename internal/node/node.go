@@ -84,7 +84,7 @@ func work(ctx context.Context, s *server, w *worker, api net.Listener, cfg *Conf
 	}
 	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
 	if s != nil {
-		handler = native.New(native.Deps{Core: s.core, NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log})
+		handler = s.onceCaughtUp(native.New(native.Deps{Core: s.core, NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })

@@ -7,12 +7,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/agent"
+	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/consensus"
 	"github.com/tutti-run/tutti/internal/control"
 	"github.com/tutti-run/tutti/internal/core"
@@ -137,6 +139,20 @@ func (s *server) catchUp(ctx context.Context) error {
 		case <-time.After(20 * time.Millisecond):
 		}
 	}
+}
+
+// onceCaughtUp answers with h as soon as this server has caught up. Before, it knows little or
+// nothing, and would say that all is well with a cluster without nodes.
+func (s *server) onceCaughtUp(h http.Handler) http.Handler {
+	early := native.Refuse(fault.New(fault.Unavailable, "server %s is catching up with the cluster: ask again in a moment, or ask another server", s.cfg.Name))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-s.caughtUp:
+			h.ServeHTTP(w, r)
+		default:
+			early.ServeHTTP(w, r)
+		}
+	})
 }
 
 // serveSession serves an agent once this server knows what the agent should do: by an older state
