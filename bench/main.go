@@ -18,7 +18,9 @@ import (
 
 	"github.com/tutti-run/tutti/bench/internal/placing"
 	"github.com/tutti-run/tutti/bench/internal/report"
+	"github.com/tutti-run/tutti/bench/internal/starting"
 	"github.com/tutti-run/tutti/bench/internal/writing"
+	"github.com/tutti-run/tutti/internal/driver/oci"
 )
 
 // group is a set of measurements that are run together.
@@ -30,10 +32,12 @@ type group struct {
 var groups = []group{
 	{"schedule", placing.Run},
 	{"store", writing.Run},
+	{"start", starting.Run},
+	{"replicas", starting.Replicas},
 }
 
 func main() {
-	if placing.Reexec(os.Args) {
+	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) {
 		return
 	}
 	wanted, brief, err := parse(os.Args[1:])

@@ -64,6 +64,9 @@ func (s *Sheet) Say(format string, args ...any) {
 	fmt.Fprintf(s.progress, "bench %5.1f s: %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))
 }
 
+// Streams returns where rows and progress go, for a process that measures on behalf of this one.
+func (s *Sheet) Streams() (rows, progress io.Writer) { return s.rows, s.progress }
+
 func perSecond(unit string) bool { return len(unit) > 2 && unit[len(unit)-2:] == "/s" }
 
 // round keeps four digits: more were noise.
