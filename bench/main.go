@@ -1,10 +1,10 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|all [-brief]
+//	go run -tags seccomp . schedule|store|start|replicas|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
-// What a group needs (etcd) needs.sh installs.
+// What a group needs (etcd, Docker Engine) needs.sh installs.
 package main
 
 import (
@@ -46,7 +46,7 @@ func main() {
 		os.Exit(2)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
+	context.AfterFunc(ctx, stop) // a second interrupt ends the program at once
 	sheet := report.New(os.Stdout, os.Stderr)
 	for _, g := range wanted {
 		if err := g.run(ctx, sheet, brief); err != nil {

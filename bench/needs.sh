@@ -2,10 +2,11 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store]      default: all
+#   bench/needs.sh [schedule] [store] [start] [replicas]      default: all
 #
-# store needs etcd. No daemon is started, now or at the next boot: the benchmarks run their own,
-# apart from everything else on the machine. Says nothing when nothing is missing.
+# store needs etcd; start and replicas need Docker Engine. No daemon is started, now or at the
+# next boot: the benchmarks run their own, apart from everything else on the machine. Says
+# nothing when nothing is missing.
 set -euo pipefail
 
 say() { printf 'bench/needs: %s\n' "$*" >&2; }
@@ -18,8 +19,9 @@ missing=()
 for group in "${@:-all}"; do
 	case $group in
 	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
-	store | all | schedule) ;;
-	*) die "unknown group $group: schedule and store are there" ;;
+	start | replicas | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
+	schedule | store | start | replicas | all) ;;
+	*) die "unknown group $group: schedule, store, start and replicas are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0
@@ -57,6 +59,7 @@ if [[ -d /run/systemd/system ]]; then
 	for package in "${missing[@]}"; do
 		case $package in
 		etcd-server) units+=(etcd.service) ;;
+		docker.io) units+=(docker.socket docker.service containerd.service) ;;
 		esac
 	done
 	systemctl disable --quiet "${units[@]}"

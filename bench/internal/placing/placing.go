@@ -139,6 +139,9 @@ func (r *run) compare(ctx context.Context, s shape) error {
 
 // swarmKit is what SwarmKit does of a shape; it is asked once.
 func (r *run) swarmKit(ctx context.Context, s shape) (peerResult, error) {
+	if err := ctx.Err(); err != nil {
+		return peerResult{}, err
+	}
 	if p, ok := r.peer[s]; ok {
 		return p, nil
 	}
