@@ -2,13 +2,10 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
@@ -55,26 +52,19 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	}), wire.RoleServer, wire.RoleAgent)
 }
 
-func endOf(err error) *wire.End {
-	if err == nil {
-		return &wire.End{}
-	}
-	return &wire.End{Error: err.Error(), Kind: fault.KindOf(err).String()}
-}
-
 func (a *Agent) serveLogs(ctx context.Context, s *wire.Stream) error {
 	var req wire.LogsRequest
 	if err := s.Receive(&req); err != nil {
 		return err
 	}
 	batch := &logBatch{stream: s}
-	stop := batch.flushEvery(ctx, 20*time.Millisecond)
+	stop := wire.Every(ctx, 20*time.Millisecond, batch.flush)
 	err := a.Logs(ctx, req.Instance, req.Task, req.Options, batch.add)
 	stop()
 	if err == nil {
 		err = batch.flush()
 	}
-	return s.Send(wire.LogsReply{End: endOf(err)})
+	return s.Send(wire.LogsReply{End: wire.EndOf(err)})
 }
 
 // logBatch sends log entries many at a time, but none later than the flush interval.
@@ -114,97 +104,14 @@ func (b *logBatch) flushLocked() error {
 	return b.err
 }
 
-func (b *logBatch) flushEvery(ctx context.Context, d time.Duration) (stop func()) {
-	done := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		t := time.NewTicker(d)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-done:
-				return
-			case <-t.C:
-				if b.flush() != nil {
-					return
-				}
-			}
-		}
-	})
-	return func() { close(done); wg.Wait() }
-}
-
 func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) error {
 	var start wire.ExecStart
 	if err := s.Receive(&start); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var sending sync.Mutex
-	send := func(o wire.ExecOutput) error {
-		sending.Lock()
-		defer sending.Unlock()
-		return s.Send(o)
-	}
-	streams := driver.Streams{}
-	if start.Stdout {
-		streams.Stdout = writerFunc(func(p []byte) error { return send(wire.ExecOutput{Stdout: p}) })
-	}
-	if start.Stderr {
-		streams.Stderr = writerFunc(func(p []byte) error { return send(wire.ExecOutput{Stderr: p}) })
-	}
-	stdin, input := io.Pipe()
-	if start.Stdin {
-		streams.Stdin = stdin
-	}
-	resize := make(chan driver.Size, 4)
-	signals := make(chan os.Signal, 4)
-	streams.Resize, streams.Signals = resize, signals
-	go func() {
-		defer input.Close()
-		for {
-			var in wire.ExecInput
-			if err := s.Receive(&in); err != nil {
-				if !errors.Is(err, io.EOF) {
-					cancel() // the client is gone: so should be its process
-				}
-				return
-			}
-			switch {
-			case in.Closed:
-				input.Close()
-			case in.Resize != nil:
-				select {
-				case resize <- *in.Resize:
-				default: // a newer size will follow
-				}
-			case in.Signal != 0:
-				select {
-				case signals <- syscall.Signal(in.Signal):
-				case <-ctx.Done():
-				}
-			default:
-				if _, err := input.Write(in.Data); err != nil {
-					continue // the process closed its input, and may still want signals
-				}
-			}
-		}
-	}()
-	code, err := a.Exec(ctx, start.Instance, start.Task, start.Spec, streams)
-	stdin.Close()
-	end := endOf(err)
-	end.ExitCode = code
-	return send(wire.ExecOutput{End: end})
-}
-
-type writerFunc func([]byte) error
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	if err := f(p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
+	receive := func(in *wire.ExecInput) error { return s.Receive(in) }
+	send := func(o wire.ExecOutput) error { return s.Send(o) }
+	return wire.ServeExec(ctx, start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
+		return a.Exec(ctx, start.Instance, start.Task, start.Spec, streams)
+	})
 }

@@ -2,11 +2,6 @@ package dispatch
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"sync"
-	"syscall"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -30,14 +25,6 @@ func (r *Remote) address(nodeID string) (string, error) {
 		return "", fault.New(fault.Unavailable, "node %s is down", n.Name)
 	}
 	return n.WireAddress, nil
-}
-
-// asError turns the end of a stream back into the error that the node had.
-func asError(e *wire.End) error {
-	if e.Error == "" {
-		return nil
-	}
-	return fault.New(fault.ParseKind(e.Kind), "%s", e.Error)
 }
 
 // Logs yields the log of a task on a node; see driver.Driver.
@@ -68,7 +55,7 @@ func (r *Remote) Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o dr
 			}
 		}
 		if m.End != nil {
-			return asError(m.End)
+			return m.End.Err()
 		}
 	}
 }
@@ -90,78 +77,9 @@ func (r *Remote) Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec
 	if err != nil {
 		return 0, err
 	}
-	var sending sync.Mutex
-	send := func(in wire.ExecInput) error {
-		sending.Lock()
-		defer sending.Unlock()
-		return s.Send(in)
-	}
-	if st.Stdin != nil {
-		go sendInput(st.Stdin, send)
-	}
-	go func() {
-		resize, signals := st.Resize, st.Signals
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case size, ok := <-resize:
-				if !ok {
-					resize = nil // closed: no more will come
-					continue
-				}
-				_ = send(wire.ExecInput{Resize: &size}) // a broken stream shows in Receive
-			case sig, ok := <-signals:
-				if !ok {
-					signals = nil
-					continue
-				}
-				if n, ok := sig.(syscall.Signal); ok {
-					_ = send(wire.ExecInput{Signal: int(n)})
-				}
-			}
-		}
-	}()
-	for {
-		var m wire.ExecOutput
-		if err := s.Receive(&m); err != nil {
-			if ctx.Err() != nil {
-				return 0, ctx.Err()
-			}
-			return 0, fault.New(fault.Unavailable, "the connection to the process broke: %w", err)
-		}
-		if len(m.Stdout) > 0 && st.Stdout != nil {
-			if _, err := st.Stdout.Write(m.Stdout); err != nil {
-				return 0, fmt.Errorf("pass output on: %w", err)
-			}
-		}
-		if len(m.Stderr) > 0 && st.Stderr != nil {
-			if _, err := st.Stderr.Write(m.Stderr); err != nil {
-				return 0, fmt.Errorf("pass output on: %w", err)
-			}
-		}
-		if m.End != nil {
-			return m.End.ExitCode, asError(m.End)
-		}
-	}
-}
-
-func sendInput(r io.Reader, send func(wire.ExecInput) error) {
-	buf := make([]byte, 32<<10)
-	for {
-		n, err := r.Read(buf)
-		if n > 0 {
-			if send(wire.ExecInput{Data: buf[:n]}) != nil {
-				return
-			}
-		}
-		if err != nil {
-			if errors.Is(err, io.EOF) {
-				_ = send(wire.ExecInput{Closed: true})
-			}
-			return
-		}
-	}
+	send := func(in wire.ExecInput) error { return s.Send(in) }
+	receive := func(out *wire.ExecOutput) error { return s.Receive(out) }
+	return wire.DriveExec(ctx, st, send, receive)
 }
 
 // EnsureImage makes a node hold an image.

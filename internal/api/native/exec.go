@@ -3,13 +3,8 @@ package native
 import (
 	"context"
 	"encoding/json"
-	"errors"
-	"io"
 	"net/http"
-	"os"
-	"syscall"
 
-	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/wire"
@@ -56,69 +51,18 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, fault.New(fault.Unsupported, "exec needs HTTP/2: %w", err))
 		return
 	}
-	ctx, cancel := context.WithCancel(r.Context())
-	defer cancel()
 	out := newLines(w)
 	if out.flush() != nil {
 		return
 	}
-	code, err := s.runExec(ctx, cancel, callerOf(r.Context()), &req, in, out)
-	end := &wire.End{ExitCode: code}
-	if err != nil {
-		end.Error, end.Kind = err.Error(), fault.KindOf(err).String()
-	}
-	_ = out.send(wire.ExecOutput{End: end}) // a failure to write shows at the other end
-}
-
-// runExec joins the request's two directions with the process. cancel ends it when the client
-// goes away.
-func (s *server) runExec(ctx context.Context, cancel context.CancelFunc, who core.Caller, req *ExecRequest, in *json.Decoder, out *lines) (int, error) {
-	stdin, input := io.Pipe()
-	resize := make(chan driver.Size, 4)
-	signals := make(chan os.Signal, 4)
-	streams := driver.Streams{
-		Stdout:  writerFunc(func(p []byte) error { return out.send(wire.ExecOutput{Stdout: p}) }),
-		Stderr:  writerFunc(func(p []byte) error { return out.send(wire.ExecOutput{Stderr: p}) }),
-		Resize:  resize,
-		Signals: signals,
-	}
-	if req.Stdin {
-		streams.Stdin = stdin
-	}
-	go passInput(ctx, cancel, in, input, resize, signals)
-	defer stdin.Close()
-	return s.Core.Exec(ctx, who, req.Ref, req.Task, req.spec(), streams)
-}
-
-// passInput reads what the client sends until it ends. The server closes the request's body when
-// exec returns, so this returns soon after.
-func passInput(ctx context.Context, cancel context.CancelFunc, in *json.Decoder, input *io.PipeWriter, resize chan<- driver.Size, signals chan<- os.Signal) {
-	defer input.Close()
-	for {
-		var m wire.ExecInput
-		if err := in.Decode(&m); err != nil {
-			if !errors.Is(err, io.EOF) {
-				cancel() // the client is gone: so should be its process
-			}
-			return
-		}
-		switch {
-		case m.Closed:
-			input.Close()
-		case m.Resize != nil:
-			select {
-			case resize <- *m.Resize:
-			default: // a newer size will follow
-			}
-		case m.Signal != 0:
-			select {
-			case signals <- syscall.Signal(m.Signal):
-			case <-ctx.Done():
-			}
-		default:
-			_, _ = input.Write(m.Data) // a process that closed its input may still want signals
-		}
-	}
+	start := wire.ExecStart{Stdin: req.Stdin, Stdout: true, Stderr: true}
+	receive := func(m *wire.ExecInput) error { return in.Decode(m) }
+	send := func(o wire.ExecOutput) error { return out.send(o) }
+	// The server closes the request's body when this returns, which ends the reading of it. A
+	// failure to write shows at the other end.
+	_ = wire.ServeExec(r.Context(), start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
+		return s.Core.Exec(ctx, callerOf(r.Context()), req.Ref, req.Task, req.spec(), streams)
+	})
 }
 
 // send writes one value at once. Errors of the process's output are the client's going away.
@@ -127,13 +71,4 @@ func (l *lines) send(v any) error {
 		return err
 	}
 	return l.flush()
-}
-
-type writerFunc func([]byte) error
-
-func (f writerFunc) Write(p []byte) (int, error) {
-	if err := f(p); err != nil {
-		return 0, err
-	}
-	return len(p), nil
 }

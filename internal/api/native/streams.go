@@ -11,6 +11,7 @@ import (
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // Paths of streams.
@@ -79,7 +80,7 @@ func (s *server) stream(w http.ResponseWriter, r *http.Request, follow bool, pro
 	defer cancel()
 	out := newLines(w)
 	if follow {
-		defer out.flushEvery(ctx, flushInterval)()
+		defer wire.Every(ctx, flushInterval, out.flushPending)()
 	}
 	err := produce(ctx, out.add)
 	if err != nil && r.Context().Err() != nil {
@@ -143,27 +144,12 @@ func (l *lines) flush() error {
 	return http.NewResponseController(l.w).Flush()
 }
 
-// flushEvery flushes at intervals where something was added, until stop is called or ctx is done.
-func (l *lines) flushEvery(ctx context.Context, d time.Duration) (stop func()) {
-	ended := make(chan struct{})
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		t := time.NewTicker(d)
-		defer t.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-ended:
-				return
-			case <-t.C:
-				if l.pending() && l.flush() != nil {
-					return
-				}
-			}
-		}
-	})
-	return func() { close(ended); wg.Wait() }
+// flushPending sends what was added, if anything was.
+func (l *lines) flushPending() error {
+	if !l.pending() {
+		return nil
+	}
+	return l.flush()
 }
 
 func (l *lines) pending() bool {
