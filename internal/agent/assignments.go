@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -26,13 +27,8 @@ func save(path string, v any) error {
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", filepath.Base(path), err)
 	}
-	if err := os.WriteFile(path+newSuffix, data, 0o600); err != nil {
-		return err
-	}
-	return os.Rename(path+newSuffix, path)
+	return atomicfile.Write(path, data)
 }
-
-const newSuffix = ".new"
 
 // keptStatus is what is kept of an instance's status.
 type keptStatus struct {
@@ -96,7 +92,7 @@ func loadAssignments(dir string) (kept []*wire.Assignment, damaged, err error) {
 	}
 	for _, e := range entries {
 		id, isStatus := strings.CutSuffix(e.Name(), ".status")
-		if isStatus && !known[id] || strings.HasSuffix(e.Name(), newSuffix) {
+		if isStatus && !known[id] || strings.HasSuffix(e.Name(), atomicfile.Suffix) {
 			damaged = errors.Join(damaged, os.Remove(filepath.Join(dir, e.Name())))
 		}
 	}

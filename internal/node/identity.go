@@ -10,6 +10,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
@@ -188,9 +189,8 @@ func (c *Config) remember(servers []wire.ServerAddress) error {
 	if err != nil {
 		return fmt.Errorf("keep the list of servers: %w", err)
 	}
-	path := c.serversFile()
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+	if err := atomicfile.Write(c.serversFile(), data); err != nil {
 		return fmt.Errorf("keep the list of servers: %w", err)
 	}
-	return os.Rename(path+".new", path)
+	return nil
 }

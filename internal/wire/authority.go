@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -216,11 +217,7 @@ func (id *Identity) Save(dir string) error {
 		name string
 		data []byte
 	}{{"ca.crt", id.CAPEM}, {"node.key", id.KeyPEM}, {"node.crt", id.CertPEM}} {
-		path := filepath.Join(dir, f.name)
-		if err := os.WriteFile(path+".new", f.data, 0o600); err != nil {
-			return fmt.Errorf("save identity: %w", err)
-		}
-		if err := os.Rename(path+".new", path); err != nil {
+		if err := atomicfile.Write(filepath.Join(dir, f.name), f.data); err != nil {
 			return fmt.Errorf("save identity: %w", err)
 		}
 	}

@@ -20,8 +20,8 @@ import (
 
 const module = "github.com/tutti-run/tutti"
 
-// ground may be known by everybody above it: model and, below that, fault.
-var ground = []string{"internal/fault", "internal/model"}
+// ground may be known by everybody above it: model and, below that, fault; and how files are written.
+var ground = []string{"internal/fault", "internal/model", "internal/atomicfile"}
 
 // house says what each package may know besides the ground. A name ending in /... stands for a
 // package and all below it, other than those that have a line of their own. A package without a
@@ -68,8 +68,9 @@ var house = map[string][]string{
 	"internal/provision":   {"internal/cgroup"},
 
 	// Ground.
-	"internal/model": {},
-	"internal/fault": {},
+	"internal/model":      {},
+	"internal/fault":      {},
+	"internal/atomicfile": {},
 
 	// Tests of the whole take it apart as they need to.
 	"test/...": {"internal/..."},

@@ -24,6 +24,7 @@ import (
 	"github.com/miekg/dns"
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -215,11 +216,7 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 	if err != nil {
 		return fmt.Errorf("write names: %w", err)
 	}
-	path := filepath.Join(p.Dir, stateFile)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return fmt.Errorf("write names: %w", err)
-	}
-	if err := os.Rename(path+".new", path); err != nil {
+	if err := atomicfile.Write(filepath.Join(p.Dir, stateFile), data); err != nil {
 		return fmt.Errorf("write names: %w", err)
 	}
 	if pid, running := p.running(); running {
