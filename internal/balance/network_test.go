@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -24,29 +23,11 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/wire"
+	"github.com/tutti-run/tutti/test/apart"
 )
 
-const insideEnv = "TUTTI_TEST_INSIDE"
-
-// TestMain runs the tests in network and mount namespaces of their own: whatever happens to them,
-// no link, rule or mount is left on the machine.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(insideEnv) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS | syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+// TestMain runs the tests in network and mount namespaces of their own.
+func TestMain(m *testing.M) { apart.Main(m, syscall.CLONE_NEWNS|syscall.CLONE_NEWNET) }
 
 // lan is three hosts on a switch: two nodes and one that is outside of the cluster.
 type lan struct {

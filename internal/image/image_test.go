@@ -12,7 +12,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"slices"
@@ -33,29 +32,11 @@ import (
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/test/apart"
 )
 
-const insideEnv = "TUTTI_TEST_INSIDE"
-
-// TestMain runs the tests in a mount namespace of their own: whatever happens to them, no mount is
-// left on the machine.
-func TestMain(m *testing.M) {
-	if os.Geteuid() != 0 || os.Getenv(insideEnv) != "" {
-		os.Exit(m.Run())
-	}
-	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
-	cmd.Env = append(os.Environ(), insideEnv+"=1")
-	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS, Pdeathsig: syscall.SIGKILL}
-	err := cmd.Run()
-	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
-		os.Exit(exit.ExitCode())
-	}
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
-	}
-}
+// TestMain runs the tests in a mount namespace of their own.
+func TestMain(m *testing.M) { apart.Main(m, syscall.CLONE_NEWNS) }
 
 // open opens images in memory.
 func open(t *testing.T, peers Peers) *Store {
