@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -32,7 +33,6 @@ func clusterCommands(g *globals) []*cobra.Command {
 type nodeFlags struct {
 	config     node.Config
 	background bool
-	logLevel   string
 }
 
 func (f *nodeFlags) add(c *cobra.Command) {
@@ -40,7 +40,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.Name, "name", "", "name of this node (default: the host's name)")
 	c.Flags().StringVar(&f.config.Address, "address", "", "IPv4 address under which other hosts reach this one (default: that of the default route)")
 	c.Flags().IntVar(&f.config.Port, "port", node.DefaultPort, "port for other nodes")
-	c.Flags().StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 
 func upCommand(g *globals) *cobra.Command {
@@ -125,14 +125,14 @@ func (g *globals) refuseSecond() error {
 func (f *nodeFlags) run(ctx context.Context, g *globals) error {
 	f.config.DataDir, f.config.RunDir = g.DataDir, g.RunDir
 	if f.background {
-		return startNode(g, f.config, f.logLevel)
+		return startNode(g, f.config)
 	}
 	fmt.Fprintf(os.Stderr, "tutti: starting; end it with Ctrl-C (containers go on running), or with `tutti down`\n")
-	return runNode(ctx, f.config, f.logLevel, func() { fmt.Fprintln(os.Stderr, "tutti: ready") })
+	return runNode(ctx, f.config, func() { fmt.Fprintln(os.Stderr, "tutti: ready") })
 }
 
-func runNode(ctx context.Context, config node.Config, logLevel string, ready func()) error {
-	log, err := newLog(logLevel)
+func runNode(ctx context.Context, config node.Config, ready func()) error {
+	log, err := newLog(config.LogLevel)
 	if err != nil {
 		return err
 	}
@@ -142,9 +142,10 @@ func runNode(ctx context.Context, config node.Config, logLevel string, ready fun
 	return node.Run(ctx, config)
 }
 
+// newLog returns a log to standard error; an empty level is info.
 func newLog(level string) (*slog.Logger, error) {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
+	if err := l.UnmarshalText([]byte(cmp.Or(level, "info"))); err != nil {
 		return nil, fault.New(fault.Invalid, "log level %q: debug, info, warn and error are accepted", level)
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
@@ -154,7 +155,7 @@ func newLog(level string) (*slog.Logger, error) {
 const readyPatience = 60 * time.Second
 
 // startNode runs a node behind and returns when it is ready, or with the reason why it ended.
-func startNode(g *globals, config node.Config, logLevel string) error {
+func startNode(g *globals, config node.Config) error {
 	began := time.Now()
 	if err := os.MkdirAll(g.DataDir, 0o711); err != nil {
 		return fmt.Errorf("make the data directory: %w", err)
@@ -183,7 +184,7 @@ func startNode(g *globals, config node.Config, logLevel string) error {
 	}
 	defer answer.Close()
 	cmd := &exec.Cmd{
-		Path: exe, Args: []string{"tutti", "serve", "--log-level", logLevel, "--tell", "3", path}, Dir: "/", Env: os.Environ(),
+		Path: exe, Args: []string{"tutti", "serve", "--tell", "3", path}, Dir: "/", Env: os.Environ(),
 		Stdout: out, Stderr: out, ExtraFiles: []*os.File{told}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
 	}
 	err = cmd.Start()
@@ -208,7 +209,6 @@ func startNode(g *globals, config node.Config, logLevel string) error {
 // serveCommand is what startNode and virtual hosts run.
 func serveCommand(*globals) *cobra.Command {
 	var tell int
-	var logLevel string
 	c := &cobra.Command{
 		Use: "serve FILE", Hidden: true, Args: cobra.ExactArgs(1),
 		Short: "Run the node that a file describes",
@@ -229,7 +229,7 @@ func serveCommand(*globals) *cobra.Command {
 					f.Close()
 				}
 			}
-			err = runNode(c.Context(), config, logLevel, func() { say("ok") })
+			err = runNode(c.Context(), config, func() { say("ok") })
 			if err != nil {
 				say(err.Error())
 			}
@@ -237,7 +237,6 @@ func serveCommand(*globals) *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&tell, "tell", 0, "file descriptor to say \"ok\" or an error to")
-	c.Flags().StringVar(&logLevel, "log-level", "info", "debug, info, warn or error")
 	return c
 }
 

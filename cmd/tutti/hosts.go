@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -48,6 +47,9 @@ func upHosts(ctx context.Context, g *globals, f *nodeFlags, h *hostsFlags) error
 	if _, err := netip.ParsePrefix(h.subnet); err != nil {
 		return fault.New(fault.Invalid, "subnet %q: an IPv4 range such as %s is accepted", h.subnet, provision.DefaultSubnet)
 	}
+	if _, err := newLog(f.config.LogLevel); err != nil { // said here rather than in each host's log
+		return err
+	}
 	m := g.machine(h.subnet)
 	hosts, err := m.Plan(h.count)
 	if err != nil {
@@ -56,7 +58,7 @@ func upHosts(ctx context.Context, g *globals, f *nodeFlags, h *hostsFlags) error
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	began := time.Now()
-	up := &hostsUp{globals: g, machine: m, hosts: hosts, config: f.config, logLevel: f.logLevel}
+	up := &hostsUp{globals: g, machine: m, hosts: hosts, config: f.config}
 	if err := up.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "tutti: taking down what was started")
 		if derr := m.Down(context.WithoutCancel(ctx), false); derr != nil {
@@ -85,10 +87,9 @@ func addresses(hosts []provision.Host) string {
 // hostsUp is one bringing up.
 type hostsUp struct {
 	*globals
-	machine  *provision.Machine
-	hosts    []provision.Host
-	config   node.Config
-	logLevel string
+	machine *provision.Machine
+	hosts   []provision.Host
+	config  node.Config
 }
 
 func (u *hostsUp) run(ctx context.Context) error {
@@ -145,14 +146,14 @@ func (u *hostsUp) run(ctx context.Context) error {
 
 // start boots hosts; with tokens they are to join the cluster at an address.
 func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]string) error {
-	share, err := memoryShare(len(u.hosts))
+	memory, err := node.TotalMemory()
 	if err != nil {
 		return err
 	}
 	for _, h := range hosts {
 		c := u.config
 		c.Name, c.Address, c.DataDir, c.RunDir, c.Cgroup = h.Name, h.Address, h.DataDir, h.RunDir, h.Cgroup()
-		c.Capacity = model.Resources{MemoryBytes: share}
+		c.Capacity = model.Resources{MemoryBytes: memory / int64(len(u.hosts))} // an equal share
 		c.JoinAddress, c.JoinToken = joinAt, tokens[h.Server]
 		if err := u.machine.Start(h, c); err != nil {
 			return err
@@ -160,15 +161,6 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 		fmt.Fprintf(os.Stderr, "tutti: %s has been started (log in %s)\n", h.Name, h.LogFile())
 	}
 	return nil
-}
-
-// memoryShare is an equal part of the machine's memory, in bytes.
-func memoryShare(hosts int) (int64, error) {
-	var info unix.Sysinfo_t
-	if err := unix.Sysinfo(&info); err != nil {
-		return 0, fmt.Errorf("read the machine's memory: %w", err)
-	}
-	return int64(info.Totalram) * int64(info.Unit) / int64(hosts), nil
 }
 
 // await asks until it is so.

@@ -124,8 +124,12 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 		p.seen = append(p.seen, v)
 		p.seenByID[n.ID] = v
 	}
+	var all []*model.Instance
+	for i := range store.List[*model.Instance](p.snap) {
+		all = append(all, i)
+	}
+	leaving := p.leaving(all)
 	wanted := map[string]model.Resources{}
-	leaving := p.leaving()
 	take := func(i *model.Instance) {
 		v := p.seenByID[i.NodeID]
 		if v == nil || i.Status.State.Final() {
@@ -144,7 +148,7 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 		}
 		v.Take(workload, &r, i.HostPorts)
 	}
-	for i := range store.List[*model.Instance](p.snap) {
+	for _, i := range all {
 		take(i)
 	}
 	for _, o := range p.changed { // created in this very pass
@@ -156,14 +160,14 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 }
 
 // leaving are the instances that run only until another one has taken their place.
-func (p *pass) leaving() map[string]bool {
+func (p *pass) leaving(all []*model.Instance) map[string]bool {
 	out := map[string]bool{}
 	note := func(i *model.Instance) {
 		if i.Replaces != "" && i.WantsToRun() {
 			out[i.Replaces] = true
 		}
 	}
-	for i := range store.List[*model.Instance](p.snap) {
+	for _, i := range all {
 		note(i)
 	}
 	for _, o := range p.changed {

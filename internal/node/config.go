@@ -39,7 +39,9 @@ type Config struct {
 	// AddressPool and NodePool are those of a cluster that this node founds, in CIDR form.
 	AddressPool string `json:"addressPool,omitempty"`
 	NodePool    string `json:"nodePool,omitempty"`
-	Version     string `json:"-"`
+	// LogLevel is debug, info, warn or error; it is for whoever makes Log.
+	LogLevel string `json:"logLevel,omitempty"`
+	Version  string `json:"-"`
 
 	Log *slog.Logger `json:"-"`
 	// Ready is called once, when the node is a member and its network is in force.
@@ -118,17 +120,26 @@ func ownAddress() (string, error) {
 	return host, err
 }
 
+// TotalMemory returns the memory of this machine in bytes.
+func TotalMemory() (int64, error) {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0, fmt.Errorf("read the machine's memory: %w", err)
+	}
+	return int64(info.Totalram) * int64(info.Unit), nil
+}
+
 // measure reads what the host has.
 func (c *Config) measure() error {
 	if c.Capacity.NanoCPUs == 0 {
 		c.Capacity.NanoCPUs = int64(runtime.NumCPU()) * 1e9
 	}
 	if c.Capacity.MemoryBytes == 0 {
-		var info unix.Sysinfo_t
-		if err := unix.Sysinfo(&info); err != nil {
-			return fmt.Errorf("read the host's memory: %w", err)
+		total, err := TotalMemory()
+		if err != nil {
+			return err
 		}
-		c.Capacity.MemoryBytes = int64(info.Totalram) * int64(info.Unit)
+		c.Capacity.MemoryBytes = total
 	}
 	if c.Capacity.DiskBytes == 0 {
 		if err := os.MkdirAll(c.DataDir, 0o700); err != nil {

@@ -77,6 +77,10 @@ func (m *Machine) load() (*state, error) {
 	if err := json.Unmarshal(data, s); err != nil {
 		return nil, fmt.Errorf("read the list of virtual hosts in %s: %w", m.stateFile(), err)
 	}
+	// Hosts keep their addresses: the subnet that they were made with counts.
+	if m.Subnet, err = netip.ParsePrefix(s.Subnet); err != nil {
+		return nil, fmt.Errorf("read the list of virtual hosts in %s: %w", m.stateFile(), err)
+	}
 	return s, nil
 }
 
@@ -209,11 +213,6 @@ func (m *Machine) Plan(n int) ([]Host, error) {
 	if len(old.Hosts) > n {
 		return nil, fault.New(fault.Conflict, "%d virtual hosts were left here by an earlier `up`: give --hosts %d to bring them back, or remove them and their data with `tutti down --purge`", len(old.Hosts), len(old.Hosts))
 	}
-	if old.Subnet != "" {
-		if m.Subnet, err = netip.ParsePrefix(old.Subnet); err != nil {
-			return nil, fmt.Errorf("read the list of virtual hosts: %w", err)
-		}
-	}
 	if !m.Subnet.Addr().Is4() || m.Subnet.Bits() > 26 {
 		return nil, fault.New(fault.Invalid, "subnet %s: an IPv4 range of /26 or larger is accepted", m.Subnet)
 	}
@@ -274,13 +273,6 @@ func (m *Machine) Restart(ref string) (*Host, error) {
 	}
 	if _, ok := m.running(h); ok {
 		return nil, fault.New(fault.Conflict, "%s runs already", h.Name)
-	}
-	s, err := m.load()
-	if err != nil {
-		return nil, err
-	}
-	if m.Subnet, err = netip.ParsePrefix(s.Subnet); err != nil {
-		return nil, fmt.Errorf("read the list of virtual hosts: %w", err)
 	}
 	if err := m.locked(m.makeNetwork); err != nil { // as it was, unless somebody took it away
 		return nil, err
