@@ -23,7 +23,8 @@ import (
 
 // FSM is the state machine: the store.
 type FSM interface {
-	Apply(data []byte) store.Result
+	// ApplyAll applies proposals in their order and returns what each came to.
+	ApplyAll(entries [][]byte) []store.Result
 	Snapshot() *store.Snapshot
 	Restore(r io.Reader) error
 }
@@ -161,7 +162,7 @@ type machine struct {
 }
 
 func (m *machine) Apply(l *raft.Log) any {
-	res := m.fsm.Apply(l.Data)
+	res := m.fsm.ApplyAll([][]byte{l.Data})[0]
 	m.applied.Store(l.Index)
 	return res
 }

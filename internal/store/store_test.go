@@ -451,6 +451,54 @@ func (r *recorder) Propose(_ context.Context, data []byte) (store.Result, error)
 	return r.result, nil
 }
 
+func TestManySetsAtOnceAreLikeOneAfterTheOther(t *testing.T) {
+	for seed := range uint64(30) {
+		rnd := rand.New(rand.NewPCG(seed, 11))
+		single, many := newStore(), newStore()
+		log := &recorder{Store: single}
+		single.SetProposer(log)
+		one, all := single.Watch(0), many.Watch(0)
+		var entries [][]byte
+		var want []store.Result
+		refused := 0
+		for step := range 300 {
+			_, err := tryCommit(single, func(cs *store.ChangeSet) {
+				randomChanges(rnd, single.Snapshot(), cs, step)
+				if rnd.IntN(5) == 0 { // refused after what comes before it was written
+					cs.Put(volume("", "nameless"))
+				}
+			})
+			if err != nil {
+				refused++
+			}
+			entries, want = append(entries, log.data), append(want, log.result)
+			if rnd.IntN(12) > 0 && step < 299 {
+				continue
+			}
+			if got := many.ApplyAll(entries); !slices.Equal(got, want) {
+				t.Fatalf("seed %d, step %d: at once %+v, one after the other %+v", seed, step, got, want)
+			}
+			entries, want = nil, nil
+		}
+		if refused < 30 {
+			t.Errorf("seed %d: only %d sets were refused", seed, refused)
+		}
+		compareStores(t, single, many)
+		for one.Seen() < single.Snapshot().Revision() {
+			a, err := one.Next(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if b, err := all.Next(t.Context()); err != nil || !reflect.DeepEqual(a, b) {
+				t.Fatalf("seed %d: one after the other %+v, at once %+v (%v)", seed, a, b, err)
+			}
+		}
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
 func randomChanges(rnd *rand.Rand, snap *store.Snapshot, cs *store.ChangeSet, step int) {
 	for range 1 + rnd.IntN(4) {
 		id := fmt.Sprint("x", rnd.IntN(12))

@@ -32,35 +32,41 @@ type Change struct {
 // history is a ring of the latest batches, which watchers read at their own pace.
 type history struct {
 	mu      sync.Mutex
-	batches []Batch // ascending, without gaps
-	floor   uint64  // changes up to here are not kept
-	era     int     // counts how often the state was replaced as a whole
-	news    chan struct{}
+	batches []Batch       // ascending, without gaps
+	floor   uint64        // changes up to here are not kept
+	era     int           // counts how often the state was replaced as a whole
+	news    chan struct{} // closed at the next change; nil while nobody waits
 }
 
-func newHistory() *history { return &history{news: make(chan struct{})} }
+func newHistory() *history { return &history{} }
 
-func (h *history) append(b Batch) {
+func (h *history) append(batches []Batch) {
 	h.mu.Lock()
-	h.batches = append(h.batches, b)
+	defer h.mu.Unlock()
+	h.batches = append(h.batches, batches...)
 	if len(h.batches) > 2*keptBatches {
 		cut := len(h.batches) - keptBatches
 		h.floor = h.batches[cut-1].Revision
 		h.batches = slices.Clone(h.batches[cut:])
 	}
-	close(h.news)
-	h.news = make(chan struct{})
-	h.mu.Unlock()
+	h.wake()
+}
+
+// wake tells those that wait.
+func (h *history) wake() {
+	if h.news != nil {
+		close(h.news)
+		h.news = nil
+	}
 }
 
 // reset forgets everything; the state was replaced as a whole.
 func (h *history) reset(revision uint64) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.batches, h.floor = nil, revision
 	h.era++
-	close(h.news)
-	h.news = make(chan struct{})
-	h.mu.Unlock()
+	h.wake()
 }
 
 func (h *history) present() int {
@@ -85,7 +91,13 @@ func (h *history) after(revision uint64, era int) ([]Batch, <-chan struct{}, err
 		}
 		return 0
 	})
-	return h.batches[i:], h.news, nil
+	if i < len(h.batches) {
+		return h.batches[i:], nil, nil
+	}
+	if h.news == nil {
+		h.news = make(chan struct{})
+	}
+	return nil, h.news, nil
 }
 
 // Watcher reads changes in order. It holds nothing up and needs no closing.
@@ -101,6 +113,9 @@ type Watcher struct {
 func (s *Store) Watch(from uint64, kinds ...model.Kind) *Watcher {
 	return &Watcher{history: s.history, next: from, era: s.history.present(), kinds: kinds}
 }
+
+// Seen returns the revision up to which Next has returned everything.
+func (w *Watcher) Seen() uint64 { return w.next }
 
 // Next returns the next batch that has a change of the watched kinds, with only those. It waits
 // for one, and returns ErrTooOld when the watcher fell behind what is kept, or when the whole
