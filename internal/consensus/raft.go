@@ -6,16 +6,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
-	"os"
-	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-	raftwal "github.com/hashicorp/raft-wal"
-	"github.com/hashicorp/raft-wal/metadb"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/store"
@@ -37,7 +34,11 @@ type Config struct {
 	// Bootstrap makes this server the first of a new cluster; ignored when it has data.
 	Bootstrap bool
 	Layer     raft.StreamLayer
-	FSM       FSM
+	// Transport and Storage replace the network over Layer and the disk at DataDir; for simulations.
+	Transport raft.Transport
+	Storage   *Storage
+
+	FSM FSM
 	// Forward proposes through the leader at the address. Nil refuses instead.
 	Forward func(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error)
 	Log     *slog.Logger
@@ -60,48 +61,27 @@ type Raft struct {
 	raft      *raft.Raft
 	machine   *machine
 	wal       *wal
-	transport *raft.NetworkTransport
-	streams   *layer
+	transport raft.Transport
+	hangUp    func()        // ends what other servers opened
 	stopped   chan struct{} // closed when nothing is replicated any more
 }
 
-// wal is the log with its index, which raft-wal opens and does not close.
-type wal struct {
-	*raftwal.WAL
-	index *metadb.BoltMetaDB
-}
-
-func openLog(dir string) (*wal, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("make the log's directory: %w", err)
-	}
-	index := &metadb.BoltMetaDB{}
-	w, err := raftwal.Open(dir, raftwal.WithMetaStore(index))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the log: %w", err), index.Close())
-	}
-	return &wal{WAL: w, index: index}, nil
-}
-
-// Close closes both; the log can be opened again.
-func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
-
 // New opens the log and joins in.
 func New(cfg Config) (*Raft, error) {
-	wal, err := openLog(filepath.Join(cfg.DataDir, "log"))
+	storage, err := cfg.storage()
 	if err != nil {
 		return nil, err
 	}
 	hlog := newHCLog(cfg.Log)
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.DataDir, 2, hlog)
+	wal, err := storage.openLog(hlog)
 	if err != nil {
-		wal.Close()
-		return nil, fmt.Errorf("open snapshots: %w", err)
+		return nil, err
 	}
-	streams := newLayer(cfg.Layer)
-	transport := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: streams, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: hlog,
-	})
+	snapshots, err := storage.openSnapshots()
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open snapshots: %w", err), wal.Close())
+	}
+	transport, hangUp := cfg.transport(hlog)
 	rc := raft.DefaultConfig()
 	rc.LocalID = raft.ServerID(cfg.NodeID)
 	rc.Logger = hlog
@@ -113,6 +93,7 @@ func New(cfg Config) (*Raft, error) {
 	rc.SnapshotThreshold = 16384
 	rc.TrailingLogs = 8192
 	rc.BatchApplyCh = true
+	rc.ShutdownOnRemove = false // it stays, and can be added again
 	if cfg.Bootstrap {
 		has, err := raft.HasExistingState(wal, wal, snapshots)
 		if err == nil && !has {
@@ -121,19 +102,15 @@ func New(cfg Config) (*Raft, error) {
 			}})
 		}
 		if err != nil {
-			transport.Close()
-			wal.Close()
-			return nil, fmt.Errorf("begin a new cluster: %w", err)
+			return nil, errors.Join(fmt.Errorf("begin a new cluster: %w", err), closeTransport(transport), wal.Close())
 		}
 	}
 	fsm := &machine{fsm: cfg.FSM}
 	r, err := raft.NewRaft(rc, fsm, wal, wal, snapshots, transport)
 	if err != nil {
-		transport.Close()
-		wal.Close()
-		return nil, fmt.Errorf("start replication: %w", err)
+		return nil, errors.Join(fmt.Errorf("start replication: %w", err), closeTransport(transport), wal.Close())
 	}
-	out := &Raft{cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, streams: streams, stopped: make(chan struct{})}
+	out := &Raft{cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, hangUp: hangUp, stopped: make(chan struct{})}
 	if servers := out.Servers(); len(servers) == 1 && servers[0].ID == cfg.NodeID {
 		// Nobody else could lead. A shorter timeout makes raft look at its timers now; it finds
 		// that it has never heard a leader, and elects itself.
@@ -144,6 +121,31 @@ func New(cfg Config) (*Raft, error) {
 		}
 	}
 	return out, nil
+}
+
+func (c *Config) storage() (Storage, error) {
+	if c.Storage != nil {
+		return *c.Storage, nil
+	}
+	return onDisk(c.DataDir)
+}
+
+// transport returns the way to the other servers, and what ends the ways from them.
+func (c *Config) transport(log hclog.Logger) (t raft.Transport, hangUp func()) {
+	if c.Transport != nil {
+		return c.Transport, func() {}
+	}
+	streams := newLayer(c.Layer)
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Stream: streams, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: log,
+	}), streams.hangUp
+}
+
+func closeTransport(t raft.Transport) error {
+	if c, ok := t.(raft.WithClose); ok {
+		return c.Close()
+	}
+	return nil
 }
 
 func or(d, otherwise time.Duration) time.Duration {
@@ -432,8 +434,8 @@ func (r *Raft) Shutdown() error {
 
 // stop ends this server's part at once; the others notice by its silence.
 func (r *Raft) stop() error {
-	r.streams.hangUp() // before the log is closed: heartbeats are written to it, raft or no raft
+	r.hangUp() // before the log is closed: heartbeats are written to it, raft or no raft
 	err := r.raft.Shutdown().Error()
 	close(r.stopped)
-	return errors.Join(err, r.transport.Close(), r.wal.Close())
+	return errors.Join(err, closeTransport(r.transport), r.wal.Close())
 }

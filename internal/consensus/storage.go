@@ -1,0 +1,80 @@
+package consensus
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+	raftwal "github.com/hashicorp/raft-wal"
+	"github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/metadb"
+	"github.com/hashicorp/raft-wal/segment"
+	"github.com/hashicorp/raft-wal/types"
+)
+
+// Storage is where a server keeps its log and its snapshots. The code above it is the same for
+// a real disk and for one that a simulation makes up.
+type Storage struct {
+	// Files holds the segments of the log in the directory Dir/log, and the snapshots in
+	// Dir/snapshots. What was not synced may be lost, or half there, after a crash; the entry of a
+	// file in its directory counts as synced with the file.
+	Files types.VFS
+	// Index holds the log's index and what raft must not forget; each of its writes is durable. It
+	// is loaded anew whenever the log is opened, and closed with it.
+	Index types.MetaStore
+	Dir   string
+}
+
+// onDisk is the storage in a directory of this host.
+func onDisk(dir string) (Storage, error) {
+	for _, d := range []string{"log", "snapshots"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o700); err != nil {
+			return Storage{}, fmt.Errorf("make the directory of the log: %w", err)
+		}
+	}
+	return Storage{Files: fs.New(), Index: &metadb.BoltMetaDB{}, Dir: dir}, nil
+}
+
+// wal is the log with its index, which raft-wal opens and does not close.
+type wal struct {
+	*raftwal.WAL
+	index types.MetaStore
+}
+
+func (s Storage) openLog(log hclog.Logger) (*wal, error) {
+	files := s.Files
+	if skipSync {
+		files = unsynced{files}
+	}
+	dir := filepath.Join(s.Dir, "log")
+	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segment.NewFiler(dir, files)), raftwal.WithLogger(log))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open the log: %w", err), s.Index.Close())
+	}
+	return &wal{WAL: w, index: s.Index}, nil
+}
+
+// Close closes both; the log can be opened again.
+func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
+
+var _ raft.LogStore = (*wal)(nil)
+
+// unsynced is the planted bug of the build tag plant_skip_fsync: a disk whose files are not synced.
+type unsynced struct{ types.VFS }
+
+func (u unsynced) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	f, err := u.VFS.Create(dir, name, size)
+	return unsyncedFile{f}, err
+}
+
+func (u unsynced) OpenWriter(dir, name string) (types.WritableFile, error) {
+	f, err := u.VFS.OpenWriter(dir, name)
+	return unsyncedFile{f}, err
+}
+
+type unsyncedFile struct{ types.WritableFile }
+
+func (unsyncedFile) Sync() error { return nil }
