@@ -53,7 +53,6 @@ type Config struct {
 const (
 	DefaultAddressPool = "10.210.0.0/16"
 	DefaultNodePool    = "10.211.0.0/16"
-	networkBits        = 24
 )
 
 // Socket returns the path of the API socket of a node with that run directory.

@@ -11,7 +11,9 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -52,12 +54,12 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	defer func() { err = errors.Join(err, images.Close()) }()
 
-	var s *server
+	var s *server.Server
 	if id.Role == wire.RoleServer {
 		if s, err = newServer(&cfg, id, port, images); err != nil {
 			return err
 		}
-		defer func() { err = errors.Join(err, s.raft.Shutdown()) }()
+		defer func() { err = errors.Join(err, s.Shutdown()) }()
 		blobs.servers = s.Addresses
 	}
 	w, err := newWorker(&cfg, id, port, images)
@@ -76,21 +78,30 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	return work(ctx, s, w, api, &cfg)
 }
 
+// newServer builds the server half; images is this node's own image store.
+func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (*server.Server, error) {
+	return server.New(server.Config{
+		NodeID: id.NodeID, Name: cfg.Name, Address: cfg.wireAddress(), DataDir: cfg.DataDir,
+		Founding: id.founding, Founded: cfg.founded, AddressPool: cfg.AddressPool, NodePool: cfg.NodePool,
+		Known: id.servers, Port: port, Images: images, Log: cfg.Log,
+	})
+}
+
 // work runs both halves and the API until ctx is done.
-func work(ctx context.Context, s *server, w *worker, api net.Listener, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, w *worker, api net.Listener, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
-		w.ready = s.whenReady(ctx, w.ready)
+		w.ready = s.WhenReady(ctx, w.ready)
 	}
 	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
 	if s != nil {
-		handler = s.onceCaughtUp(native.New(native.Deps{Core: s.core, NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
-		g.Go(func() error { return s.run(ctx) })
+		handler = s.OnceCaughtUp(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
+		g.Go(func() error { return s.Run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })
 	g.Go(func() error {
 		if s != nil {
-			if err := s.begin(ctx); err != nil {
+			if err := s.Begin(ctx); err != nil {
 				return ignoreEnd(ctx, err)
 			}
 		}

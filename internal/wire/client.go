@@ -63,17 +63,15 @@ type Client struct {
 	http      *http.Client
 }
 
-func newClient(config *tls.Config) *Client {
+func newClient(network Underlay, config *tls.Config) *Client {
 	config = config.Clone()
 	config.NextProtos = []string{protoHTTP}
-	dialer := &net.Dialer{Timeout: dialTimeout, Control: noticeDeadPeers, KeepAliveConfig: keepAlive}
 	t := &http2.Transport{
 		TLSClientConfig: config,
-		DialTLSContext: func(ctx context.Context, network, address string, _ *tls.Config) (net.Conn, error) {
+		DialTLSContext: func(ctx context.Context, _, address string, _ *tls.Config) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
-			d := &tls.Dialer{NetDialer: dialer, Config: config}
-			return d.DialContext(ctx, network, address)
+			return dialTLS(ctx, network, address, config)
 		},
 		// Without an answer to a ping within these, a silent connection is given up.
 		ReadIdleTimeout: time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,

@@ -36,7 +36,7 @@ func Join(ctx context.Context, address, token, nodeID string) (*Identity, []Serv
 		return nil, nil, err
 	}
 	var caPEM []byte
-	c := newClient(&tls.Config{
+	c := newClient(TCP{}, &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		// The chain is verified below, against the one authority that the token names.
 		InsecureSkipVerify: true,

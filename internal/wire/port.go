@@ -11,11 +11,9 @@ import (
 	"net/http"
 	"slices"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/net/http2"
-	"golang.org/x/sys/unix"
 
 	"github.com/hashicorp/raft"
 
@@ -28,11 +26,8 @@ const (
 	protoRaft = "tutti-raft/1"
 	protoHTTP = "h2"
 
-	dialTimeout = time.Second
 	// streamBuffer is how many bytes of a stream may be under way.
 	streamBuffer = 1 << 20
-	// deadPeer is how long sent data may stay unacknowledged until a connection is given up.
-	deadPeer = 2 * time.Second
 )
 
 // Port is this node's end of all connections between nodes.
@@ -48,6 +43,11 @@ type Port struct {
 
 // Listen binds the port; nothing is answered until Serve.
 func Listen(address string, identity *Identity, log *slog.Logger) (*Port, error) {
+	return ListenOn(TCP{}, address, identity, log)
+}
+
+// ListenOn is Listen on a network of choice.
+func ListenOn(network Underlay, address string, identity *Identity, log *slog.Logger) (*Port, error) {
 	cert, err := tls.X509KeyPair(identity.CertPEM, identity.KeyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("use this node's certificate: %w", err)
@@ -61,8 +61,7 @@ func Listen(address string, identity *Identity, log *slog.Logger) (*Port, error)
 		return nil, fmt.Errorf("use the cluster's authority: %w", err)
 	}
 	cert.Certificate = append(cert.Certificate, caBlock.Raw) // newcomers compare it with their token
-	lc := net.ListenConfig{Control: noticeDeadPeers, KeepAliveConfig: keepAlive}
-	inner, err := lc.Listen(context.Background(), "tcp", address)
+	inner, err := network.Listen(context.Background(), address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
@@ -78,21 +77,9 @@ func Listen(address string, identity *Identity, log *slog.Logger) (*Port, error)
 			NextProtos: []string{protoHTTP, protoRaft},
 		}),
 	}
-	p.raft = newRaftLayer(inner.Addr(), clientTLS)
-	p.client = newClient(clientTLS)
+	p.raft = newRaftLayer(network, inner.Addr(), clientTLS)
+	p.client = newClient(network, clientTLS)
 	return p, nil
-}
-
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: time.Second, Interval: time.Second, Count: 3}
-
-// noticeDeadPeers makes the kernel end a connection whose other end no longer acknowledges, as
-// after a power cut.
-func noticeDeadPeers(_, _ string, c syscall.RawConn) error {
-	var serr error
-	err := c.Control(func(fd uintptr) {
-		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(deadPeer/time.Millisecond))
-	})
-	return errors.Join(err, serr)
 }
 
 // Addr returns the address that is listened on.
@@ -146,6 +133,9 @@ func (p *Port) Serve(ctx context.Context) error {
 		MaxUploadBufferPerConnection: 1 << 30, MaxUploadBufferPerStream: streamBuffer,
 	}
 	srv := &http.Server{Handler: p.mux, BaseContext: func(net.Listener) context.Context { return ctx }}
+	if err := http2.ConfigureServer(srv, h2); err != nil {
+		return fmt.Errorf("set up HTTP/2: %w", err)
+	}
 	var conns sync.WaitGroup
 	stop := context.AfterFunc(ctx, func() {
 		p.listener.Close()
@@ -225,17 +215,18 @@ func (o *openConns) closeAll() {
 
 // RaftLayer carries the replication's connections between servers.
 type RaftLayer struct {
-	addr   net.Addr
-	config *tls.Config
-	conns  chan net.Conn
-	closed chan struct{}
-	once   sync.Once
+	network Underlay
+	addr    net.Addr
+	config  *tls.Config
+	conns   chan net.Conn
+	closed  chan struct{}
+	once    sync.Once
 }
 
-func newRaftLayer(addr net.Addr, config *tls.Config) *RaftLayer {
+func newRaftLayer(network Underlay, addr net.Addr, config *tls.Config) *RaftLayer {
 	c := config.Clone()
 	c.NextProtos = []string{protoRaft}
-	return &RaftLayer{addr: addr, config: c, conns: make(chan net.Conn, 16), closed: make(chan struct{})}
+	return &RaftLayer{network: network, addr: addr, config: c, conns: make(chan net.Conn, 16), closed: make(chan struct{})}
 }
 
 func (l *RaftLayer) deliver(c net.Conn) {
@@ -267,8 +258,21 @@ func (l *RaftLayer) Addr() net.Addr { return l.addr }
 
 // Dial connects to another server.
 func (l *RaftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	d := &tls.Dialer{Config: l.config, NetDialer: &net.Dialer{Timeout: min(timeout, dialTimeout), Control: noticeDeadPeers, KeepAliveConfig: keepAlive}}
 	ctx, cancel := context.WithTimeout(context.Background(), min(timeout, dialTimeout))
 	defer cancel()
-	return d.DialContext(ctx, "tcp", string(address))
+	return dialTLS(ctx, l.network, string(address), l.config)
+}
+
+// dialTLS connects and shakes hands.
+func dialTLS(ctx context.Context, network Underlay, address string, config *tls.Config) (net.Conn, error) {
+	inner, err := network.Dial(ctx, address)
+	if err != nil {
+		return nil, err
+	}
+	c := tls.Client(inner, config)
+	if err := c.HandshakeContext(ctx); err != nil {
+		inner.Close()
+		return nil, err
+	}
+	return c, nil
 }

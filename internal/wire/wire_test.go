@@ -178,7 +178,7 @@ func TestRoles(t *testing.T) {
 	p.HandleOpen("/open", answer)
 	address := serve(t, p)
 
-	clients := map[string]*Client{"stranger": newClient(p.clientTL.Clone())}
+	clients := map[string]*Client{"stranger": newClient(TCP{}, p.clientTL.Clone())}
 	for _, role := range []Role{RoleServer, RoleAgent} {
 		other := listen(t, identity(t, a, "other", role))
 		serve(t, other)
@@ -189,7 +189,7 @@ func TestRoles(t *testing.T) {
 	clients["foreign"] = foreign.Client()
 	without := p.clientTL.Clone()
 	without.Certificates = nil
-	clients["stranger"] = newClient(without)
+	clients["stranger"] = newClient(TCP{}, without)
 	t.Cleanup(clients["stranger"].close)
 
 	for who, want := range map[string]map[string]fault.Kind{

@@ -34,7 +34,12 @@ var house = map[string][]string{
 	"internal/node": {
 		"internal/agent", "internal/api/...", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
-		"internal/overlay", "internal/secret", "internal/store", "internal/volume", "internal/wire",
+		"internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/volume", "internal/wire",
+	},
+	// Its server half, which the simulation runs without the rest.
+	"internal/server": {
+		"internal/agent", "internal/api/native", "internal/consensus", "internal/control", "internal/core",
+		"internal/dispatch", "internal/secret", "internal/store", "internal/wire",
 	},
 
 	// Adapters translate into use cases.

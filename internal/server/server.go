@@ -1,4 +1,4 @@
-package node
+package server
 
 import (
 	"context"
@@ -51,10 +51,31 @@ type membership struct {
 	Passed bool `json:"passed,omitempty"`
 }
 
-// server is the half of a node that holds the cluster's state.
-type server struct {
-	cfg      *Config
-	id       *identity
+// networkBits is the size of a new cluster's networks: 256 addresses.
+const networkBits = 24
+
+// Config says what server to be.
+type Config struct {
+	NodeID  string
+	Name    string // of the node
+	Address string // host:port under which other nodes reach this one
+	DataDir string
+	// Founding is the authority of the cluster that this server founds, nil when it founds none, or
+	// has done so; Founded is called once the cluster's state holds it.
+	Founding *wire.Authority
+	Founded  func() error
+	// AddressPool and NodePool are those of a cluster that this server founds, in CIDR form.
+	AddressPool, NodePool string
+	// Known are servers through which this one can become a member.
+	Known  []wire.ServerAddress
+	Port   *wire.Port
+	Images core.Images // this node's own
+	Log    *slog.Logger
+}
+
+// Server is the half of a node that holds the cluster's state.
+type Server struct {
+	cfg      Config
 	port     *wire.Port
 	log      *slog.Logger
 	store    *store.Store
@@ -67,13 +88,13 @@ type server struct {
 	caughtUp chan struct{}
 }
 
-// newServer builds the server half; images is this node's own image store.
-func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (*server, error) {
-	s := &server{cfg: cfg, id: id, port: port, log: cfg.Log, store: store.New(cfg.Log), caughtUp: make(chan struct{})}
+// New builds a server, which begins to replicate at once; Run makes it work. Shutdown must follow.
+func New(cfg Config) (*Server, error) {
+	s := &Server{cfg: cfg, port: cfg.Port, log: cfg.Log, store: store.New(cfg.Log), caughtUp: make(chan struct{})}
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
-		NodeID: id.NodeID, Address: cfg.wireAddress(), DataDir: filepath.Join(cfg.DataDir, "server"),
-		Bootstrap: id.founding != nil, Layer: port.RaftLayer(), FSM: s.store, Forward: s.forward, Log: cfg.Log,
+		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: filepath.Join(cfg.DataDir, "server"),
+		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), FSM: s.store, Forward: s.forward, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -83,15 +104,22 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.openSecret, Log: cfg.Log})
 	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
 	s.core = core.New(core.Deps{
-		Store: s.store, Remote: &dispatch.Remote{Store: s.store, Client: port.Client()},
-		Images: images, Servers: s, NodeID: id.NodeID, Log: cfg.Log,
+		Store: s.store, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
+		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
 	})
 	s.handle()
 	return s, nil
 }
 
+// Core returns the use cases over this server's state.
+func (s *Server) Core() *core.Core { return s.core }
+
+// Shutdown hands leadership over, where there is someone to take it, and ends the replication.
+// It comes after Run has returned.
+func (s *Server) Shutdown() error { return s.raft.Shutdown() }
+
 // handle registers what servers answer to other nodes.
-func (s *server) handle() {
+func (s *Server) handle() {
 	s.port.Handle(pathPropose, wire.HandleCall(func(ctx context.Context, p proposal) (proposed, error) {
 		r, err := s.raft.ProposeLocal(ctx, p.Data)
 		if errors.Is(err, consensus.NotSent()) {
@@ -110,9 +138,9 @@ func (s *server) handle() {
 	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.admit))
 }
 
-// run works until ctx is done. It returns after the leader's work has ended, and before the
+// Run works until ctx is done. It returns after the leader's work has ended, and before the
 // replication is shut down.
-func (s *server) run(ctx context.Context) error {
+func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.sessions.Run(ctx) })
 	g.Go(func() error { return s.raft.RunAsLeader(ctx, s.lead) })
@@ -123,7 +151,7 @@ func (s *server) run(ctx context.Context) error {
 
 // catchUp waits until what this server missed while it was away has been applied: a change that
 // changes nothing, made through the leader, shows here only after everything before it.
-func (s *server) catchUp(ctx context.Context) error {
+func (s *Server) catchUp(ctx context.Context) error {
 	for {
 		_, err := s.store.Commit(ctx, &store.ChangeSet{})
 		if err == nil {
@@ -141,9 +169,9 @@ func (s *server) catchUp(ctx context.Context) error {
 	}
 }
 
-// onceCaughtUp answers with h as soon as this server has caught up. Before, it knows little or
+// OnceCaughtUp answers with h as soon as this server has caught up. Before, it knows little or
 // nothing, and would say that all is well with a cluster without nodes.
-func (s *server) onceCaughtUp(h http.Handler) http.Handler {
+func (s *Server) OnceCaughtUp(h http.Handler) http.Handler {
 	early := native.Refuse(fault.New(fault.Unavailable, "server %s is catching up with the cluster: ask again in a moment, or ask another server", s.cfg.Name))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		select {
@@ -157,7 +185,7 @@ func (s *server) onceCaughtUp(h http.Handler) http.Handler {
 
 // serveSession serves an agent once this server knows what the agent should do: by an older state
 // it would be told to drop what it was given since.
-func (s *server) serveSession(ctx context.Context, stream *wire.Stream) error {
+func (s *Server) serveSession(ctx context.Context, stream *wire.Stream) error {
 	select {
 	case <-s.caughtUp:
 		return s.sessions.Serve(ctx, stream)
@@ -167,7 +195,7 @@ func (s *server) serveSession(ctx context.Context, stream *wire.Stream) error {
 }
 
 // lead is the leader's work.
-func (s *server) lead(ctx context.Context) error {
+func (s *Server) lead(ctx context.Context) error {
 	s.log.Info("this server leads")
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.liveness.Run(ctx) })
@@ -177,9 +205,9 @@ func (s *server) lead(ctx context.Context) error {
 	return err
 }
 
-// begin waits until the state can be used; a founder writes the cluster's first object.
-func (s *server) begin(ctx context.Context) error {
-	if s.id.founding == nil {
+// Begin waits until the state can be used; a founder writes the cluster's first object.
+func (s *Server) Begin(ctx context.Context) error {
+	if s.cfg.Founding == nil {
 		return nil
 	}
 	if err := s.raft.WaitReady(ctx); err != nil {
@@ -188,7 +216,7 @@ func (s *server) begin(ctx context.Context) error {
 	for {
 		err := s.foundCluster(ctx)
 		if err == nil {
-			return s.cfg.founded()
+			return s.cfg.Founded()
 		}
 		if !fault.Is(err, fault.Unavailable) {
 			return fmt.Errorf("found the cluster: %w", err)
@@ -201,15 +229,15 @@ func (s *server) begin(ctx context.Context) error {
 	}
 }
 
-// whenReady puts the call of ready off until this server's state shows its own node as ready.
-func (s *server) whenReady(ctx context.Context, ready func()) func() {
+// WhenReady puts the call of ready off until this server's state shows its own node as ready.
+func (s *Server) WhenReady(ctx context.Context, ready func()) func() {
 	if ready == nil {
 		return nil
 	}
 	return func() {
 		go func() {
 			for {
-				n, ok := store.Get[*model.Node](s.store.Snapshot(), s.id.NodeID)
+				n, ok := store.Get[*model.Node](s.store.Snapshot(), s.cfg.NodeID)
 				if ok && n.Status.State == model.NodeReady {
 					ready()
 					return
@@ -224,11 +252,11 @@ func (s *server) whenReady(ctx context.Context, ready func()) func() {
 	}
 }
 
-func (s *server) foundCluster(ctx context.Context) error {
+func (s *Server) foundCluster(ctx context.Context) error {
 	if _, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID); ok {
 		return nil
 	}
-	a := s.id.founding
+	a := s.cfg.Founding
 	cs := &store.ChangeSet{}
 	cs.Expect(model.KindCluster, model.ClusterID, 0)
 	cs.Put(&model.Cluster{
@@ -242,7 +270,7 @@ func (s *server) foundCluster(ctx context.Context) error {
 }
 
 // stayMember keeps this server among the voters, under its present address.
-func (s *server) stayMember(ctx context.Context) error {
+func (s *Server) stayMember(ctx context.Context) error {
 	for {
 		if s.isMember() {
 			return nil
@@ -258,20 +286,20 @@ func (s *server) stayMember(ctx context.Context) error {
 	}
 }
 
-func (s *server) isMember() bool {
+func (s *Server) isMember() bool {
 	for _, m := range s.raft.Servers() {
-		if m.ID == s.id.NodeID && m.Voter && (m.Address == s.cfg.wireAddress() || len(s.raft.Servers()) == 1) {
+		if m.ID == s.cfg.NodeID && m.Voter && (m.Address == s.cfg.Address || len(s.raft.Servers()) == 1) {
 			return true
 		}
 	}
 	return false
 }
 
-func (s *server) askMembership(ctx context.Context) error {
-	m := membership{ID: s.id.NodeID, Address: s.cfg.wireAddress()}
+func (s *Server) askMembership(ctx context.Context) error {
+	m := membership{ID: s.cfg.NodeID, Address: s.cfg.Address}
 	err := error(fault.New(fault.Unavailable, "no other server is known"))
-	for _, other := range s.id.servers {
-		if other.ID == s.id.NodeID {
+	for _, other := range s.cfg.Known {
+		if other.ID == s.cfg.NodeID {
 			continue
 		}
 		if _, err = wire.Call[membership, wire.Empty](ctx, s.port.Client(), other.Address, pathMember, m); err == nil {
@@ -282,7 +310,7 @@ func (s *server) askMembership(ctx context.Context) error {
 }
 
 // changeMember adds or removes a server, through the leader.
-func (s *server) changeMember(ctx context.Context, m membership) error {
+func (s *Server) changeMember(ctx context.Context, m membership) error {
 	if s.raft.IsLeader() {
 		if m.Address == "" {
 			return s.raft.RemoveServer(ctx, m.ID)
@@ -300,7 +328,7 @@ func (s *server) changeMember(ctx context.Context, m membership) error {
 }
 
 // admit signs the certificate of a newcomer that knows one of the join secrets.
-func (s *server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResponse, error) {
+func (s *Server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResponse, error) {
 	snap := s.store.Snapshot()
 	cl, ok := store.Get[*model.Cluster](snap, model.ClusterID)
 	if !ok {
@@ -335,7 +363,7 @@ func (s *server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResp
 }
 
 // forward proposes through the leader.
-func (s *server) forward(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error) {
+func (s *Server) forward(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error) {
 	r, err := wire.Call[proposal, proposed](ctx, s.port.Client(), leaderAddress, pathPropose, proposal{data})
 	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
 		return store.Result{}, consensus.NotSent()
@@ -346,7 +374,7 @@ func (s *server) forward(ctx context.Context, leaderID, leaderAddress string, da
 	return r.Result, err
 }
 
-func (s *server) openSecret(sec *model.Secret) ([]byte, error) {
+func (s *Server) openSecret(sec *model.Secret) ([]byte, error) {
 	cl, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID)
 	if !ok {
 		return nil, fault.New(fault.Unavailable, "the cluster is still being set up")
@@ -355,7 +383,7 @@ func (s *server) openSecret(sec *model.Secret) ([]byte, error) {
 }
 
 // Addresses implements dispatch.Servers and core.Servers.
-func (s *server) Addresses() []wire.ServerAddress {
+func (s *Server) Addresses() []wire.ServerAddress {
 	var out []wire.ServerAddress
 	for _, m := range s.raft.Servers() {
 		out = append(out, wire.ServerAddress{ID: m.ID, Address: m.Address})
@@ -364,7 +392,7 @@ func (s *server) Addresses() []wire.ServerAddress {
 }
 
 // Tell implements dispatch.Servers.
-func (s *server) Tell(ctx context.Context, beats []dispatch.Beat) error {
+func (s *Server) Tell(ctx context.Context, beats []dispatch.Beat) error {
 	if s.raft.IsLeader() {
 		s.liveness.Hear(beats)
 		return nil
@@ -378,12 +406,12 @@ func (s *server) Tell(ctx context.Context, beats []dispatch.Beat) error {
 }
 
 // Leader implements core.Servers.
-func (s *server) Leader() string {
+func (s *Server) Leader() string {
 	id, _ := s.raft.Leader()
 	return id
 }
 
 // Remove implements core.Servers.
-func (s *server) Remove(ctx context.Context, id string) error {
+func (s *Server) Remove(ctx context.Context, id string) error {
 	return s.changeMember(ctx, membership{ID: id})
 }
