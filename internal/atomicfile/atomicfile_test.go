@@ -13,8 +13,12 @@ func TestWriteReplacesTheFileAndLeavesNothingBeside(t *testing.T) {
 	if err := os.WriteFile(path+atomicfile.Suffix, []byte("left by a crash, and longer than the rest"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	for _, want := range []string{"first", "2"} {
-		if err := atomicfile.Write(path, []byte(want)); err != nil {
+	for _, want := range []string{"first", "2", "third", "4"} {
+		write := atomicfile.Write
+		if len(want) > 1 {
+			write = atomicfile.WriteSynced
+		}
+		if err := write(path, []byte(want)); err != nil {
 			t.Fatal(err)
 		}
 		if got, err := os.ReadFile(path); err != nil || string(got) != want {
