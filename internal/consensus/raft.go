@@ -4,27 +4,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"strconv"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/store"
 )
-
-// FSM is the state machine: the store.
-type FSM interface {
-	// ApplyAll applies proposals in their order and returns what each came to.
-	ApplyAll(entries [][]byte) []store.Result
-	Snapshot() *store.Snapshot
-	Restore(r io.Reader) error
-}
 
 // Config says how a server takes part.
 type Config struct {
@@ -39,9 +27,9 @@ type Config struct {
 	Storage   *Storage
 
 	FSM FSM
-	// Forward proposes through the leader at the address. Nil refuses instead.
-	Forward func(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error)
-	Log     *slog.Logger
+	// Calls ask the server that leads. Nil refuses what only the leader can do.
+	Calls Calls
+	Log   *slog.Logger
 
 	// Timings; zero values are 500 ms, 500 ms and 300 ms.
 	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
@@ -62,8 +50,35 @@ type Raft struct {
 	machine   *machine
 	wal       *wal
 	transport raft.Transport
-	hangUp    func()        // ends what other servers opened
-	stopped   chan struct{} // closed when nothing is replicated any more
+	hangUp    func() // ends what other servers opened
+
+	queue      *queue
+	entries    chan entry // to be resolved, in order
+	entrySlots chan struct{}
+	passes     chan pass
+	passSlots  chan struct{}
+	standing   *standing
+	// reads are rounds of Sync, verified those of the leader.
+	reads, verified rounds
+
+	stopping  context.Context // ends first
+	stopNow   context.CancelFunc
+	ended     chan struct{} // closed when raft has ended
+	pumping   sync.WaitGroup
+	following sync.WaitGroup
+	workersMu sync.Mutex // held while a worker is started
+	workers   sync.WaitGroup
+}
+
+// work starts what ends before raft does, unless that is ending already.
+func (r *Raft) work(f func()) bool {
+	r.workersMu.Lock()
+	defer r.workersMu.Unlock()
+	if r.stopping.Err() != nil {
+		return false
+	}
+	r.workers.Go(f)
+	return true
 }
 
 // New opens the log and joins in.
@@ -106,11 +121,31 @@ func New(cfg Config) (*Raft, error) {
 		}
 	}
 	fsm := &machine{fsm: cfg.FSM}
+	notify := make(chan bool)
+	rc.NotifyCh = notify
 	r, err := raft.NewRaft(rc, fsm, wal, wal, snapshots, transport)
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("start replication: %w", err), closeTransport(transport), wal.Close())
 	}
-	out := &Raft{cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, hangUp: hangUp, stopped: make(chan struct{})}
+	out := &Raft{
+		cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, hangUp: hangUp,
+		queue: newQueue(), standing: newStanding(), ended: make(chan struct{}),
+		entries: make(chan entry, entriesInFlight), entrySlots: make(chan struct{}, entriesInFlight),
+		passes: make(chan pass, passesInFlight), passSlots: make(chan struct{}, passesInFlight),
+	}
+	out.stopping, out.stopNow = context.WithCancel(context.Background())
+	out.reads.ask, out.verified.ask = out.readIndex, out.verify
+	observed := make(chan raft.Observation, 16)
+	r.RegisterObserver(raft.NewObserver(observed, true, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.LeaderObservation)
+		return ok
+	}))
+	out.following.Go(func() { out.follow(notify, observed) })
+	out.pumping.Go(out.pump)
+	out.workers.Go(out.resolveEntries)
+	for range passesInFlight {
+		out.workers.Go(out.passOn)
+	}
 	if servers := out.Servers(); len(servers) == 1 && servers[0].ID == cfg.NodeID {
 		// Nobody else could lead. A shorter timeout makes raft look at its timers now; it finds
 		// that it has never heard a leader, and elects itself.
@@ -155,117 +190,6 @@ func or(d, otherwise time.Duration) time.Duration {
 	return d
 }
 
-// machine adapts the FSM to raft.
-type machine struct {
-	fsm FSM
-	// applied is the index of the last command that the FSM has applied. What raft calls applied
-	// was only handed over.
-	applied atomic.Uint64
-}
-
-func (m *machine) Apply(l *raft.Log) any {
-	res := m.fsm.ApplyAll([][]byte{l.Data})[0]
-	m.applied.Store(l.Index)
-	return res
-}
-
-func (m *machine) Restore(r io.ReadCloser) error       { defer r.Close(); return m.fsm.Restore(r) }
-func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &persist{m.fsm.Snapshot()}, nil }
-
-type persist struct{ snapshot *store.Snapshot }
-
-func (p *persist) Persist(sink raft.SnapshotSink) error {
-	if err := p.snapshot.Write(sink); err != nil {
-		return errors.Join(err, sink.Cancel())
-	}
-	return sink.Close()
-}
-
-func (p *persist) Release() {}
-
-// proposeTimeout bounds a proposal whose context has no nearer end.
-const proposeTimeout = 10 * time.Second
-
-// Propose replicates data and returns once this server's state machine has applied it. While no
-// leader is known it waits for one, as long as ctx allows and ten seconds at most.
-func (r *Raft) Propose(ctx context.Context, data []byte) (store.Result, error) {
-	ctx, cancel := context.WithTimeout(ctx, proposeTimeout)
-	defer cancel()
-	for {
-		var res store.Result
-		var err error
-		address, id := r.raft.LeaderWithID()
-		switch {
-		case r.IsLeader():
-			res, err = r.ProposeLocal(ctx, data)
-		case id == "" || string(id) == r.cfg.NodeID:
-			err = errNotSent
-		case r.cfg.Forward == nil:
-			return res, fault.New(fault.Unavailable, "this server does not lead")
-		default:
-			res, err = r.cfg.Forward(ctx, string(id), string(address), data)
-			if err == nil {
-				return res, r.catchUp(ctx, res.Revision)
-			}
-		}
-		// Only what surely was not taken up may be tried again.
-		if err == nil || !errors.Is(err, errNotSent) {
-			return res, err
-		}
-		select {
-		case <-ctx.Done():
-			return res, fault.New(fault.Unavailable, "no server leads: %w", ctx.Err())
-		case <-time.After(10 * time.Millisecond):
-		}
-	}
-}
-
-// errNotSent marks a proposal that no server took up.
-var errNotSent = fault.New(fault.Unavailable, "this server does not lead")
-
-// NotSent returns the error with which Forward says that the leader did not take the proposal up,
-// so that it is safe to try again.
-func NotSent() error { return errNotSent }
-
-// ProposeLocal replicates data if this server leads, and fails with fault.Unavailable otherwise;
-// unless it is NotSent, the data may still be replicated.
-func (r *Raft) ProposeLocal(ctx context.Context, data []byte) (store.Result, error) {
-	timeout := proposeTimeout
-	if deadline, ok := ctx.Deadline(); ok {
-		timeout = max(time.Until(deadline), time.Millisecond)
-	}
-	f := r.raft.Apply(data, timeout)
-	done := make(chan error, 1)
-	go func() { done <- f.Error() }() // which never returns for what was queued when raft was shut down
-	var err error
-	select {
-	case err = <-done:
-	case <-ctx.Done():
-		err = ctx.Err()
-	case <-r.stopped:
-		err = raft.ErrRaftShutdown
-	}
-	switch {
-	case err == nil:
-		return f.Response().(store.Result), nil
-	case errors.Is(err, raft.ErrNotLeader), errors.Is(err, raft.ErrLeadershipTransferInProgress), errors.Is(err, raft.ErrEnqueueTimeout):
-		return store.Result{}, errNotSent
-	}
-	return store.Result{}, fault.New(fault.Unavailable, "replicate: %w", err)
-}
-
-// catchUp waits until this server's state shows a revision.
-func (r *Raft) catchUp(ctx context.Context, revision uint64) error {
-	for wait := time.Millisecond; r.cfg.FSM.Snapshot().Revision() < revision; wait = min(2*wait, 20*time.Millisecond) {
-		select {
-		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "the change was made, but this server does not show it yet: %w", ctx.Err())
-		case <-time.After(wait):
-		}
-	}
-	return nil
-}
-
 // IsLeader reports whether this server leads at the moment.
 func (r *Raft) IsLeader() bool { return r.raft.State() == raft.Leader }
 
@@ -273,72 +197,6 @@ func (r *Raft) IsLeader() bool { return r.raft.State() == raft.Leader }
 func (r *Raft) Leader() (id, address string) {
 	a, i := r.raft.LeaderWithID()
 	return string(i), string(a)
-}
-
-// RunAsLeader runs work each time this server comes to lead, after all earlier entries were
-// applied. When leadership ends work's context is cancelled, and nothing follows before it has
-// returned. It blocks until ctx is done.
-func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) error) error {
-	for {
-		term, ok := r.awaitLeadership(ctx)
-		if !ok {
-			return nil
-		}
-		if err := r.raft.Barrier(5 * time.Second).Error(); err != nil {
-			select { // lost again, or being handed over, before it was of use
-			case <-ctx.Done():
-				return nil
-			case <-time.After(leadershipPoll):
-			}
-			continue
-		}
-		workCtx, cancel := context.WithCancel(ctx)
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			defer cancel()
-			r.awaitLoss(workCtx, term)
-		})
-		err := work(workCtx)
-		cancel()
-		wg.Wait()
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil && r.IsLeader() {
-			return fmt.Errorf("work of the leader: %w", err)
-		}
-	}
-}
-
-// Leadership is polled: raft's own channel holds one value and loses quick changes.
-const leadershipPoll = 25 * time.Millisecond
-
-// awaitLeadership returns the term in which this server leads; it is asked for first, so that the
-// barrier that follows is of this term or fails.
-func (r *Raft) awaitLeadership(ctx context.Context) (term uint64, ok bool) {
-	for {
-		term = r.raft.CurrentTerm()
-		if r.IsLeader() {
-			return term, ctx.Err() == nil
-		}
-		select {
-		case <-ctx.Done():
-			return 0, false
-		case <-time.After(leadershipPoll):
-		}
-	}
-}
-
-// awaitLoss returns when this server does not lead any more in the term, though perhaps again in
-// another one, whose earlier entries it may not have applied yet.
-func (r *Raft) awaitLoss(ctx context.Context, term uint64) {
-	for r.IsLeader() && r.raft.CurrentTerm() == term {
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(leadershipPoll):
-		}
-	}
 }
 
 // AddServer makes a server a voter, or changes its address. Only the leader can.
@@ -375,53 +233,6 @@ func (r *Raft) Servers() []Server {
 	return out
 }
 
-// WaitReady returns once a leader is known and this server has applied all that it knew of when it
-// was asked, its own log included. What others committed while it was away may still be missing:
-// who must see it has to make a proposal.
-func (r *Raft) WaitReady(ctx context.Context) error {
-	last := r.raft.LastIndex()
-	for {
-		id, _ := r.Leader()
-		commit := r.raft.CommitIndex()
-		// A new leader may cut off what was never committed.
-		target := max(commit, min(last, r.raft.LastIndex()))
-		if id != "" && commit > 0 && r.raft.AppliedIndex() >= target {
-			command, err := r.lastCommand(target)
-			if err != nil {
-				return err
-			}
-			if r.machine.applied.Load() >= command {
-				return nil
-			}
-		}
-		select {
-		case <-ctx.Done():
-			return fault.New(fault.Unavailable, "no leader was found: %w", ctx.Err())
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
-}
-
-// lastCommand returns the index of the last command up to an index, 0 when a snapshot holds them all.
-func (r *Raft) lastCommand(upTo uint64) (uint64, error) {
-	snapshot, err := strconv.ParseUint(r.raft.Stats()["last_snapshot_index"], 10, 64)
-	if err != nil {
-		return 0, fmt.Errorf("read the index of the snapshot: %w", err)
-	}
-	for ; upTo > snapshot; upTo-- {
-		var l raft.Log
-		if err := r.wal.GetLog(upTo, &l); errors.Is(err, raft.ErrLogNotFound) {
-			return 0, nil // a snapshot has just replaced it
-		} else if err != nil {
-			return 0, fmt.Errorf("read the log at %d: %w", upTo, err)
-		}
-		if l.Type == raft.LogCommand {
-			return upTo, nil
-		}
-	}
-	return 0, nil
-}
-
 // Shutdown hands leadership over, where there is someone to take it, and stops.
 func (r *Raft) Shutdown() error {
 	if r.IsLeader() && len(r.Servers()) > 1 {
@@ -432,10 +243,20 @@ func (r *Raft) Shutdown() error {
 	return r.stop()
 }
 
-// stop ends this server's part at once; the others notice by its silence.
+// stop ends this server's part without a word to the others, who notice by its silence. Raft is
+// stopped after it has answered all that it was given: what it has not, it never does.
 func (r *Raft) stop() error {
+	r.workersMu.Lock()
+	r.stopNow()
+	r.workersMu.Unlock()
+	r.queue.close()
+	r.pumping.Wait()
+	close(r.entries)
+	close(r.passes)
+	r.workers.Wait()
 	r.hangUp() // before the log is closed: heartbeats are written to it, raft or no raft
 	err := r.raft.Shutdown().Error()
-	close(r.stopped)
+	close(r.ended)
+	r.following.Wait()
 	return errors.Join(err, closeTransport(r.transport), r.wal.Close())
 }

@@ -42,17 +42,6 @@ type server struct {
 	close  func() // the port
 }
 
-type proposal struct {
-	Data []byte `json:"data"`
-}
-
-type proposed struct {
-	Result   store.Result `json:"result"`
-	NotTaken bool         `json:"notTaken"`
-}
-
-const pathPropose = "/propose"
-
 // newCluster starts servers, of which the first lets the others in.
 func newCluster(t *testing.T, size int) *cluster {
 	t.Helper()
@@ -78,7 +67,7 @@ func (c *cluster) add() *server {
 	s.start()
 	c.Cleanup(func() { s.kill() })
 	if n == 0 {
-		if err := s.raft.WaitReady(c.ctx); err != nil {
+		if err := s.raft.Sync(c.ctx); err != nil {
 			c.Fatal(err)
 		}
 		return s
@@ -106,7 +95,7 @@ func (s *server) start() {
 	}
 	s.address, s.client, s.store = port.Addr().String(), port.Client(), store.New(log)
 	r, err := New(Config{
-		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: s.store, Forward: s.forward, Log: log,
+		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: s.store, Calls: OverWire(port.Client()), Log: log,
 		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond, LeaseTimeout: 200 * time.Millisecond,
 	})
 	if err != nil {
@@ -114,13 +103,7 @@ func (s *server) start() {
 	}
 	s.raft = r
 	s.store.SetProposer(r)
-	port.Handle(pathPropose, wire.HandleCall(func(ctx context.Context, p proposal) (proposed, error) {
-		res, err := r.ProposeLocal(ctx, p.Data)
-		if errors.Is(err, NotSent()) {
-			return proposed{NotTaken: true}, nil
-		}
-		return proposed{Result: res}, err
-	}), wire.RoleServer)
+	r.Handle(port)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- port.Serve(ctx) }()
@@ -130,14 +113,6 @@ func (s *server) start() {
 			s.c.Errorf("port of %s: %v", s.id, err)
 		}
 	}
-}
-
-func (s *server) forward(ctx context.Context, leaderID, address string, data []byte) (store.Result, error) {
-	p, err := wire.Call[proposal, proposed](ctx, s.client, address, pathPropose, proposal{data})
-	if err == nil && p.NotTaken {
-		err = NotSent()
-	}
-	return p.Result, err
 }
 
 // kill ends a server without a word to the others.
@@ -334,7 +309,7 @@ func TestALostLeaderLosesNothingAcknowledged(t *testing.T) {
 		t.Errorf("%s leads, which was killed", now.id)
 	}
 	old.start()
-	if err := old.raft.WaitReady(c.ctx); err != nil {
+	if err := old.raft.Sync(c.ctx); err != nil {
 		t.Fatal(err)
 	}
 	// One proposal, and it shows all that was committed while it was away.
@@ -363,7 +338,7 @@ func TestStateComesBackFromDisk(t *testing.T) {
 				s.start()
 			}
 			for _, s := range c.servers {
-				if err := s.raft.WaitReady(c.ctx); err != nil {
+				if err := s.raft.Sync(c.ctx); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -414,7 +389,7 @@ func TestSnapshotsCarryTheState(t *testing.T) {
 	}
 	// From the snapshot and the log that follows it.
 	c.restart(c.servers[0])
-	if err := c.servers[0].raft.WaitReady(c.ctx); err != nil {
+	if err := c.servers[0].raft.Sync(c.ctx); err != nil {
 		t.Fatal(err)
 	}
 	c.servers[0].wantAll(ids)
@@ -471,12 +446,12 @@ func TestWithoutAQuorumNothingIsAcknowledged(t *testing.T) {
 func TestWithoutForwardingOnlyTheLeaderWrites(t *testing.T) {
 	c := newCluster(t, 3)
 	s := c.followers()[0]
-	s.raft.cfg.Forward = nil
+	s.raft.cfg.Calls = nil
 	if err := s.write(c.ctx, "x"); !fault.Is(err, fault.Unavailable) {
 		t.Errorf("a write on a follower gave %v", err)
 	}
-	if _, err := s.raft.ProposeLocal(c.ctx, nil); !errors.Is(err, NotSent()) {
-		t.Errorf("a local proposal on a follower gave %v, want that it was not taken up", err)
+	if o := s.raft.ProposeHere(c.ctx, [][]byte{nil, nil}); len(o) != 2 || !o[0].NotTaken || !o[1].NotTaken {
+		t.Errorf("proposals that only a follower may take gave %+v, want that they were not taken up", o)
 	}
 }
 

@@ -3,10 +3,8 @@ package server
 import (
 	"context"
 	"crypto/subtle"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/http"
 	"path/filepath"
 	"time"
@@ -28,20 +26,9 @@ import (
 
 // Paths between servers.
 const (
-	pathPropose = "/server/propose" // call: proposal → proposed
 	pathBeats   = "/server/beats"   // call: []dispatch.Beat → Empty
 	pathMember  = "/server/member"  // call: membership → Empty
 )
-
-type proposal struct {
-	Data []byte `json:"data"`
-}
-
-type proposed struct {
-	Result store.Result `json:"result"`
-	// NotTaken says that this server does not lead and did nothing.
-	NotTaken bool `json:"notTaken,omitempty"`
-}
 
 // membership asks the leader to add a server, or to remove it when Address is empty.
 type membership struct {
@@ -94,7 +81,8 @@ func New(cfg Config) (*Server, error) {
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: filepath.Join(cfg.DataDir, "server"),
-		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), FSM: s.store, Forward: s.forward, Log: cfg.Log,
+		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), FSM: s.store,
+		Calls: consensus.OverWire(cfg.Port.Client()), Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -120,13 +108,7 @@ func (s *Server) Shutdown() error { return s.raft.Shutdown() }
 
 // handle registers what servers answer to other nodes.
 func (s *Server) handle() {
-	s.port.Handle(pathPropose, wire.HandleCall(func(ctx context.Context, p proposal) (proposed, error) {
-		r, err := s.raft.ProposeLocal(ctx, p.Data)
-		if errors.Is(err, consensus.NotSent()) {
-			return proposed{NotTaken: true}, nil
-		}
-		return proposed{Result: r}, err
-	}), wire.RoleServer)
+	s.raft.Handle(s.port)
 	s.port.Handle(pathBeats, wire.HandleCall(func(ctx context.Context, beats []dispatch.Beat) (wire.Empty, error) {
 		s.liveness.Hear(beats)
 		return wire.Empty{}, nil
@@ -149,24 +131,13 @@ func (s *Server) Run(ctx context.Context) error {
 	return g.Wait()
 }
 
-// catchUp waits until what this server missed while it was away has been applied: a change that
-// changes nothing, made through the leader, shows here only after everything before it.
+// catchUp waits until what this server missed while it was away has been applied.
 func (s *Server) catchUp(ctx context.Context) error {
-	for {
-		_, err := s.store.Commit(ctx, &store.ChangeSet{})
-		if err == nil {
-			close(s.caughtUp)
-			return nil
-		}
-		if !fault.Is(err, fault.Unavailable) && ctx.Err() == nil {
-			return fmt.Errorf("catch up with the cluster: %w", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(20 * time.Millisecond):
-		}
+	if err := s.raft.Sync(ctx); err != nil {
+		return nil // the end has come
 	}
+	close(s.caughtUp)
+	return nil
 }
 
 // OnceCaughtUp answers with h as soon as this server has caught up. Before, it knows little or
@@ -210,7 +181,7 @@ func (s *Server) Begin(ctx context.Context) error {
 	if s.cfg.Founding == nil {
 		return nil
 	}
-	if err := s.raft.WaitReady(ctx); err != nil {
+	if err := s.raft.Sync(ctx); err != nil {
 		return err
 	}
 	for {
@@ -360,18 +331,6 @@ func (s *Server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResp
 	}
 	s.log.Info("host admitted", "node", req.NodeID, "role", role)
 	return wire.JoinResponse{Role: role, Cert: cert, Servers: s.Addresses()}, nil
-}
-
-// forward proposes through the leader.
-func (s *Server) forward(ctx context.Context, leaderID, leaderAddress string, data []byte) (store.Result, error) {
-	r, err := wire.Call[proposal, proposed](ctx, s.port.Client(), leaderAddress, pathPropose, proposal{data})
-	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "dial" {
-		return store.Result{}, consensus.NotSent()
-	}
-	if err == nil && r.NotTaken {
-		return store.Result{}, consensus.NotSent()
-	}
-	return r.Result, err
 }
 
 func (s *Server) openSecret(sec *model.Secret) ([]byte, error) {

@@ -99,12 +99,14 @@ func newServer(a *wire.Authority, id, dir string, first bool) (*server, error) {
 	}
 	s := &server{id: id, port: port, store: store.New(quiet)}
 	s.raft, err = consensus.New(consensus.Config{
-		NodeID: id, Address: s.address(), DataDir: dir, Bootstrap: first, Layer: port.RaftLayer(), FSM: s.store, Log: quiet,
+		NodeID: id, Address: s.address(), DataDir: dir, Bootstrap: first, Layer: port.RaftLayer(), FSM: s.store,
+		Calls: consensus.OverWire(port.Client()), Log: quiet,
 	})
 	if err != nil {
 		return nil, err
 	}
 	s.store.SetProposer(s.raft)
+	s.raft.Handle(port)
 	port.Handle(pathWrite, wire.HandleCall(func(ctx context.Context, r writeRequest) (wire.Empty, error) {
 		return wire.Empty{}, s.write(ctx, r.Number)
 	}), wire.RoleAgent)
@@ -117,7 +119,7 @@ func (c *cluster) form(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	first := c.servers[0]
-	if err := first.raft.WaitReady(ctx); err != nil {
+	if err := first.raft.Sync(ctx); err != nil {
 		return err
 	}
 	for !first.raft.IsLeader() {
@@ -129,7 +131,7 @@ func (c *cluster) form(ctx context.Context) error {
 		if err := first.raft.AddServer(ctx, s.id, s.address()); err != nil {
 			return err
 		}
-		if err := s.raft.WaitReady(ctx); err != nil {
+		if err := s.raft.Sync(ctx); err != nil {
 			return err
 		}
 	}
