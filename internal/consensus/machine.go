@@ -13,14 +13,9 @@ import (
 
 // FSM is the state machine: the store.
 type FSM interface {
-	Apply(data []byte) store.Result
+	ApplyAll(sets [][]byte) []store.Result
 	Snapshot() *store.Snapshot
 	Restore(r io.Reader) error
-}
-
-// allApplier is an FSM that can do many change sets at once.
-type allApplier interface {
-	ApplyAll(sets [][]byte) []store.Result
 }
 
 // machine adapts the FSM to raft.
@@ -50,7 +45,10 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		}
 		ends[i] = len(m.sets)
 	}
-	results := m.applyAll()
+	var results []store.Result
+	if len(m.sets) > 0 {
+		results = m.fsm.ApplyAll(m.sets)
+	}
 	answers := make([]any, len(logs))
 	from := 0
 	for i, l := range logs {
@@ -60,20 +58,6 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	clear(m.sets)
 	m.progress.advance(logs[len(logs)-1].Index)
 	return answers
-}
-
-func (m *machine) applyAll() []store.Result {
-	if len(m.sets) == 0 {
-		return nil
-	}
-	if f, ok := m.fsm.(allApplier); ok {
-		return f.ApplyAll(m.sets)
-	}
-	results := make([]store.Result, len(m.sets))
-	for i, set := range m.sets {
-		results[i] = m.fsm.Apply(set)
-	}
-	return results
 }
 
 // Apply implements raft.FSM.

@@ -26,8 +26,8 @@ import (
 
 // Paths between servers.
 const (
-	pathBeats   = "/server/beats"   // call: []dispatch.Beat → Empty
-	pathMember  = "/server/member"  // call: membership → Empty
+	pathBeats  = "/server/beats"  // call: []dispatch.Beat → Empty
+	pathMember = "/server/member" // call: membership → Empty
 )
 
 // membership asks the leader to add a server, or to remove it when Address is empty.
