@@ -105,8 +105,9 @@ func New(cfg Config) (*Raft, error) {
 	rc.LeaderLeaseTimeout = or(cfg.LeaseTimeout, 300*time.Millisecond)
 	rc.CommitTimeout = 5 * time.Millisecond
 	rc.MaxAppendEntries = 512
-	rc.SnapshotThreshold = 16384
-	rc.TrailingLogs = 8192
+	rc.SnapshotThreshold = or(storage.SnapshotAfter, 16384)
+	rc.TrailingLogs = or(storage.KeptEntries, 8192)
+	rc.SnapshotInterval = or(storage.SnapshotEvery, rc.SnapshotInterval)
 	rc.BatchApplyCh = true
 	rc.ShutdownOnRemove = false // it stays, and can be added again
 	if cfg.Bootstrap {
@@ -183,11 +184,12 @@ func closeTransport(t raft.Transport) error {
 	return nil
 }
 
-func or(d, otherwise time.Duration) time.Duration {
-	if d == 0 {
+func or[T comparable](v, otherwise T) T {
+	var zero T
+	if v == zero {
 		return otherwise
 	}
-	return d
+	return v
 }
 
 // IsLeader reports whether this server leads at the moment.

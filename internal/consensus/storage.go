@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -26,6 +27,18 @@ type Storage struct {
 	// is loaded anew whenever the log is opened, and closed with it.
 	Index types.MetaStore
 	Dir   string
+
+	// What follows is for simulations, which are short and wait only where no lock is held; zero
+	// values are what servers use.
+
+	// SegmentBytes is the size of one file of the log.
+	SegmentBytes int
+	// SnapshotAfter is how many entries a snapshot is made of at least, KeptEntries how many of them
+	// stay in the log, and SnapshotEvery how often is looked.
+	SnapshotAfter, KeptEntries uint64
+	SnapshotEvery              time.Duration
+	// Pause is called before each write of entries and takes as long as the disk does.
+	Pause func()
 }
 
 // onDisk is the storage in a directory of this host.
@@ -42,6 +55,7 @@ func onDisk(dir string) (Storage, error) {
 type wal struct {
 	*raftwal.WAL
 	index types.MetaStore
+	pause func() // may be nil
 }
 
 func (s Storage) openLog(log hclog.Logger) (*wal, error) {
@@ -50,15 +64,24 @@ func (s Storage) openLog(log hclog.Logger) (*wal, error) {
 		files = unsynced{files}
 	}
 	dir := filepath.Join(s.Dir, "log")
-	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segment.NewFiler(dir, files)), raftwal.WithLogger(log))
+	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segment.NewFiler(dir, files)),
+		raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log: %w", err), s.Index.Close())
 	}
-	return &wal{WAL: w, index: s.Index}, nil
+	return &wal{WAL: w, index: s.Index, pause: s.Pause}, nil
 }
 
 // Close closes both; the log can be opened again.
 func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
+
+// StoreLogs implements raft.LogStore.
+func (w *wal) StoreLogs(logs []*raft.Log) error {
+	if w.pause != nil {
+		w.pause()
+	}
+	return w.WAL.StoreLogs(logs)
+}
 
 var _ raft.LogStore = (*wal)(nil)
 

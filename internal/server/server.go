@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"time"
 
+	"github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/agent"
@@ -58,6 +59,9 @@ type Config struct {
 	Port   *wire.Port
 	Images core.Images // this node's own
 	Log    *slog.Logger
+	// Transport and Storage replace those of the port and of DataDir; for simulations.
+	Transport raft.Transport
+	Storage   *consensus.Storage
 }
 
 // Server is the half of a node that holds the cluster's state.
@@ -81,8 +85,8 @@ func New(cfg Config) (*Server, error) {
 	var err error
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: filepath.Join(cfg.DataDir, "server"),
-		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), FSM: s.store,
-		Calls: consensus.OverWire(cfg.Port.Client()), Log: cfg.Log,
+		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), Transport: cfg.Transport, Storage: cfg.Storage,
+		FSM: s.store, Calls: consensus.OverWire(cfg.Port.Client()), Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
