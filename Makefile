@@ -34,8 +34,12 @@ help: ## this list
 needs:
 	@scripts/needs.sh
 
+# The small program that runs beside every task is built first, and carried within.
+HELPER := internal/driver/helper/tutti-task
+
 build: needs ## make bin/tutti, the whole program, linked statically
-	go build -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/tutti
+	go build -ldflags '$(LDFLAGS)' -o $(HELPER) ./cmd/tutti-task
+	go build -tags $(TAGS),helper -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/tutti
 
 demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:8080
 	@scripts/demo.sh
@@ -53,10 +57,10 @@ bench: bench-all ## all benchmarks, each against a peer in the same run; BRIEF=y
 
 bench-%: build
 	@bench/needs.sh $*
-	cd bench && go run . $* $(if $(BRIEF),-brief)
+	cd bench && go run -tags $(TAGS),helper . $* $(if $(BRIEF),-brief)
 
 lint: needs ## formatting, go vet, staticcheck and, where it is installed, shellcheck
 	@scripts/lint.sh $(TAGS) $(STATICCHECK)
 
 clean: ## remove what was built; images and compiled packages stay cached
-	rm -rf bin
+	rm -rf bin $(HELPER)

@@ -29,6 +29,8 @@ var ground = []string{"internal/fault", "internal/model", "internal/atomicfile"}
 var house = map[string][]string{
 	// The program knows everything; it alone builds a node.
 	"cmd/tutti": {"internal/..."},
+	// The small program beside every task knows drivers alone: it is to stay small.
+	"cmd/tutti-task": {"internal/driver/..."},
 
 	// node builds the whole: every part, and none of the command line's.
 	"internal/node": {

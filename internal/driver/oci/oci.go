@@ -22,6 +22,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/helper"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -36,7 +37,7 @@ type Config struct {
 // Driver runs containers. See package driver.
 type Driver struct {
 	Config
-	exe string
+	helper *helper.Program
 
 	burying sync.Mutex
 
@@ -53,11 +54,11 @@ func New(c Config) (*Driver, error) {
 			return nil, fmt.Errorf("make the driver's directory: %w", err)
 		}
 	}
-	exe, err := os.Executable()
+	h, err := helper.Open(c.RunDir)
 	if err != nil {
-		return nil, fmt.Errorf("find this program: %w", err)
+		return nil, err
 	}
-	return &Driver{Config: c, exe: exe, starting: map[string]chan struct{}{}}, nil
+	return &Driver{Config: c, helper: h, starting: map[string]chan struct{}{}}, nil
 }
 
 func (d *Driver) dir(id string) string { return filepath.Join(d.StateDir, id) }
@@ -120,6 +121,12 @@ func (d *Driver) start(t driver.Task) error {
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return fmt.Errorf("start task %s: its directory is in use: %w", t.ID, err)
 	}
+	reaper := ""
+	if t.Init {
+		if reaper, err = d.helper.File(); err != nil {
+			return fmt.Errorf("start task %s: %w", t.ID, err)
+		}
+	}
 	if err := writeJSON(filepath.Join(dir, taskFile), t); err != nil {
 		return fmt.Errorf("start task %s: %w", t.ID, err)
 	}
@@ -137,7 +144,7 @@ func (d *Driver) start(t driver.Task) error {
 	// The lock is the supervisor's: it inherits the very open file, and the kernel lets go of it
 	// when the last holder has ended.
 	cmd := &exec.Cmd{
-		Path: d.exe, Args: []string{"tutti", superviseArg, dir, socketPath(d.RunDir, t.ID)},
+		Path: d.helper.Path(), Args: []string{"tutti", superviseArg, dir, socketPath(d.RunDir, t.ID), reaper},
 		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}, Dir: "/",
 		Stderr: errorLog, ExtraFiles: []*os.File{child, lock},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
@@ -208,7 +215,7 @@ func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
 	if err := readJSON(filepath.Join(dir, statusFile), &st); err == nil && st.State == driver.Exited {
 		return st, nil
 	}
-	removeContainer(filepath.Join(dir, "container"))
+	removeContainer(socketPath(d.RunDir, id) + containerSuffix)
 	st.ID, st.State, st.PID, st.ExitCode, st.Finished = id, driver.Exited, 0, 255, time.Now()
 	st.Error = "its supervisor was killed"
 	d.Log.Warn("a task lost its supervisor and was ended", "task", id)

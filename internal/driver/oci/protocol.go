@@ -42,9 +42,13 @@ const (
 	taskFile   = "task.json"
 	statusFile = "status.json"
 	lockFile   = "lock"
-	// superviseArg and reapArg are how this program knows what it was re-executed for.
+	// These are how a program knows what it was executed for.
 	superviseArg = "tutti-supervise"
 	reapArg      = "tutti-reap"
+	compileArg   = "tutti-compile"
+	// containerSuffix, after the name of a supervisor's socket, is the directory in which libcontainer
+	// describes the container.
+	containerSuffix = ".container"
 	// reaperPath is where the reaping init process is found inside a container.
 	reaperPath = "/.tutti-init"
 )

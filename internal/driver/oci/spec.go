@@ -36,7 +36,7 @@ var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 const defaultShmBytes = 64 << 20
 
 // spec states a task in the terms of the OCI runtime specification.
-func spec(t *driver.Task) (*specs.Spec, error) {
+func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	u, err := lookupUser(t.Rootfs, t.User, t.Groups)
 	if err != nil {
 		return nil, err
@@ -85,7 +85,7 @@ func spec(t *driver.Task) (*specs.Spec, error) {
 	if !t.Privileged {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 	}
-	s.Mounts, err = mounts(t)
+	s.Mounts, err = mounts(t, reaper)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +272,7 @@ func capabilities(t *driver.Task) (*specs.LinuxCapabilities, error) {
 	return &specs.LinuxCapabilities{Bounding: set, Effective: set, Permitted: set}, nil
 }
 
-func mounts(t *driver.Task) ([]specs.Mount, error) {
+func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 	shm := t.ShmBytes
 	if shm == 0 {
 		shm = defaultShmBytes
@@ -291,14 +291,10 @@ func mounts(t *driver.Task) ([]specs.Mount, error) {
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shm)}},
 	}
 	if t.Init {
-		exe, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("find this program for the init process: %w", err)
-		}
-		if err := checkInit(t.Rootfs, exe); err != nil {
+		if err := checkInit(t.Rootfs, reaper); err != nil {
 			return nil, err
 		}
-		out = append(out, specs.Mount{Destination: reaperPath, Type: "bind", Source: exe, Options: []string{"bind", "ro", "nosuid", "nodev"}})
+		out = append(out, specs.Mount{Destination: reaperPath, Type: "bind", Source: reaper, Options: []string{"bind", "ro", "nosuid", "nodev"}})
 	}
 	for _, m := range t.Mounts {
 		sm := specs.Mount{Destination: m.Target, Source: m.Source}

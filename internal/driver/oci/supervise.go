@@ -40,12 +40,15 @@ func Reexec(args []string) bool {
 	switch args[1] {
 	case "init":
 		if len(args) == 2 {
+			awaitFilter()
 			libcontainer.Init() // does not return
 		}
 	case reapArg:
 		os.Exit(reap(args[3:]))
+	case compileArg:
+		os.Exit(beCompiler())
 	case superviseArg:
-		os.Exit(supervise(args[2], args[3]))
+		os.Exit(supervise(args[2], args[3], args[4]))
 	}
 	return false
 }
@@ -91,6 +94,7 @@ func exitCode(ws syscall.WaitStatus) int {
 
 type supervisor struct {
 	dir       string
+	reaper    string // the file of the program that reaps in containers which ask for that
 	task      driver.Task
 	log       *tasklog.Writer
 	container *libcontainer.Container
@@ -110,12 +114,12 @@ type supervisor struct {
 
 // supervise is the whole life of a supervisor. File descriptor 3 tells the agent when the task
 // has started, or why not.
-func supervise(dir, socket string) int {
+func supervise(dir, socket, reaper string) int {
 	debug.SetGCPercent(50)
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	ready := os.NewFile(3, "ready")
 	unix.CloseOnExec(3)
-	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
+	s := &supervisor{dir: dir, reaper: reaper, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
 	if err := s.start(socket); err != nil {
 		s.set(func(st *driver.Status) {
 			st.State, st.Error, st.Finished = driver.Exited, err.Error(), time.Now()
@@ -126,6 +130,7 @@ func supervise(dir, socket string) int {
 		})
 		if s.container != nil {
 			s.container.Destroy() // what could not be started leaves little
+			os.RemoveAll(socket + containerSuffix)
 		}
 		fmt.Fprintf(ready, "%s\n%s", fault.KindOf(err), err)
 		ready.Close()
@@ -134,6 +139,7 @@ func supervise(dir, socket string) int {
 	ready.Write([]byte("ok"))
 	ready.Close()
 	<-s.done
+	os.RemoveAll(socket + containerSuffix)
 	s.sayGoodbye()
 	os.Remove(socket)
 	return 0
@@ -172,7 +178,7 @@ func (s *supervisor) start(socket string) error {
 	if s.log, err = tasklog.Create(s.dir); err != nil {
 		return err
 	}
-	sp, err := spec(&s.task)
+	sp, err := spec(&s.task, s.reaper)
 	if err != nil {
 		return err
 	}
@@ -180,7 +186,17 @@ func (s *supervisor) start(socket string) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "configure the container: %w", err)
 	}
-	root := filepath.Join(s.dir, "container")
+	profile := config.Seccomp
+	var f *filter
+	if profile != nil {
+		if f, err = filterFor(filepath.Dir(socket), profile); err != nil {
+			return err
+		}
+	}
+	if f != nil {
+		config.Seccomp = nil // it is loaded by ourselves
+	}
+	root := socket + containerSuffix // the container ends with the host; what describes it, too
 	s.container, err = libcontainer.Create(root, "c", config)
 	if err != nil {
 		return fmt.Errorf("create the container: %w", err)
@@ -195,11 +211,12 @@ func (s *supervisor) start(socket string) error {
 		return err
 	}
 	began := time.Now()
-	err = s.container.Run(p)
+	err = s.run(p, f)
 	after()
 	if err != nil {
 		return startError(s.task.Args[0], err)
 	}
+	config.Seccomp = profile // for what is executed later
 	oom, err := s.container.NotifyOOM()
 	if err != nil {
 		oom = nil // not every kernel tells; the exit code still does
@@ -212,6 +229,30 @@ func (s *supervisor) start(socket string) error {
 	go s.serve(s.listener)
 	go s.watch(p, outputs, oom)
 	return nil
+}
+
+// run starts the container's first process, with the filter in force.
+func (s *supervisor) run(p *libcontainer.Process, f *filter) error {
+	if f == nil {
+		return s.container.Run(p)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a socket for the seccomp filter: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "filter"), os.NewFile(uintptr(fds[1]), "filter")
+	defer ours.Close()
+	p.ExtraFiles = []*os.File{theirs}
+	err = s.container.Start(p)
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	if err := f.send(ours); err != nil {
+		s.container.Signal(unix.SIGKILL) // that it is gone is no error
+		return err
+	}
+	return s.container.Exec()
 }
 
 // startError says in a sentence what kept the first instruction from running.
@@ -709,6 +750,7 @@ func (w hubWriter) Write(p []byte) (int, error) {
 
 // removeContainer frees what a container holds whose supervisor did not live to do so.
 func removeContainer(root string) {
+	defer os.RemoveAll(root)
 	c, err := libcontainer.Load(root, "c")
 	if err != nil {
 		return // never created, or removed already
