@@ -21,10 +21,11 @@ import (
 
 // cluster is some servers in this process, connected by ports on the loopback.
 type cluster struct {
-	*testing.T
+	testing.TB
 	authority *wire.Authority
 	dir       string
 	servers   []*server
+	fsm       func() FSM      // nil: a store
 	ctx       context.Context // ends with the patience of the test
 }
 
@@ -43,7 +44,9 @@ type server struct {
 }
 
 // newCluster starts servers, of which the first lets the others in.
-func newCluster(t *testing.T, size int) *cluster {
+func newCluster(t testing.TB, size int) *cluster { return newClusterOf(t, size, nil) }
+
+func newClusterOf(t testing.TB, size int, fsm func() FSM) *cluster {
 	t.Helper()
 	a, err := wire.NewAuthority()
 	if err != nil {
@@ -51,7 +54,7 @@ func newCluster(t *testing.T, size int) *cluster {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	t.Cleanup(cancel)
-	c := &cluster{T: t, authority: a, dir: t.TempDir(), ctx: ctx}
+	c := &cluster{TB: t, authority: a, dir: t.TempDir(), fsm: fsm, ctx: ctx}
 	for range size {
 		c.add()
 	}
@@ -94,8 +97,12 @@ func (s *server) start() {
 		s.c.Fatal(err)
 	}
 	s.address, s.client, s.store = port.Addr().String(), port.Client(), store.New(log)
+	fsm := FSM(s.store)
+	if s.c.fsm != nil {
+		fsm = s.c.fsm()
+	}
 	r, err := New(Config{
-		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: s.store, Calls: OverWire(port.Client()), Log: log,
+		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: fsm, Calls: OverWire(port.Client()), Log: log,
 		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond, LeaseTimeout: 200 * time.Millisecond,
 	})
 	if err != nil {
