@@ -28,6 +28,7 @@ func (p *pass) loseInstances() {
 		c.Status.Message, c.Status.Finished = why, p.now
 		p.cs.PutStatus(c)
 		p.event("instance lost", i, why)
+		p.cut()
 	}
 	for _, n := range p.allNodes().list {
 		if n.Status.State == model.NodeDown {
@@ -100,6 +101,7 @@ func (p *pass) tidy() {
 			c.Desired, c.Cause = model.DesiredRemove, "its workload is gone"
 			p.put(c)
 		}
+		p.cut()
 	}
 }
 

@@ -168,8 +168,8 @@ func differs(a, b *model.Node) bool {
 		a.Name != b.Name || !slices.Equal(a.Taints, b.Taints) || !maps.Equal(a.Labels, b.Labels) || !maps.Equal(a.Attributes, b.Attributes)
 }
 
-// pass looks at what is due and commits one change set. It returns after how long to look again
-// even if nothing changes.
+// pass looks at what is due and commits what follows, in one change set unless that is a lot. It
+// returns after how long to look again even if nothing changes.
 func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []store.Batch) (time.Duration, error) {
 	now := time.Now()
 	c.due(snap, now)
@@ -187,13 +187,17 @@ func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []s
 			}
 		}
 		p.tidyRevisions(id)
+		p.cut()
 	}
 	p.place()
 	draining := p.drain()
 	p.tidy()
-	if p.cs.Len() > 0 {
-		if _, err := c.Store.Commit(ctx, p.cs); err != nil {
-			return 0, err
+	for _, cs := range append(p.full, p.cs) {
+		if cs.Len() == 0 {
+			continue
+		}
+		if _, err := c.Store.Commit(ctx, cs); err != nil {
+			return 0, err // what has been committed is built upon in the next pass
 		}
 	}
 	clear(c.dirty)
@@ -244,6 +248,7 @@ type pass struct {
 	c    *Controller
 	snap *store.Snapshot
 	cs   *store.ChangeSet
+	full []*store.ChangeSet // to be committed before cs
 	now  time.Time
 	// changed holds objects that this pass has changed already, by ID, so that a later step
 	// builds on it.
@@ -267,6 +272,18 @@ type pass struct {
 func (p *pass) put(o model.Object) {
 	p.changed[o.GetMeta().ID] = o
 	p.cs.Put(o)
+}
+
+// setChanges is about how many changes a pass makes in one set. Tens of thousands at once would be
+// one log entry of many megabytes, over which the leader would lose the lead.
+const setChanges = 500
+
+// cut ends the change set if it is large. It is called where what was decided so far may happen
+// without what follows, as if the pass had ended here.
+func (p *pass) cut() {
+	if p.cs.Len() >= setChanges {
+		p.full, p.cs = append(p.full, p.cs), &store.ChangeSet{}
+	}
 }
 
 // current returns the object as this pass left it.

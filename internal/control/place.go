@@ -56,6 +56,7 @@ func (p *pass) place() {
 		instances[i.ID] = i
 	}
 	for n, pl := range schedule.Place(views, requests, p.snap.Revision()) {
+		p.cut()
 		c := instances[pl.InstanceID].Clone()
 		if pl.NodeID == "" {
 			p.pending(c, pl.Reason)

@@ -36,6 +36,7 @@ func (p *pass) workload(w *model.Workload) error {
 		if err := p.act(w, &out.Actions[i]); err != nil {
 			return err
 		}
+		p.cut()
 	}
 	p.putStatus(w, status)
 	return nil
