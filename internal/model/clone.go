@@ -170,15 +170,36 @@ func (t Template) Clone() Template {
 	t.DNS.Options = slices.Clone(t.DNS.Options)
 	t.ExtraHosts = slices.Clone(t.ExtraHosts)
 	t.Sysctls = maps.Clone(t.Sysctls)
-	t.Placement.Constraints = slices.Clone(t.Placement.Constraints)
-	for i := range t.Placement.Constraints {
-		t.Placement.Constraints[i].Values = slices.Clone(t.Placement.Constraints[i].Values)
-	}
-	t.Placement.Spread = slices.Clone(t.Placement.Spread)
-	t.Placement.Tolerations = slices.Clone(t.Placement.Tolerations)
-	t.Placement.Platforms = slices.Clone(t.Placement.Platforms)
+	t.Placement = t.Placement.clone()
 	t.Labels = maps.Clone(t.Labels)
 	return t
+}
+
+func (p Placement) clone() Placement {
+	p.Constraints = slices.Clone(p.Constraints)
+	for i := range p.Constraints {
+		p.Constraints[i].Values = slices.Clone(p.Constraints[i].Values)
+	}
+	p.Prefer = slices.Clone(p.Prefer)
+	for i := range p.Prefer {
+		p.Prefer[i].Values = slices.Clone(p.Prefer[i].Values)
+	}
+	p.Spread = slices.Clone(p.Spread)
+	p.Skew = slices.Clone(p.Skew)
+	p.MaxPer = slices.Clone(p.MaxPer)
+	p.Near = cloneAffinities(p.Near)
+	p.Apart = cloneAffinities(p.Apart)
+	p.Tolerations = slices.Clone(p.Tolerations)
+	p.Platforms = slices.Clone(p.Platforms)
+	return p
+}
+
+func cloneAffinities(list []Affinity) []Affinity {
+	out := slices.Clone(list)
+	for i := range out {
+		out[i].Workloads = slices.Clone(out[i].Workloads)
+	}
+	return out
 }
 
 func cloneTasks(tasks []TaskSpec) []TaskSpec {

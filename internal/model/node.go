@@ -17,8 +17,11 @@ type Node struct {
 	// HostAddress is the address under which other hosts reach this one, without a port.
 	HostAddress string `json:"hostAddress"`
 	// Capacity is what the host has; Reserved is kept back from instances.
-	Capacity   Resources         `json:"capacity"`
-	Reserved   Resources         `json:"reserved,omitzero"`
+	Capacity Resources `json:"capacity"`
+	Reserved Resources `json:"reserved,omitzero"`
+	// Overcommit stretches the cores that burstable instances may set aside: 1.5 lets them have
+	// half as much again. Up to 1: not at all.
+	Overcommit float64           `json:"overcommit,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"` // os, arch, kernel, hostname, version …
 	Status     NodeStatus        `json:"status"`
 }

@@ -174,15 +174,78 @@ type RestartPolicy struct {
 	Window      time.Duration    `json:"window,omitempty"`      // a run this long resets the count
 }
 
-// Placement restricts and ranks nodes.
+// Placement restricts and ranks nodes. What it says of instances is about those of the workload,
+// whatever their revision.
 type Placement struct {
 	Constraints []Constraint `json:"constraints,omitempty"` // all must hold
-	Spread      []string     `json:"spread,omitempty"`      // node keys to spread over evenly, e.g. "node.labels.zone"
+	Prefer      []Preference `json:"prefer,omitempty"`      // nodes that meet them are taken first
+	Spread      []string     `json:"spread,omitempty"`      // node keys to spread over as evenly as possible, e.g. "node.labels.zone"
+	Skew        []Skew       `json:"skew,omitempty"`        // node keys over which instances must be spread evenly
+	MaxPer      []MaxPer     `json:"maxPer,omitempty"`      // bounds on instances per value of a node key
 	MaxPerNode  int          `json:"maxPerNode,omitempty"`
+	Near        []Affinity   `json:"near,omitempty"`  // where instances of other workloads, or of this one, run
+	Apart       []Affinity   `json:"apart,omitempty"` // where they do not
 	Tolerations []Toleration `json:"tolerations,omitempty"`
 	Platforms   []string     `json:"platforms,omitempty"` // os/arch
-	Priority    int          `json:"priority,omitempty"`
+	// Priority decides who is placed first and, where room is short, who gives way to whom: lower
+	// to higher.
+	Priority int           `json:"priority,omitempty"`
+	Strategy Strategy      `json:"strategy,omitempty"` // "" is spread
+	Gang     bool          `json:"gang,omitempty"`     // all pending instances are placed at once, or none
+	Class    ResourceClass `json:"class,omitempty"`    // "" is guaranteed
 }
+
+// Preference is a constraint that should hold rather than must.
+type Preference struct {
+	Constraint
+	// Weight is added up over what a node meets, or taken off where negative; -100 to 100, not 0.
+	Weight int `json:"weight"`
+}
+
+// Skew bounds by how many instances the values of a node key may differ.
+type Skew struct {
+	Key string `json:"key"`
+	Max int    `json:"max"` // from 1
+	// MinDomains is how many values there must be, as far as the workload has instances for them.
+	MinDomains int `json:"minDomains,omitempty"`
+}
+
+// MaxPer bounds how many instances run in all nodes with the same value of a key.
+type MaxPer struct {
+	Key string `json:"key"`
+	Max int    `json:"max"` // from 1
+}
+
+// Affinity is to instances of some workloads in the same failure domain.
+type Affinity struct {
+	// Workloads are full names ("shop/db"), or names within the same application; empty for the
+	// workload itself.
+	Workloads []string `json:"workloads,omitempty"`
+	Key       string   `json:"key,omitempty"`    // whose values are the failure domains; "" for each node
+	Weight    int      `json:"weight,omitempty"` // 1 to 100; 0: it must hold
+}
+
+// Strategy says what a workload's instances do with the nodes that are equal otherwise.
+type Strategy string
+
+// The strategies: nodes with the fewest instances of the workload and the least load first; the
+// fullest first; or those whose resources are used up most evenly, so that none is stranded.
+const (
+	SpreadOut Strategy = "spread"
+	BinPack   Strategy = "binPack"
+	Balance   Strategy = "balance"
+)
+
+// ResourceClass says what a reservation is worth.
+type ResourceClass string
+
+// Reservations of guaranteed instances fit into what a node has. Burstable ones may set aside more
+// cores, by the node's overcommitment. Best-effort ones set nothing aside.
+const (
+	Guaranteed ResourceClass = "guaranteed"
+	Burstable  ResourceClass = "burstable"
+	BestEffort ResourceClass = "bestEffort"
+)
 
 // Constraint compares a key of a node with a value. Keys: node.id, node.name, node.hostname,
 // node.role (server, agent), node.platform.os, node.platform.arch, node.ip, node.labels.X,
@@ -205,6 +268,15 @@ const (
 	Exists    Operator = "exists"
 	NotExists Operator = "notExists"
 	Matches   Operator = "matches" // regular expression (RE2), whole value
+
+	NotMatches Operator = "notMatches"
+
+	// These compare with one value: as versions where that is one, such as v6.1, as numbers
+	// otherwise. What is neither compares to nothing.
+	Less    Operator = "<"
+	AtMost  Operator = "<="
+	Greater Operator = ">"
+	AtLeast Operator = ">="
 )
 
 // Toleration lets an instance onto tainted nodes. Empty fields match everything.

@@ -1,14 +1,21 @@
 package schedule
 
 import (
-	"cmp"
-	"fmt"
-	"iter"
 	"slices"
-	"strings"
+	"strconv"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
+
+// Cluster is what is decided about: the nodes, and what bounds their use.
+type Cluster struct {
+	Nodes []*NodeView
+	// Namespaces hold quotas and weights; one that is missing has neither.
+	Namespaces map[string]*Share
+	// Spare is how many instances of a workload may give way, by workload ID; a workload that is
+	// missing may lose all of them.
+	Spare map[string]int
+}
 
 // NodeView is a node and what is taken of it.
 type NodeView struct {
@@ -19,6 +26,24 @@ type NodeView struct {
 	// Instances counts wanted instances by workload ID; Total all of them.
 	Instances map[string]int
 	Total     int
+	// Images are the digests of images on the node, with their size in bytes.
+	Images map[string]int64
+	// Occupants are instances that may have to give way to more important ones, and Going those
+	// that have been told to end; both count as used.
+	Occupants []Occupant
+	Going     []Occupant
+
+	index int32
+	hash  uint64
+}
+
+// Occupant is an instance on a node.
+type Occupant struct {
+	InstanceID string
+	WorkloadID string
+	Priority   int
+	Wanted     model.Resources
+	Ports      []model.HostPort
 }
 
 // Request asks for a place for one instance.
@@ -26,11 +51,22 @@ type Request struct {
 	InstanceID string
 	WorkloadID string
 	Workload   string // full name, for reasons
+	Namespace  string
 	Template   *model.Template
 	HostPorts  []model.HostPort
 	// PinnedTo is the only node that will do, for volumes that live there; "" for any.
 	PinnedTo  string
 	PinReason string
+	// Near and Apart are the affinities of the template, and of others towards this workload.
+	Near, Apart []Relation
+}
+
+// Relation is an affinity with the IDs of the workloads that it is to.
+type Relation struct {
+	Workloads []string
+	Names     string // for reasons
+	Key       string
+	Weight    int // 0: it must hold
 }
 
 // Placement is a decision: a node, or why there is none.
@@ -38,29 +74,107 @@ type Placement struct {
 	InstanceID string
 	NodeID     string
 	Reason     string
+	// Victims are instances that are to end so that this one finds room; until then it has none.
+	Victims []string
 }
 
-// Place decides about requests in order and accounts for each before the next; it changes the
-// views accordingly. seed breaks ties.
-func Place(nodes []*NodeView, requests []Request, seed uint64) []Placement {
-	p := &placer{nodes: nodes, seed: seed, classes: map[classKey]*class{}, counts: map[domain]*int{}, spreads: map[string][][]string{}}
+// Resolve turns the affinities of a template into relations. find gives the ID of a workload;
+// names that stand for nothing yet are left out: nothing of theirs runs anywhere.
+func Resolve(list []model.Affinity, self string, find func(name string) (id string, ok bool)) []Relation {
+	var out []Relation
+	for i := range list {
+		a := &list[i]
+		r := Relation{Key: nearKey(a), Weight: a.Weight}
+		if len(a.Workloads) == 0 {
+			r.Workloads, r.Names = []string{self}, "the workload itself"
+		}
+		for n, name := range a.Workloads {
+			if n > 0 {
+				r.Names += ", "
+			}
+			r.Names += name
+			if id, ok := find(name); ok {
+				r.Workloads = append(r.Workloads, id)
+			}
+		}
+		out = append(out, r)
+	}
+	return out
+}
+
+// Place decides about requests, the most important first and otherwise in the order given, and
+// accounts for each before the next; it changes the views accordingly. seed breaks ties. The
+// placements are in the order of the requests.
+func Place(cluster Cluster, requests []Request, seed uint64) []Placement {
+	p := newPlacer(cluster, seed)
 	out := make([]Placement, len(requests))
 	for i := range requests {
-		out[i] = p.place(&requests[i])
+		p.classOf(&requests[i]).left++
 	}
+	var refused []refusal
+	for group := range p.turns(requests) {
+		if requests[group[0]].Template.Placement.Gang {
+			p.gang(requests, group, out)
+			continue
+		}
+		for _, i := range group {
+			r := &requests[i]
+			c := p.classOf(r)
+			out[i] = p.place(c, r)
+			if out[i].NodeID == "" && out[i].Reason == "" {
+				refused = append(refused, refusal{i, c})
+			}
+			if c.left--; c.left == 0 {
+				c.done()
+			}
+		}
+	}
+	p.explain(refused, out)
 	return out
 }
 
 // placer is one call of Place.
 type placer struct {
-	nodes   []*NodeView
+	Cluster
 	seed    uint64
+	nodes   []*NodeView
+	whole   model.Resources // what all nodes have
 	classes map[classKey]*class
-	// counts are instances of a workload in a failure domain.
-	counts map[domain]*int
-	// spreads are the different lists of spread keys by workload.
-	spreads map[string][][]string
-	taken   int // placements so far
+	last    *class
+	fitting map[*model.Template]*fitting
+	domains map[string]*domains
+	parts   map[string]*partition
+	// counters are those that a workload's instances count in, by its ID.
+	counters map[string][]*counter
+	shared   map[string]*counter
+	where    map[string][]int32 // nodes that run, or ran, instances of a workload
+	// taken and freed are nodes in the order in which something was put there or taken away.
+	taken, freed []int32
+	spareNodes   []candidate  // memory of a class that is done, for the next
+	spareHeaps   []*candidate // the same
+	lowest       int          // priority of the least important occupant
+	occupied     bool
+}
+
+func newPlacer(cluster Cluster, seed uint64) *placer {
+	p := &placer{
+		Cluster: cluster, seed: seed, nodes: cluster.Nodes, classes: map[classKey]*class{}, fitting: map[*model.Template]*fitting{},
+		domains: map[string]*domains{}, parts: map[string]*partition{}, counters: map[string][]*counter{}, shared: map[string]*counter{},
+		where: map[string][]int32{},
+	}
+	for i, n := range p.nodes {
+		n.index, n.hash = int32(i), hash(n.Node.ID)
+		add(&p.whole, &n.Node.Capacity, 1)
+		for w := range n.Instances {
+			p.where[w] = append(p.where[w], n.index)
+		}
+		for j := range n.Occupants {
+			if pr := n.Occupants[j].Priority; !p.occupied || pr < p.lowest {
+				p.lowest, p.occupied = pr, true
+			}
+		}
+	}
+	return p
 }
 
 // classKey is equal for requests that every node answers alike.
@@ -71,226 +185,132 @@ type classKey struct {
 	ports      string
 }
 
-// domain is a failure domain as a workload sees it: the values of the template's spread keys,
-// from the first to the one that the domain is of.
-type domain struct{ workloadID, path string }
-
-// class is what all requests of one key share: the nodes that may do, the best first.
-type class struct {
-	*Request
-	wanted   model.Resources
-	rejected *tally // by filters that do not depend on what runs
-	fit      []*candidate
-	root     *branch
-	reasons  map[int]string // why a node with so many instances was chosen
-	refusal  string         // why no node does, as of refusedAt
-	refused  int
-}
-
-// candidate is a node with the score it had when last looked at. Placing only ever makes scores
-// worse, so a stale score is never too bad, and it is enough to look again at the best.
-type candidate struct {
-	*NodeView
-	avoid int // taints that ask for other nodes, if there are any
-	tie   uint64
-	score score
-	// domains count the workload's instances in each of the node's failure domains.
-	domains []*int
-}
-
-// score orders nodes of one failure domain; the smallest is the best.
-type score struct {
-	avoid int
-	same  int // instances of the workload on the node
-	load  float64
-	tie   uint64
-}
-
-func compareScores(a, b *score) int {
-	return cmp.Or(cmp.Compare(a.avoid, b.avoid), cmp.Compare(a.same, b.same), cmp.Compare(a.load, b.load), cmp.Compare(a.tie, b.tie))
-}
-
-func (c *class) scoreOf(n *candidate) score {
-	return score{avoid: n.avoid, same: n.Instances[c.WorkloadID], load: load(n.NodeView, &c.wanted), tie: n.tie}
-}
-
-func (p *placer) place(r *Request) Placement {
+func (p *placer) classOf(r *Request) *class {
+	if c := p.last; c != nil && c.key.template == r.Template && c.key.workloadID == r.WorkloadID && c.key.pinnedTo == r.PinnedTo && samePorts(c.HostPorts, r.HostPorts) {
+		return c
+	}
 	key := classKey{template: r.Template, workloadID: r.WorkloadID, pinnedTo: r.PinnedTo}
 	for _, port := range r.HostPorts {
 		key.ports += portKey(port) + " "
 	}
 	c := p.classes[key]
 	if c == nil {
-		c = p.newClass(r)
+		c = &class{Request: r, key: key, p: p, wanted: Wanted(r.Template)}
 		p.classes[key] = c
 	}
-	best := c.best()
-	if best == nil {
-		return Placement{InstanceID: r.InstanceID, Reason: c.refusalText(p.taken)}
-	}
-	out := Placement{InstanceID: r.InstanceID, NodeID: best.Node.ID, Reason: c.because(best.score.same, len(p.nodes))}
-	best.Take(c.WorkloadID, &c.wanted, c.HostPorts)
-	own := c.Template.Placement.Spread
-	for _, live := range best.domains {
-		*live++
-	}
-	for _, keys := range p.spreads[c.WorkloadID] {
-		if slices.Equal(keys, own) {
-			continue
-		}
-		for path := range paths(best.Node, keys) { // another revision spreads differently
-			*p.count(c.WorkloadID, path)++
-		}
-	}
-	p.taken++
-	return out
-}
-
-func (p *placer) newClass(r *Request) *class {
-	c := &class{Request: r, wanted: Wanted(r.Template), rejected: newTally(len(p.nodes)), reasons: map[int]string{}, refused: -1}
-	p.countDomains(c)
-	c.root = &branch{live: new(int)}
-	for _, n := range p.nodes {
-		switch {
-		case n.Node.Status.State == model.NodeDown:
-			c.rejected.add("are down", "")
-		case n.Node.Status.State != model.NodeReady:
-			c.rejected.add("are not ready yet", "")
-		case !n.Node.Schedulable():
-			c.rejected.add("take no new work ("+string(n.Node.Availability)+")", "")
-		default:
-			if reason := static(n.Node, c.Template); reason != "" {
-				c.rejected.add(reason, "")
-				continue
-			}
-			can := &candidate{NodeView: n, avoid: avoided(n.Node, c.Template.Placement.Tolerations), tie: tie(p.seed, c.WorkloadID, n.Node.ID)}
-			can.score = c.scoreOf(can)
-			c.fit = append(c.fit, can)
-			if reason, _ := c.dynamic(n); reason == "" {
-				c.root.insert(p, c, can)
-			}
-		}
-	}
-	c.root.order()
+	p.last = c
 	return c
 }
 
-// countDomains counts the workload's instances by failure domain, once for all its classes.
-func (p *placer) countDomains(c *class) {
-	keys := c.Template.Placement.Spread
-	seen := func(have []string) bool { return slices.Equal(have, keys) }
-	if len(keys) == 0 || slices.ContainsFunc(p.spreads[c.WorkloadID], seen) {
-		return
+func samePorts(a, b []model.HostPort) bool {
+	return len(a) == len(b) && (len(a) == 0 || &a[0] == &b[0] || slices.Equal(a, b))
+}
+
+// place finds a node for one request. Without one, the reason is left to be found out at the end,
+// unless there is more to say than that no node fits.
+func (p *placer) place(c *class, r *Request) Placement {
+	out := Placement{InstanceID: r.InstanceID}
+	if out.Reason = p.beyondQuota(c); out.Reason != "" {
+		return out
 	}
-	p.spreads[c.WorkloadID] = append(p.spreads[c.WorkloadID], keys)
-	for _, n := range p.nodes {
-		if have := n.Instances[c.WorkloadID]; have > 0 {
-			for path := range paths(n.Node, keys) {
-				*p.count(c.WorkloadID, path) += have
-			}
+	best := c.best()
+	if best == nil {
+		if v := p.preempt(c); v != nil {
+			out.Reason, out.Victims = v.reason, v.victims
+		}
+		return out
+	}
+	out.NodeID, out.Reason = best.view.Node.ID, c.because(best)
+	p.take(c, best.view)
+	return out
+}
+
+func (p *placer) take(c *class, v *NodeView) {
+	if _, known := v.Instances[c.WorkloadID]; !known {
+		p.where[c.WorkloadID] = append(p.where[c.WorkloadID], v.index)
+	}
+	v.Take(c.WorkloadID, &c.wanted, c.HostPorts)
+	p.count(c, v, 1)
+	p.taken = append(p.taken, v.index)
+}
+
+// giveBack undoes take.
+func (p *placer) giveBack(c *class, v *NodeView) {
+	add(&v.Used, &c.wanted, -1)
+	v.Instances[c.WorkloadID]--
+	v.Total--
+	for _, port := range c.HostPorts {
+		delete(v.Ports, portKey(port))
+	}
+	p.count(c, v, -1)
+	p.freed = append(p.freed, v.index)
+}
+
+func (p *placer) count(c *class, v *NodeView, n int) {
+	for _, k := range p.counters[c.WorkloadID] {
+		k.in[k.of[v.index]] += n
+		k.total += n
+	}
+	if s := p.Namespaces[c.Namespace]; s != nil {
+		add(&s.Used, &c.wanted, int64(n))
+		s.UsedInstances += n
+	}
+}
+
+// gang places all requests of a group or none of them. Nobody gives way to a gang.
+func (p *placer) gang(requests []Request, group []int, out []Placement) {
+	var where []*NodeView
+	var reason string
+	for _, i := range group {
+		r := &requests[i]
+		c := p.classOf(r)
+		out[i].InstanceID = r.InstanceID
+		if reason = p.beyondQuota(c); reason != "" {
+			break
+		}
+		best := c.best()
+		if best == nil {
+			reason = c.refusalText()
+			break
+		}
+		out[i].NodeID, out[i].Reason = best.view.Node.ID, c.because(best)
+		p.take(c, best.view)
+		where = append(where, best.view)
+	}
+	if reason != "" {
+		reason = "the gang is placed as a whole, and only " + strconv.Itoa(len(where)) + " of " + strconv.Itoa(len(group)) + " have room: " + reason
+		for n, v := range where {
+			p.giveBack(p.classOf(&requests[group[n]]), v)
+		}
+		for _, i := range group {
+			out[i] = Placement{InstanceID: requests[i].InstanceID, Reason: reason}
+		}
+	}
+	for _, i := range group {
+		c := p.classOf(&requests[i])
+		if c.left--; c.left == 0 {
+			c.done()
 		}
 	}
 }
 
-func (p *placer) count(workloadID, path string) *int {
-	d := domain{workloadID, path}
-	n := p.counts[d]
-	if n == nil {
-		n = new(int)
-		p.counts[d] = n
-	}
-	return n
+// refusal is a request, by its position, that found no node.
+type refusal struct {
+	request int
+	c       *class
 }
 
-// paths yields the failure domains that a node is in, from the widest to the narrowest.
-func paths(n *model.Node, keys []string) iter.Seq[string] {
-	return func(yield func(string) bool) {
-		path := strings.Join(keys, "\x00") + "\x01" // other keys, other domains
-		for _, key := range keys {
-			v, _ := Value(n, key)
-			path += key + "=" + v + "\x00"
-			if !yield(path) {
-				return
-			}
+// explain says why requests were refused, once for each class, as things stand in the end.
+func (p *placer) explain(refused []refusal, out []Placement) {
+	texts := map[*class]string{}
+	for _, f := range refused {
+		text, ok := texts[f.c]
+		if !ok {
+			text = f.c.refusalText()
+			texts[f.c] = text
 		}
+		out[f.request].Reason = text
 	}
-}
-
-// dynamic returns why a node does not do at the moment, and an example of it.
-func (c *class) dynamic(n *NodeView) (reason, example string) {
-	if c.PinnedTo != "" && n.Node.ID != c.PinnedTo {
-		return c.PinReason, ""
-	}
-	if m := c.Template.Placement.MaxPerNode; m > 0 && n.Instances[c.WorkloadID] >= m {
-		return fmt.Sprintf("have %d instances of it already, as many as one node may", m), ""
-	}
-	for _, p := range c.HostPorts {
-		if n.Ports[portKey(p)] {
-			return fmt.Sprintf("have port %d/%s taken", p.Published, p.Protocol), ""
-		}
-	}
-	if what, lack := lacking(n.Node, &n.Used, &c.wanted); what != "" {
-		return "have too little " + what, lack + " on " + n.Node.Name
-	}
-	return "", ""
-}
-
-// Lacks says what a node lacks at the moment for an instance of a workload that must run there
-// and nowhere else, "" when it has room.
-func Lacks(n *NodeView, t *model.Template, workloadID string, ports []model.HostPort) string {
-	c := &class{Request: &Request{WorkloadID: workloadID, Template: t, HostPorts: ports}, wanted: Wanted(t)}
-	reason, example := c.dynamic(n)
-	if reason == "" {
-		return ""
-	}
-	rejected := newTally(1)
-	rejected.add(reason, example)
-	return rejected.text()
-}
-
-// best returns the node that the next instance should go to, nil when none does.
-func (c *class) best() *candidate {
-	if ok, _ := c.root.refresh(c); !ok {
-		return nil
-	}
-	b := c.root
-	for len(b.branches) > 0 {
-		b = b.branches[0]
-	}
-	return b.nodes[0]
-}
-
-func (c *class) refusalText(taken int) string {
-	if c.refused == taken {
-		return c.refusal
-	}
-	rejected := c.rejected.clone()
-	for _, n := range c.fit {
-		if reason, example := c.dynamic(n.NodeView); reason != "" {
-			rejected.add(reason, example)
-		}
-	}
-	c.refusal, c.refused = rejected.text(), taken
-	return c.refusal
-}
-
-func (c *class) because(same, all int) string {
-	if have := c.reasons[same]; have != "" {
-		return have
-	}
-	reason := fmt.Sprintf("best of %d nodes that fit: %d instances of %s here, nowhere fewer", len(c.fit), same, c.Workload)
-	switch {
-	case c.PinnedTo != "":
-		reason = "its volume lives here"
-	case len(c.fit) == 1:
-		reason = fmt.Sprintf("the only one of %d nodes that fits", all)
-	case len(c.Template.Placement.Spread) > 0:
-		reason = fmt.Sprintf("best of %d nodes that fit: spreads %s over %s", len(c.fit), c.Workload, strings.Join(c.Template.Placement.Spread, " and "))
-	case same == 0:
-		reason = fmt.Sprintf("best of %d nodes that fit: no other instance of %s here", len(c.fit), c.Workload)
-	}
-	c.reasons[same] = reason
-	return reason
 }
 
 // Take accounts for an instance on the node.
@@ -309,30 +329,33 @@ func (n *NodeView) Take(workloadID string, wanted *model.Resources, ports []mode
 	}
 }
 
-func portKey(p model.HostPort) string { return fmt.Sprintf("%s/%d", p.Protocol, p.Published) }
-
-// load is the larger share of cpu and memory taken once the instance is there, plus a little for
-// each instance, so that those that reserve nothing spread too.
-func load(n *NodeView, wanted *model.Resources) float64 {
-	share := func(used, capacity int64) float64 {
-		if capacity <= 0 {
-			return 0
-		}
-		return float64(used) / float64(capacity)
+// Lacks says what a node lacks at the moment for an instance of a workload that must run there
+// and nowhere else, "" when it has room.
+func Lacks(n *NodeView, r Request) string {
+	p := newPlacer(Cluster{Nodes: []*NodeView{n}}, 0)
+	c := p.classOf(&r)
+	rejected := newTally(1)
+	if !c.reject(n, rejected) {
+		return ""
 	}
-	return max(
-		share(n.Used.NanoCPUs+wanted.NanoCPUs, n.Node.Capacity.NanoCPUs),
-		share(n.Used.MemoryBytes+wanted.MemoryBytes, n.Node.Capacity.MemoryBytes),
-	) + float64(n.Total)*0.01
+	return rejected.text()
 }
 
-// tie is a hash (FNV-1a) of what it is given, the same everywhere.
-func tie(seed uint64, workload, node string) uint64 {
-	h := seed ^ 14695981039346656037
-	for _, s := range [...]string{workload, "/", node} {
-		for i := range len(s) {
-			h = (h ^ uint64(s[i])) * 1099511628211
-		}
+func portKey(p model.HostPort) string { return p.Protocol + "/" + strconv.Itoa(p.Published) }
+
+// hash is FNV-1a, the same everywhere.
+func hash(s string) uint64 {
+	h := uint64(14695981039346656037)
+	for i := range len(s) {
+		h = (h ^ uint64(s[i])) * 1099511628211
 	}
-	return h ^ h>>32
+	return h
+}
+
+// tie orders what is equal otherwise, differently for each workload and seed.
+func tie(seed, workload, node uint64) uint64 {
+	h := seed*0x9e3779b97f4a7c15 ^ workload ^ node*0xbf58476d1ce4e5b9
+	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
+	h = (h ^ h>>27) * 0x94d049bb133111eb
+	return h ^ h>>31
 }

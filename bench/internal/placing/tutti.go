@@ -15,7 +15,7 @@ func place(s shape) (time.Duration, error) {
 	requests := requestsOf(s)
 	var placed []schedule.Placement
 	took, err := cost(func() error {
-		placed = schedule.Place(nodes, requests, 1)
+		placed = schedule.Place(schedule.Cluster{Nodes: nodes}, requests, 1)
 		return nil
 	})
 	if err != nil {

@@ -1,0 +1,491 @@
+package schedule
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// class is what all requests of one key share: the nodes that may do, in groups, the best of each
+// group first.
+type class struct {
+	*Request
+	key    classKey
+	p      *placer
+	wanted model.Resources
+	left   int // requests still to come
+	opened bool
+	fits   *fitting
+	nodes  []candidate // those that may do, in the order of the cluster's nodes
+	groups []group
+	heaps  []*candidate // the memory of the groups' heaps
+	rules
+	// eager classes have scores that others' placements may improve: they look at each. The other
+	// classes look again only at what seems best, as scores get worse and never better.
+	eager        bool
+	taken, freed int // how far the placer's lists were followed
+	reasons      map[string]string
+}
+
+// candidate is a node with the score it had when last looked at.
+type candidate struct {
+	view  *NodeView
+	group int32
+	pos   int32 // in the group's heap; -1: does not fit
+	score score
+	base  int32 // what preferences for nodes add up to
+	avoid int32
+}
+
+// score orders nodes of one group; the smallest is the best.
+type score struct {
+	avoid  int32
+	prefer int32 // what the node is preferred by, less is better
+	same   int32 // instances of the workload on the node, where they are to be spread
+	load   float64
+	tie    uint64
+}
+
+func (a *score) less(b *score) bool {
+	switch {
+	case a.avoid != b.avoid:
+		return a.avoid < b.avoid
+	case a.prefer != b.prefer:
+		return a.prefer < b.prefer
+	case a.same != b.same:
+		return a.same < b.same
+	case a.load != b.load:
+		return a.load < b.load
+	}
+	return a.tie < b.tie
+}
+
+// rules are what a class asks about failure domains of several nodes, and about what else runs on
+// a node.
+type rules struct {
+	spread []*counter // of each prefix of the keys to spread over
+	skew   []skewRule
+	maxPer []maxRule
+	near   []nearRule // over several nodes
+	apart  []nearRule
+	// On the node itself.
+	maxHere            int // 0: any number
+	nearHere, notHere  []Relation
+	likes, dislikes    []Relation
+	softNear, softPart []nearRule
+	spreadOut          bool
+}
+
+type maxRule struct {
+	*counter
+	max int
+	key string
+}
+
+type skewRule struct {
+	*counter
+	model.Skew
+	eligible []bool // domains with a node that may do
+	least    int    // instances in the emptiest of them
+	domains  int
+}
+
+type nearRule struct {
+	*counter
+	Relation
+	self bool
+}
+
+// fitting is what the static filters say of the nodes for a template.
+type fitting struct {
+	nodes    []int32
+	rejected *tally
+	avoid    []int32 // by position in nodes; nil: no node is to be avoided
+	prefer   []int32 // the same
+}
+
+// fit filters and rates the nodes by what does not depend on what runs, once for a template.
+func (p *placer) fit(t *model.Template) *fitting {
+	if f := p.fitting[t]; f != nil {
+		return f
+	}
+	pl := &t.Placement
+	for other, f := range p.fitting { // workloads alike in this respect are many
+		if sameStatic(&other.Placement, pl) {
+			p.fitting[t] = f
+			return f
+		}
+	}
+	f := &fitting{rejected: newTally(len(p.nodes))}
+	for i, n := range p.nodes {
+		switch {
+		case n.Node.Status.State == model.NodeDown:
+			f.rejected.add("are down", "")
+		case n.Node.Status.State != model.NodeReady:
+			f.rejected.add("are not ready yet", "")
+		case !n.Node.Schedulable():
+			f.rejected.add("take no new work ("+string(n.Node.Availability)+")", "")
+		default:
+			if reason := static(n.Node, t); reason != "" {
+				f.rejected.add(reason, "")
+				continue
+			}
+			f.nodes = append(f.nodes, int32(i))
+			f.avoid = append(f.avoid, int32(avoided(n.Node, pl.Tolerations)))
+			f.prefer = append(f.prefer, preferred(n.Node, pl.Prefer))
+		}
+	}
+	if !slices.ContainsFunc(f.avoid, func(n int32) bool { return n != 0 }) {
+		f.avoid = nil
+	}
+	if !slices.ContainsFunc(f.prefer, func(n int32) bool { return n != 0 }) {
+		f.prefer = nil
+	}
+	if len(p.fitting) < 64 { // as comparing with all of many would cost more than it saves
+		p.fitting[t] = f
+	}
+	return f
+}
+
+func sameStatic(a, b *model.Placement) bool {
+	return sameConstraints(a.Constraints, b.Constraints) && slices.Equal(a.Platforms, b.Platforms) && slices.Equal(a.Tolerations, b.Tolerations) &&
+		slices.EqualFunc(a.Prefer, b.Prefer, func(x, y model.Preference) bool {
+			return x.Weight == y.Weight && sameConstraint(x.Constraint, y.Constraint)
+		}) && slices.Equal(requiredKeys(a), requiredKeys(b))
+}
+
+func sameConstraints(a, b []model.Constraint) bool { return slices.EqualFunc(a, b, sameConstraint) }
+
+func sameConstraint(x, y model.Constraint) bool {
+	return x.Key == y.Key && x.Operator == y.Operator && slices.Equal(x.Values, y.Values)
+}
+
+func preferred(n *model.Node, list []model.Preference) int32 {
+	sum := 0
+	for i := range list {
+		if Satisfies(n, &list[i].Constraint) {
+			sum += list[i].Weight
+		}
+	}
+	return -int32(sum)
+}
+
+// open finds the nodes of a class, when its first request comes.
+func (c *class) open() {
+	p := c.p
+	c.opened, c.reasons = true, map[string]string{}
+	c.fits = p.fit(c.Template)
+	c.makeRules()
+	lists, name := c.lists()
+	part := p.partitionOf(lists, name)
+	c.groups = make([]group, len(part.members))
+	c.nodes, p.spareNodes = reuse(p.spareNodes, len(c.fits.nodes)), nil
+	here := c.here()
+	mine := hash(c.WorkloadID)
+	sizes := make([]int32, len(part.members))
+	for _, n := range c.fits.nodes {
+		sizes[part.of[n]]++
+	}
+	heaps := reuse(p.spareHeaps, len(c.nodes))
+	p.spareHeaps, c.heaps = nil, heaps
+	for g := range c.groups {
+		c.groups[g] = group{member: part.members[g], heap: heaps[:0:sizes[g]]}
+		heaps = heaps[sizes[g]:]
+	}
+	for i, n := range c.fits.nodes {
+		can := &c.nodes[i]
+		*can = candidate{view: p.nodes[n], group: part.of[n], pos: -1}
+		if c.fits.avoid != nil {
+			can.avoid = c.fits.avoid[i]
+		}
+		if c.fits.prefer != nil {
+			can.base = c.fits.prefer[i]
+		}
+		can.score.tie = tie(p.seed, mine, can.view.hash)
+		if c.fitsOn(can.view) {
+			same := int32(0)
+			if len(here) > 0 {
+				same = here[n]
+			}
+			c.rate(can, same)
+			c.groups[can.group].append(can)
+		}
+	}
+	for g := range c.groups {
+		c.groups[g].order()
+	}
+	c.markSkew()
+	c.taken, c.freed = len(p.taken), len(p.freed)
+}
+
+// here counts the workload's instances by node, where there are any.
+func (c *class) here() map[int32]int32 {
+	out := map[int32]int32{}
+	for _, n := range c.p.where[c.WorkloadID] {
+		out[n] = int32(c.p.nodes[n].Instances[c.WorkloadID])
+	}
+	return out
+}
+
+// done lets go of what only a further request would need; what explains a refusal stays.
+func (c *class) done() {
+	c.p.spareNodes, c.p.spareHeaps = c.nodes, c.heaps
+	c.nodes, c.heaps, c.groups = nil, nil, nil
+}
+
+// reuse returns a slice of some length, in the memory of another one if that is large enough.
+func reuse[T any](old []T, n int) []T {
+	if cap(old) < n {
+		return make([]T, n)
+	}
+	return old[:n]
+}
+
+func (c *class) makeRules() {
+	p, pl := c.p, &c.Template.Placement
+	self := []string{c.WorkloadID}
+	c.spreadOut = pl.Strategy == "" || pl.Strategy == model.SpreadOut
+	var keys []string
+	for _, key := range pl.Spread {
+		if ownKey(key) {
+			c.spreadOut = true
+			break
+		}
+		keys = append(keys, key)
+		c.spread = append(c.spread, p.counterOf(self, keys...))
+	}
+	c.maxHere = pl.MaxPerNode
+	lower := func(limit int) {
+		if c.maxHere == 0 || limit < c.maxHere {
+			c.maxHere = limit
+		}
+	}
+	for _, m := range pl.MaxPer {
+		if ownKey(m.Key) {
+			lower(m.Max)
+			continue
+		}
+		c.maxPer = append(c.maxPer, maxRule{p.counterOf(self, m.Key), m.Max, m.Key})
+	}
+	for _, s := range pl.Skew {
+		c.skew = append(c.skew, skewRule{counter: p.counterOf(self, s.Key), Skew: s})
+	}
+	for _, r := range c.Near {
+		own, here := slices.Contains(r.Workloads, c.WorkloadID), ownKey(r.Key)
+		switch {
+		case r.Weight == 0 && here && !own:
+			c.nearHere = append(c.nearHere, r)
+			c.eager = true
+		case r.Weight == 0:
+			c.near = append(c.near, nearRule{p.counterOf(r.Workloads, r.Key), r, own})
+		case here:
+			c.likes = append(c.likes, r)
+			c.eager = true
+		default:
+			c.softNear = append(c.softNear, nearRule{p.counterOf(r.Workloads, r.Key), r, own})
+		}
+	}
+	for _, r := range c.Apart {
+		switch here := ownKey(r.Key); {
+		case r.Weight == 0 && here:
+			c.notHere = append(c.notHere, r)
+		case r.Weight == 0:
+			c.apart = append(c.apart, nearRule{p.counterOf(r.Workloads, r.Key), r, false})
+		case here:
+			c.dislikes = append(c.dislikes, r)
+		default:
+			c.softPart = append(c.softPart, nearRule{p.counterOf(r.Workloads, r.Key), r, false})
+		}
+	}
+	switch pl.Strategy {
+	case model.BinPack, model.Balance:
+		c.eager = true
+	}
+}
+
+// lists are the domains by which the nodes of the class are to be told apart.
+func (c *class) lists() (out []*domains, name string) {
+	var names strings.Builder
+	use := func(k *counter, keys ...string) {
+		if !slices.Contains(out, k.domains) {
+			out = append(out, k.domains)
+			names.WriteString(strings.Join(keys, "\x00") + "\x01")
+		}
+	}
+	pl := &c.Template.Placement
+	for i := range c.spread {
+		use(c.spread[i], pl.Spread[:i+1]...)
+	}
+	for i := range c.skew {
+		use(c.skew[i].counter, c.skew[i].Key)
+	}
+	for i := range c.maxPer {
+		use(c.maxPer[i].counter, c.maxPer[i].key)
+	}
+	for _, list := range [][]nearRule{c.near, c.apart, c.softNear, c.softPart} {
+		for i := range list {
+			use(list[i].counter, list[i].Key)
+		}
+	}
+	return out, names.String()
+}
+
+// markSkew notes in which domains the class has nodes at all.
+func (c *class) markSkew() {
+	for i := range c.skew {
+		s := &c.skew[i]
+		s.eligible = make([]bool, len(s.in))
+		for j := range c.nodes {
+			if d := s.of[c.nodes[j].view.index]; !s.eligible[d] {
+				s.eligible[d] = true
+				s.domains++
+			}
+		}
+	}
+}
+
+// fitsOn reports whether a node does at the moment, as far as that is the node's own matter.
+func (c *class) fitsOn(v *NodeView) bool {
+	if c.PinnedTo != "" && v.Node.ID != c.PinnedTo {
+		return false
+	}
+	if c.maxHere > 0 && v.Instances[c.WorkloadID] >= c.maxHere {
+		return false
+	}
+	for _, port := range c.HostPorts {
+		if v.Ports[portKey(port)] {
+			return false
+		}
+	}
+	for i := range c.notHere {
+		if runsAny(v, &c.notHere[i]) {
+			return false
+		}
+	}
+	for i := range c.nearHere {
+		if !runsAny(v, &c.nearHere[i]) {
+			return false
+		}
+	}
+	return room(v.Node, c.Template.Placement.Class).holds(&v.Used, &c.wanted)
+}
+
+func runsAny(v *NodeView, r *Relation) bool {
+	return slices.ContainsFunc(r.Workloads, func(w string) bool { return v.Instances[w] > 0 })
+}
+
+// rate scores a node as things stand; same is how many instances of the workload it has.
+func (c *class) rate(n *candidate, same int32) {
+	n.score.avoid, n.score.prefer = n.avoid, n.base
+	for i := range c.likes {
+		if runsAny(n.view, &c.likes[i]) {
+			n.score.prefer -= int32(c.likes[i].Weight)
+		}
+	}
+	for i := range c.dislikes {
+		if runsAny(n.view, &c.dislikes[i]) {
+			n.score.prefer += int32(c.dislikes[i].Weight)
+		}
+	}
+	n.score.same = 0
+	if c.spreadOut {
+		n.score.same = same
+	}
+	n.score.load = c.load(n.view)
+}
+
+func (c *class) rateNow(n *candidate) { c.rate(n, int32(n.view.Instances[c.WorkloadID])) }
+
+// load says how well a node's resources would be used, less is better.
+//
+// For spread it is the larger share of cores and memory taken once the instance is there, plus a
+// little for each instance, so that those that reserve nothing spread too. For binPack it is what
+// the fullest resource would have left. For balance it is how far apart the shares would be, less
+// half of their mean, and more on nodes with devices that the instance has no use for.
+func (c *class) load(v *NodeView) float64 {
+	have := &v.Node.Capacity
+	cpu := shareOf(v.Used.NanoCPUs+c.wanted.NanoCPUs, have.NanoCPUs)
+	memory := shareOf(v.Used.MemoryBytes+c.wanted.MemoryBytes, have.MemoryBytes)
+	var out float64
+	switch c.Template.Placement.Strategy {
+	case model.BinPack:
+		out = 1 - max(cpu, memory) - float64(v.Total)*1e-6
+	case model.Balance:
+		out = max(cpu, memory) - min(cpu, memory) - (cpu+memory)/4 - float64(v.Total)*1e-6
+		for name, n := range have.Custom {
+			if n > v.Used.Custom[name] && c.wanted.Custom[name] == 0 {
+				out++
+			}
+		}
+	default:
+		out = max(cpu, memory) + float64(v.Total)*0.01
+	}
+	return out - c.local(v)
+}
+
+func shareOf(used, capacity int64) float64 {
+	if capacity <= 0 {
+		return 0
+	}
+	return float64(used) / float64(capacity)
+}
+
+// local is what it is worth that a node has the images: up to a tenth of its resources, for 1 GiB.
+func (c *class) local(v *NodeView) float64 {
+	if len(v.Images) == 0 {
+		return 0
+	}
+	var bytes int64
+	for i := range c.Template.Tasks {
+		bytes += v.Images[c.Template.Tasks[i].Digest]
+	}
+	return 0.1 * min(1, float64(bytes)/(1<<30))
+}
+
+func (c *class) because(n *candidate) string {
+	var same int
+	if c.spreadOut {
+		same = int(n.score.same)
+	}
+	key := fmt.Sprint(same)
+	if have := c.reasons[key]; have != "" {
+		return have
+	}
+	pl := &c.Template.Placement
+	fit := len(c.nodes)
+	reason := fmt.Sprintf("best of %d nodes that fit: ", fit)
+	var parts []string
+	switch {
+	case c.PinnedTo != "":
+		c.reasons[key] = "its volume lives here"
+		return c.reasons[key]
+	case fit == 1:
+		c.reasons[key] = fmt.Sprintf("the only one of %d nodes that fits", len(c.p.nodes))
+		return c.reasons[key]
+	case len(pl.Spread) > 0:
+		parts = append(parts, fmt.Sprintf("spreads %s over %s", c.Workload, strings.Join(pl.Spread, " and ")))
+	case len(pl.Skew) > 0:
+		parts = append(parts, fmt.Sprintf("keeps %s even over %s", c.Workload, pl.Skew[0].Key))
+	}
+	for _, r := range c.Near {
+		parts = append(parts, "close to "+r.Names)
+	}
+	if len(pl.Prefer) > 0 {
+		parts = append(parts, "by its preferences")
+	}
+	switch {
+	case pl.Strategy == model.BinPack:
+		parts = append(parts, "the fullest that has room")
+	case pl.Strategy == model.Balance:
+		parts = append(parts, "leaves cores and memory in the best proportion")
+	case len(parts) > 0:
+	case same == 0:
+		parts = append(parts, fmt.Sprintf("no other instance of %s here", c.Workload))
+	default:
+		parts = append(parts, fmt.Sprintf("%d instances of %s here, nowhere fewer", same, c.Workload))
+	}
+	c.reasons[key] = reason + strings.Join(parts, ", ")
+	return c.reasons[key]
+}

@@ -1,0 +1,204 @@
+package schedule
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// victims are those who have to end so that an instance finds room.
+type victims struct {
+	victims []string
+	reason  string
+}
+
+// eviction is a node with those of its instances that would have to give way.
+type eviction struct {
+	node    *NodeView
+	who     []int // positions among the node's occupants
+	highest int
+	sum     int
+	tie     uint64
+}
+
+// better compares evictions: the least important victim first, then the fewest, then the least
+// important in sum.
+func (a *eviction) better(b *eviction) bool {
+	switch {
+	case len(a.who) == 0 || len(b.who) == 0:
+		if len(a.who) != len(b.who) {
+			return len(a.who) == 0
+		}
+	case a.highest != b.highest:
+		return a.highest < b.highest
+	case len(a.who) != len(b.who):
+		return len(a.who) < len(b.who)
+	case a.sum != b.sum:
+		return a.sum < b.sum
+	}
+	return a.tie < b.tie
+}
+
+// preempt finds the node on which the fewest and least important instances give way to a request,
+// and sets the room aside; nil when nobody does. Where enough are ending already, nobody else has to.
+func (p *placer) preempt(c *class) *victims {
+	own := c.Template.Placement.Priority
+	var best *eviction
+	for i := range c.nodes {
+		n := &c.nodes[i]
+		v := n.view
+		if len(v.Going) == 0 && (!p.occupied || p.lowest >= own) || !c.groupFits(v.index) {
+			continue
+		}
+		if e := p.evict(c, v, own); e != nil {
+			e.tie = n.score.tie
+			if best == nil || e.better(best) {
+				best = e
+			}
+		}
+	}
+	if best == nil {
+		return nil
+	}
+	v, out := best.node, &victims{}
+	if len(best.who) == 0 {
+		out.reason = fmt.Sprintf("waits for what is ending on %s", v.Node.Name)
+	} else {
+		out.reason = fmt.Sprintf("%d instances of lower priority give way to it on %s", len(best.who), v.Node.Name)
+	}
+	for _, at := range best.who {
+		o := &v.Occupants[at]
+		out.victims = append(out.victims, o.InstanceID)
+		if left, bounded := p.Spare[o.WorkloadID]; bounded {
+			p.Spare[o.WorkloadID] = left - 1
+		}
+		v.Going = append(v.Going, *o)
+	}
+	for i := len(best.who) - 1; i >= 0; i-- { // from the end, so that positions hold
+		v.Occupants = without(v.Occupants, best.who[i])
+	}
+	// Others see the room as taken, and what makes it as spoken for.
+	p.take(c, v)
+	v.Going = append(v.Going, Occupant{Wanted: negative(&c.wanted), Ports: nil})
+	return out
+}
+
+func negative(r *model.Resources) model.Resources { return minus(&model.Resources{}, r) }
+
+func without(list []Occupant, at int) []Occupant {
+	out := make([]Occupant, 0, len(list)-1)
+	return append(append(out, list[:at]...), list[at+1:]...)
+}
+
+// evict finds who would have to give way on a node.
+func (p *placer) evict(c *class, v *NodeView, own int) *eviction {
+	used, ports, mine := v.Used, map[string]bool{}, v.Instances[c.WorkloadID]
+	used.Custom = nil
+	add(&used, &model.Resources{Custom: v.Used.Custom}, 1)
+	for _, port := range c.HostPorts {
+		ports[portKey(port)] = v.Ports[portKey(port)]
+	}
+	leave := func(o *Occupant, sign int64) {
+		add(&used, &o.Wanted, -sign)
+		for _, port := range o.Ports {
+			if _, asked := ports[portKey(port)]; asked {
+				ports[portKey(port)] = sign < 0
+			}
+		}
+	}
+	fits := func() bool {
+		for _, taken := range ports {
+			if taken {
+				return false
+			}
+		}
+		return room(v.Node, c.Template.Placement.Class).holds(&used, &c.wanted)
+	}
+	if c.PinnedTo != "" && v.Node.ID != c.PinnedTo || c.maxHere > 0 && mine >= c.maxHere {
+		return nil
+	}
+	for i := range c.notHere {
+		if runsAny(v, &c.notHere[i]) {
+			return nil
+		}
+	}
+	for i := range c.nearHere {
+		if !runsAny(v, &c.nearHere[i]) {
+			return nil
+		}
+	}
+	for i := range v.Going {
+		leave(&v.Going[i], 1)
+	}
+	out := &eviction{node: v}
+	if fits() {
+		if len(v.Going) == 0 {
+			return nil // it fits, and only its failure domains do not
+		}
+		return out
+	}
+	order := p.meekest(v, own, c.WorkloadID)
+	spent := map[string]int{}
+	for _, at := range order {
+		o := &v.Occupants[at]
+		if left, bounded := p.Spare[o.WorkloadID]; bounded && spent[o.WorkloadID] >= left {
+			continue
+		}
+		spent[o.WorkloadID]++
+		leave(o, 1)
+		out.who = append(out.who, at)
+		if fits() {
+			break
+		}
+	}
+	if !fits() {
+		return nil
+	}
+	p.reprieve(v, out, leave, fits)
+	return out
+}
+
+// meekest lists the occupants of a node that may have to give way to a priority: the least important
+// first, of equals the largest, so that few have to.
+func (p *placer) meekest(v *NodeView, own int, self string) []int {
+	var order []int
+	for i := range v.Occupants {
+		if o := &v.Occupants[i]; o.Priority < own && o.WorkloadID != self {
+			order = append(order, i)
+		}
+	}
+	slices.SortFunc(order, func(a, b int) int {
+		x, y := &v.Occupants[a], &v.Occupants[b]
+		return cmp.Or(
+			cmp.Compare(x.Priority, y.Priority),
+			cmp.Compare(dominant(&y.Wanted, &v.Node.Capacity), dominant(&x.Wanted, &v.Node.Capacity)),
+			cmp.Compare(x.InstanceID, y.InstanceID),
+		)
+	})
+	return order
+}
+
+// reprieve lets those stay without whom there is room all the same, the most important first.
+func (p *placer) reprieve(v *NodeView, e *eviction, leave func(*Occupant, int64), fits func() bool) {
+	var stay []int
+	for i := len(e.who) - 1; i >= 0; i-- {
+		o := &v.Occupants[e.who[i]]
+		leave(o, -1)
+		if fits() {
+			stay = append(stay, e.who[i])
+			continue
+		}
+		leave(o, 1)
+	}
+	e.who = slices.DeleteFunc(e.who, func(at int) bool { return slices.Contains(stay, at) })
+	slices.Sort(e.who)
+	for n, at := range e.who {
+		pr := v.Occupants[at].Priority
+		e.sum += pr
+		if n == 0 || pr > e.highest {
+			e.highest = pr
+		}
+	}
+}

@@ -1,0 +1,123 @@
+package schedule
+
+import (
+	"slices"
+	"strings"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+func tolerated(n *model.Node, tolerations []model.Toleration) (string, bool) {
+	for _, taint := range n.Taints {
+		if taint.Effect == "preferNoSchedule" {
+			continue
+		}
+		if !tolerates(tolerations, taint) {
+			return taint.Key, false
+		}
+	}
+	return "", true
+}
+
+// avoided counts the taints of a node that ask for other nodes to be taken first.
+func avoided(n *model.Node, tolerations []model.Toleration) int {
+	count := 0
+	for _, taint := range n.Taints {
+		if taint.Effect == "preferNoSchedule" && !tolerates(tolerations, taint) {
+			count++
+		}
+	}
+	return count
+}
+
+func tolerates(tolerations []model.Toleration, taint model.Taint) bool {
+	return slices.ContainsFunc(tolerations, func(t model.Toleration) bool {
+		return (t.Key == "" || t.Key == taint.Key) && (t.Value == "" || t.Value == taint.Value) && (t.Effect == "" || t.Effect == taint.Effect)
+	})
+}
+
+// static returns why a node can never run a template as the node is set up, "" when it can.
+func static(n *model.Node, t *model.Template) string {
+	pl := &t.Placement
+	for i := range pl.Constraints {
+		c := &pl.Constraints[i]
+		if problem := Problem(c); problem != "" {
+			return problem
+		}
+		if !Satisfies(n, c) {
+			return "do not satisfy " + describeConstraint(c)
+		}
+	}
+	if len(pl.Platforms) > 0 {
+		if have := n.Attributes["os"] + "/" + n.Attributes["arch"]; !slices.Contains(pl.Platforms, have) {
+			return "are not " + strings.Join(pl.Platforms, " or ")
+		}
+	}
+	for _, key := range requiredKeys(pl) {
+		if _, ok := Value(n, key); !ok {
+			return "have no " + key + ", which instances are distributed by"
+		}
+	}
+	if key, ok := tolerated(n, pl.Tolerations); !ok {
+		return "have the taint " + key + ", which is not tolerated"
+	}
+	return ""
+}
+
+// requiredKeys are those without which a node is in no failure domain that counts.
+func requiredKeys(pl *model.Placement) []string {
+	var out []string
+	for i := range pl.MaxPer {
+		out = append(out, pl.MaxPer[i].Key)
+	}
+	for i := range pl.Skew {
+		out = append(out, pl.Skew[i].Key)
+	}
+	for i := range pl.Near {
+		if pl.Near[i].Weight == 0 {
+			out = append(out, nearKey(&pl.Near[i]))
+		}
+	}
+	return out
+}
+
+// nearKey is the failure domain of an affinity: a node, unless it says otherwise.
+func nearKey(a *model.Affinity) string {
+	if a.Key == "" {
+		return "node.id"
+	}
+	return a.Key
+}
+
+// Suits reports whether a node is one that instances of the template may run on, whatever its
+// state and however full it may be.
+func Suits(n *model.Node, t *model.Template) bool { return static(n, t) == "" }
+
+// Eligible reports whether a node takes work, and instances of the template in particular,
+// however full it may be.
+func Eligible(n *model.Node, t *model.Template) bool {
+	return n.Schedulable() && static(n, t) == ""
+}
+
+// Impossible says why no node could ever run the template, however empty; "" when one could. An
+// empty cluster is no reason.
+func Impossible(nodes []*model.Node, t *model.Template) string {
+	if len(nodes) == 0 {
+		return ""
+	}
+	rejected := newTally(len(nodes))
+	wanted := Wanted(t)
+	for _, n := range nodes {
+		reason := static(n, t)
+		if reason == "" {
+			s, lacking := room(n, t.Placement.Class).lacks(&model.Resources{}, &wanted)
+			if !lacking {
+				return ""
+			}
+			rejected.add("have too little "+s.what, s.detail+" on "+n.Name)
+			continue
+		}
+		rejected.add(reason, "")
+	}
+	return rejected.text()
+}
