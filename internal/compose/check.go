@@ -111,7 +111,7 @@ func (w *walker) key(key, value *yaml.Node, path string, r *rule) (known bool) {
 	} else if path == w.section {
 		w.member = key.Value
 	}
-	if strings.HasPrefix(key.Value, "x-") && !named(path) {
+	if strings.HasPrefix(key.Value, "x-") && !named(path) && (r == nil || r.keys[key.Value] == nil) {
 		if r == nil || r.each != nil {
 			w.say(key, sub, foreign, "a name that begins with x- is taken for an extension here, and lost; where a list is possible, write it there")
 			return false

@@ -8,7 +8,6 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/types"
 
-	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -164,7 +163,7 @@ func (o *one) placement() {
 	p := &o.w.Template.Placement
 	p.MaxPerNode = int(min(o.deploy.Placement.MaxReplicas, 1<<30))
 	for _, text := range o.deploy.Placement.Constraints {
-		if c, ok := o.constraint(text); ok {
+		if c, ok := o.constraint("deploy.placement.constraints", text); ok {
 			p.Constraints = append(p.Constraints, c)
 		}
 	}
@@ -176,54 +175,6 @@ func (o *one) placement() {
 	if o.Platform != "" {
 		p.Platforms = o.platform()
 	}
-}
-
-// constraint reads "node.role==manager" and the like.
-func (o *one) constraint(text string) (c model.Constraint, ok bool) {
-	const key = "deploy.placement.constraints"
-	i := strings.Index(text, "==")
-	c.Operator = model.Equal
-	if n := strings.Index(text, "!="); n >= 0 && (i < 0 || n < i) {
-		i, c.Operator = n, model.NotEqual
-	}
-	if i < 0 {
-		o.at(fault.Invalid, key, []string{text}, "%q is not a constraint such as node.labels.zone==east", text)
-		return c, false
-	}
-	c.Key = strings.TrimSpace(text[:i])
-	value := strings.TrimSpace(text[i+2:])
-	if !o.nodeKey(key, c.Key) {
-		return c, false
-	}
-	switch c.Key {
-	case "node.role":
-		role, known := map[string]string{"manager": "server", "worker": "agent"}[strings.ToLower(value)]
-		if !known {
-			o.at(fault.Invalid, key, []string{text}, "node.role is manager or worker, not %q", value)
-			return c, false
-		}
-		value = role
-	case "node.platform.os":
-		value = strings.ToLower(value)
-	case "node.platform.arch":
-		value = architecture(value)
-	}
-	c.Values = []string{value}
-	return c, true
-}
-
-// nodeKey checks the name of a node's property.
-func (o *one) nodeKey(where, key string) bool {
-	switch {
-	case slices.Contains([]string{"node.id", "node.hostname", "node.role", "node.ip", "node.platform.os", "node.platform.arch"}, key),
-		strings.HasPrefix(key, "node.labels.") && key != "node.labels.":
-		return true
-	case strings.HasPrefix(key, "engine.labels."):
-		o.at(fault.Unsupported, where, []string{key}, "there is no Docker Engine to have labels; label the nodes and write node.labels.%s", strings.TrimPrefix(key, "engine.labels."))
-	default:
-		o.at(fault.Invalid, where, []string{key}, "nodes have no property %q; they have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch and node.labels.NAME", key)
-	}
-	return false
 }
 
 // architecture is the name that nodes use: Go's.

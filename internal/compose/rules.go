@@ -134,6 +134,7 @@ var serviceRules = keys{
 	"ports":        {keys: portRules, scalar: checkShortPort},
 	"volumes":      {keys: mountRules, scalar: checkShortVolume},
 	"networks":     each(within(attachmentRules)),
+	tuttiKey:       within(tuttiRules),
 	"build":        no("building images is not supported yet; build and push the image, and name it in image"),
 	"provider":     no("services that another program provides are not supported; declare an image"),
 	"models":       no("AI models are not supported; run the model's server as a service"),

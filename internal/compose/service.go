@@ -41,7 +41,9 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.svc = &model.Service{Meta: model.Meta{Name: s.Name, Labels: maps.Clone(o.deploy.Labels)}, WorkloadID: s.Name}
 	o.kind()
 	o.template()
+	extra := o.readExtras()
 	o.placement()
+	o.extraPlacement(&extra)
 	o.restart()
 	o.networks()
 	o.ports()

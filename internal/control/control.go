@@ -265,6 +265,10 @@ type pass struct {
 	ports    map[string][]model.HostPort // host ports by workload ID
 	pools    map[string]*pool            // by network ID
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
+
+	asked    map[*model.Template]schedule.Request
+	avoiding []avoider
+	held     map[string]map[string]int64 // sizes of images by node ID and digest
 }
 
 // put writes the desired part of an object. The leader alone writes that of instances; what

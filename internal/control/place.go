@@ -28,7 +28,7 @@ func (p *pass) place() {
 		return
 	}
 	slices.SortFunc(pending, func(a, b *model.Instance) int {
-		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
+		return cmp.Or(a.Created.Compare(b.Created), cmp.Compare(a.WorkloadID, b.WorkloadID), cmp.Compare(a.Slot, b.Slot), cmp.Compare(a.ID, b.ID))
 	})
 	p.seen = nil // what was created since counts too
 	views, byID := p.views()
@@ -49,15 +49,22 @@ func (p *pass) place() {
 		if !ok {
 			continue // removed; so will be the instance
 		}
-		req := schedule.Request{InstanceID: i.ID, WorkloadID: i.WorkloadID, Template: t, HostPorts: p.hostPorts(i.WorkloadID)}
-		req.Workload = w.FullName()
+		req := p.request(w, t)
+		req.InstanceID = i.ID
 		req.PinnedTo, req.PinReason = p.pin(t)
 		requests = append(requests, req)
 		instances[i.ID] = i
 	}
-	for n, pl := range schedule.Place(views, requests, p.snap.Revision()) {
+	if len(requests) == 0 {
+		return
+	}
+	in := schedule.Cluster{Nodes: views, Spare: p.contest(byID, requests), Namespaces: p.shares(requests)}
+	for n, pl := range schedule.Place(in, requests, p.snap.Revision()) {
 		p.cut()
 		c := instances[pl.InstanceID].Clone()
+		for _, victim := range pl.Victims {
+			p.giveWay(victim, c)
+		}
 		if pl.NodeID == "" {
 			p.pending(c, pl.Reason)
 			continue
@@ -73,6 +80,20 @@ func (p *pass) place() {
 		p.put(c)
 		p.event("instance placed", c, "on "+node.Name+": "+pl.Reason)
 	}
+}
+
+// request asks for a place for an instance of a workload.
+func (p *pass) request(w *model.Workload, t *model.Template) schedule.Request {
+	r, ok := p.asked[t]
+	if !ok {
+		r = schedule.Request{WorkloadID: w.ID, Workload: w.FullName(), Namespace: w.Namespace, Template: t, HostPorts: p.hostPorts(w.ID)}
+		r.Near, r.Apart = p.relations(w, t)
+		if p.asked == nil {
+			p.asked = map[*model.Template]schedule.Request{}
+		}
+		p.asked[t] = r
+	}
+	return r
 }
 
 // pending writes why an instance has no place: the first time at once, later not too often, as
@@ -121,7 +142,7 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 	}
 	p.seen, p.seenByID = []*schedule.NodeView{}, map[string]*schedule.NodeView{}
 	for _, n := range p.allNodes().list {
-		v := &schedule.NodeView{Node: n}
+		v := &schedule.NodeView{Node: n, Images: p.images()[n.ID]}
 		p.seen = append(p.seen, v)
 		p.seenByID[n.ID] = v
 	}
@@ -158,6 +179,22 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 		}
 	}
 	return p.seen, p.seenByID
+}
+
+// images are the images that nodes hold, by node ID, as far as is known.
+func (p *pass) images() map[string]map[string]int64 {
+	if p.held == nil {
+		p.held = map[string]map[string]int64{}
+		for img := range store.List[*model.Image](p.snap) {
+			for _, n := range img.Status.Nodes {
+				if p.held[n] == nil {
+					p.held[n] = map[string]int64{}
+				}
+				p.held[n][img.Digest] = img.SizeBytes
+			}
+		}
+	}
+	return p.held
 }
 
 // leaving are the instances that run only until another one has taken their place.

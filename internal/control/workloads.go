@@ -172,7 +172,7 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 		return fmt.Errorf("create an instance on node %s: it does not exist", a.NodeID)
 	}
 	i.Name = w.Name + "." + n.Name
-	why := p.takeRoom(i, &r.Template, n)
+	why := p.takeRoom(w, i, &r.Template, n)
 	key := w.ID + " " + n.ID
 	if why == "" {
 		delete(p.c.refused, key)
@@ -189,10 +189,10 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 }
 
 // takeRoom puts an instance of a global workload on its node, or says why there is no room.
-func (p *pass) takeRoom(i *model.Instance, t *model.Template, n *model.Node) string {
+func (p *pass) takeRoom(w *model.Workload, i *model.Instance, t *model.Template, n *model.Node) string {
 	_, views := p.views()
 	v, ports, wanted := views[n.ID], p.hostPorts(i.WorkloadID), schedule.Wanted(t)
-	if why := schedule.Lacks(v, t, i.WorkloadID, ports); why != "" {
+	if why := schedule.Lacks(v, p.request(w, t)); why != "" {
 		return fmt.Sprintf("no room for %s: %s", i.Name, why)
 	}
 	if err := p.assign(i, t, n, "every matching node runs one"); err != nil {

@@ -627,3 +627,49 @@ func TestFind(t *testing.T) {
 		t.Errorf("exec led to %d, %v", n, err)
 	}
 }
+
+func TestNamespacesAndTaints(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	share := model.NamespaceShare{Weight: 2, Quota: model.Resources{NanoCPUs: 4e9}, MaxInstances: 9}
+	if err := b.SetNamespace(b.Context(), anna, "default", share); err != nil {
+		t.Fatal(err)
+	}
+	list, err := b.Namespaces(b.Context())
+	if err != nil || len(list) != 1 || list[0].Name != "default" || list[0].Weight != 2 || list[0].MaxInstances != 9 {
+		t.Errorf("namespaces: %+v, %v", list, err)
+	}
+	if err := b.SetNamespace(b.Context(), anna, "default", model.NamespaceShare{}); err != nil {
+		t.Fatal(err)
+	}
+	if list, _ = b.Namespaces(b.Context()); len(list) != 0 {
+		t.Errorf("a namespace without quota and instances is listed: %+v", list)
+	}
+	if err := b.SetNamespace(b.Context(), anna, "default", model.NamespaceShare{Weight: -1}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a negative weight: %v", err)
+	}
+	taint := func(key, effect string) []model.Taint { return []model.Taint{{Key: key, Effect: effect}} }
+	if err := b.TaintNode(b.Context(), anna, "node-n2", taint("gpu", "never"), nil); !fault.Is(err, fault.Invalid) {
+		t.Errorf("an unknown effect: %v", err)
+	}
+	for _, step := range []struct {
+		set    []model.Taint
+		remove []string
+		want   string
+	}{
+		{taint("gpu", "noSchedule"), nil, "[{gpu  noSchedule}]"},
+		{taint("gpu", "preferNoSchedule"), nil, "[{gpu  preferNoSchedule}]"},
+		{nil, []string{"gpu"}, "[]"},
+	} {
+		if err := b.TaintNode(b.Context(), anna, "node-n2", step.set, step.remove); err != nil {
+			t.Fatal(err)
+		}
+		n, _ := store.ByName[*model.Node](b.Store.Snapshot(), "", "", "node-n2")
+		if fmt.Sprint(n.Taints) != step.want {
+			t.Errorf("taints are %v, want %s", n.Taints, step.want)
+		}
+	}
+	if err := b.Overcommit(b.Context(), anna, "node-n2", 0.5); !fault.Is(err, fault.Invalid) {
+		t.Errorf("half of what is there: %v", err)
+	}
+}

@@ -146,18 +146,37 @@ func (e *explainer) instance(i *model.Instance) {
 	}
 }
 
+// remedies say what to do about a reason why there is no node, by words in it; the first that is
+// found counts. The words are the scheduler's own.
+var remedies = []struct{ words, advice string }{
+	{"used up its quota", "scale something down in the namespace, or raise its quota: `tutti namespace set`"},
+	{"gang is placed as a whole", "add hosts (`tutti join`), lower the count or the reservation, or let the gang start in parts: remove x-tutti.gang"},
+	{"give way to it", "nothing: it starts as soon as they have ended"},
+	{"waits for what is ending", "nothing: it starts as soon as that has ended"},
+	{"which a constraint names", "nodes have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME and node.attributes.NAME: correct the constraint"},
+	{"do not satisfy", "label a node so that it matches (`tutti node label NODE KEY=VALUE`), or change the constraint"},
+	{"which instances are distributed by", "label the nodes with it (`tutti node label NODE KEY=VALUE`), or distribute by something that they have"},
+	{"which is not tolerated", "let the service tolerate the taint (x-tutti.tolerations), or take it off a node"},
+	{"are not linux/", "build the image for the platform of the nodes, or add a host of the right kind"},
+	{"do not hold", "bring the node with the volume back; local data cannot move by itself"},
+	{"taken", "the port is held on every node that fits: use another, add a host, or publish it on all nodes (without mode: host)"},
+	{"kept apart", "add a host, or let it run beside the other: give the x-tutti.anti_affinity a weight"},
+	{"close to", "start the other service first, or give the x-tutti.affinity a weight"},
+	{"within their", "start the other service first, or give the x-tutti.affinity a weight"},
+	{"uneven", "add a host where there are fewest, raise max_skew, or leave it out to spread as far as possible"},
+	{"as many as", "add a host, scale down, or allow more in one place"},
+	{"too little", "add a host (`tutti join`), scale something down, or lower the reservation"},
+	{"cordoned", "let the nodes take work again: `tutti node activate NODE`"},
+	{"draining", "let the nodes take work again: `tutti node activate NODE`"},
+	{"are down", "bring the nodes back: `tutti nodes` lists them"},
+}
+
 func (e *explainer) adviseUnplaced(reason string) {
-	switch {
-	case strings.Contains(reason, "too full"):
-		e.advise("add a host (`tutti join`), scale something down, or lower the reservation")
-	case strings.Contains(reason, "do not satisfy"):
-		e.advise("label a node so that it matches (`tutti node label NODE KEY=VALUE`), or change the constraint")
-	case strings.Contains(reason, "volume"):
-		e.advise("bring the node with the volume back; local data cannot move by itself")
-	case strings.Contains(reason, "port"):
-		e.advise("the port is held on every node that fits: use another, or a mesh port")
-	case strings.Contains(reason, "down"):
-		e.advise("bring the nodes back: `tutti nodes` lists them")
+	for _, r := range remedies {
+		if strings.Contains(reason, r.words) {
+			e.advise("%s", r.advice)
+			return
+		}
 	}
 }
 

@@ -137,6 +137,11 @@ func (e *Event) Clone() *Event {
 func (c *Cluster) Clone() *Cluster {
 	d := *c
 	d.Meta = c.Meta.clone()
+	d.Namespaces = maps.Clone(c.Namespaces)
+	for name, n := range d.Namespaces {
+		n.Quota = n.Quota.clone()
+		d.Namespaces[name] = n
+	}
 	d.CACertificate = slices.Clone(c.CACertificate)
 	d.CAKey = slices.Clone(c.CAKey)
 	d.SecretKey = slices.Clone(c.SecretKey)

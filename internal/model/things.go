@@ -115,6 +115,16 @@ type Subject struct {
 	Name string `json:"name"`
 }
 
+// NamespaceShare says how much of the cluster a namespace may have.
+type NamespaceShare struct {
+	// Weight is of its dominant share against those of others, when there is too little; 0 counts
+	// as 1.
+	Weight float64 `json:"weight,omitempty"`
+	// Quota bounds what its instances set aside together; a resource of 0 is not bounded.
+	Quota        Resources `json:"quota,omitzero"`
+	MaxInstances int       `json:"maxInstances,omitempty"` // 0: any number
+}
+
 // ClusterID is the ID of the one Cluster object.
 const ClusterID = "cluster"
 
@@ -127,6 +137,8 @@ type Cluster struct {
 	NetworkBits int `json:"networkBits"`
 	// NodePool is where nodes get their own overlay addresses.
 	NodePool string `json:"nodePool"`
+	// Namespaces have a share of the cluster of their own, by name; others weigh 1 and have no quota.
+	Namespaces map[string]NamespaceShare `json:"namespaces,omitempty"`
 	// JoinTokens admit servers and agents.
 	ServerToken string `json:"serverToken"`
 	AgentToken  string `json:"agentToken"`

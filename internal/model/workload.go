@@ -37,6 +37,9 @@ type Workload struct {
 	Update             UpdatePolicy `json:"update"`
 	Rollback           UpdatePolicy `json:"rollback"`
 	DependsOn          []Dependency `json:"dependsOn,omitempty"`
+	// MinAvailable is how many instances stay ready when others are to give way to more important
+	// work; 0 lets all of them.
+	MinAvailable int `json:"minAvailable,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
 	// Generation grows with every change that people make; Status.Generation follows it.

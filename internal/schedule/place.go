@@ -84,7 +84,7 @@ func Resolve(list []model.Affinity, self string, find func(name string) (id stri
 	var out []Relation
 	for i := range list {
 		a := &list[i]
-		r := Relation{Key: nearKey(a), Weight: a.Weight}
+		r := Relation{Key: DomainKey(a), Weight: a.Weight}
 		if len(a.Workloads) == 0 {
 			r.Workloads, r.Names = []string{self}, "the workload itself"
 		}

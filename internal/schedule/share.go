@@ -19,6 +19,12 @@ type Share struct {
 	UsedInstances int
 }
 
+// Add accounts for an instance.
+func (s *Share) Add(wanted model.Resources) {
+	add(&s.Used, &wanted, 1)
+	s.UsedInstances++
+}
+
 func (s *Share) weighted(whole *model.Resources) float64 {
 	if s.Weight > 0 {
 		return dominant(&s.Used, whole) / s.Weight

@@ -75,14 +75,14 @@ func requiredKeys(pl *model.Placement) []string {
 	}
 	for i := range pl.Near {
 		if pl.Near[i].Weight == 0 {
-			out = append(out, nearKey(&pl.Near[i]))
+			out = append(out, DomainKey(&pl.Near[i]))
 		}
 	}
 	return out
 }
 
-// nearKey is the failure domain of an affinity: a node, unless it says otherwise.
-func nearKey(a *model.Affinity) string {
+// DomainKey is the failure domain of an affinity: a node, unless it says otherwise.
+func DomainKey(a *model.Affinity) string {
 	if a.Key == "" {
 		return "node.id"
 	}

@@ -37,6 +37,7 @@ func New(d Deps) http.Handler {
 	mux := http.NewServeMux()
 	s.readRoutes(mux)
 	s.changeRoutes(mux)
+	s.policyRoutes(mux)
 	s.streamRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))

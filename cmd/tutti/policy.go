@@ -1,0 +1,148 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/docker/go-units"
+	"github.com/spf13/cobra"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+func namespaceCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "namespace", Short: "Shares of the cluster: weights and quotas of namespaces",
+		Example: "  tutti namespace ls\n  tutti namespace set default --cpus 16 --memory 64g --weight 2",
+	}
+	cmd.AddCommand(lister(g, &cobra.Command{Use: "ls", Aliases: []string{"list"}, Short: "List namespaces with what they have and may have", Example: "  tutti namespace ls"},
+		func(ctx context.Context, c *native.Client, _ []string) ([]core.Namespace, error) {
+			return c.Namespaces(ctx)
+		},
+		namespaceTable), setNamespaceCommand(g))
+	return cmd
+}
+
+func namespaceTable(_ painter, list []core.Namespace) *table {
+	t := newTable("NAME", "WEIGHT", "INSTANCES", "CORES", "MEMORY")
+	of := func(used, quota string, bounded bool) string {
+		if bounded {
+			return used + " of " + quota
+		}
+		return used
+	}
+	cores := func(nano int64) string { return strconv.FormatFloat(float64(nano)/1e9, 'f', -1, 64) }
+	for i := range list {
+		n := &list[i]
+		weight := n.Weight
+		if weight == 0 {
+			weight = 1
+		}
+		t.add(n.Name, strconv.FormatFloat(weight, 'g', -1, 64),
+			of(fmt.Sprint(n.Instances), fmt.Sprint(n.MaxInstances), n.MaxInstances > 0),
+			of(cores(n.Used.NanoCPUs), cores(n.Quota.NanoCPUs), n.Quota.NanoCPUs > 0),
+			of(bytesText(n.Used.MemoryBytes), bytesText(n.Quota.MemoryBytes), n.Quota.MemoryBytes > 0))
+	}
+	return t
+}
+
+func setNamespaceCommand(g *globals) *cobra.Command {
+	var weight, cpus float64
+	var memory string
+	var instances int
+	var custom []string
+	cmd := &cobra.Command{
+		Use: "set NAME", Short: "Give a namespace a weight and a quota",
+		Long: "Give a namespace a weight against others, for when there is too little for all, and a quota of\n" +
+			"what its instances reserve together. What is not given is not bounded; without any flag the\n" +
+			"namespace has no quota and weighs 1.",
+		Example: "  tutti namespace set default --cpus 16 --memory 64g --instances 200\n  tutti namespace set batch --weight 0.5 --custom gpu=4",
+		Args:    arguments(1, 1, "a namespace"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			share := model.NamespaceShare{Weight: weight, MaxInstances: instances, Quota: model.Resources{NanoCPUs: int64(cpus * 1e9)}}
+			if memory != "" {
+				n, err := units.RAMInBytes(memory)
+				if err != nil {
+					return usagef("--memory %q: give an amount such as 64g", memory)
+				}
+				share.Quota.MemoryBytes = n
+			}
+			for _, c := range custom {
+				name, number, ok := strings.Cut(c, "=")
+				n, err := strconv.ParseInt(number, 10, 64)
+				if !ok || err != nil || n < 1 {
+					return usagef("--custom %q: give NAME=COUNT, such as gpu=4", c)
+				}
+				if share.Quota.Custom == nil {
+					share.Quota.Custom = map[string]int64{}
+				}
+				share.Quota.Custom[name] = n
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.SetNamespace(cmd.Context(), args[0], share) })
+		},
+	}
+	f := cmd.Flags()
+	f.Float64Var(&weight, "weight", 0, "`WEIGHT` against other namespaces, 1 when not given")
+	f.Float64Var(&cpus, "cpus", 0, "quota of `CORES`")
+	f.StringVar(&memory, "memory", "", "quota of memory, an `AMOUNT` such as 64g")
+	f.IntVar(&instances, "instances", 0, "quota of instances, a `COUNT`")
+	f.StringArrayVar(&custom, "custom", nil, "quota of a device or metric, `NAME=COUNT`; may be repeated")
+	return cmd
+}
+
+// parseTaints reads KEY[=VALUE]:EFFECT, which sets a taint, and KEY-, which removes it.
+func parseTaints(args []string) (set []model.Taint, remove []string, err error) {
+	for _, arg := range args {
+		if k, ok := strings.CutSuffix(arg, "-"); ok && k != "" {
+			remove = append(remove, k)
+			continue
+		}
+		rest, effect, _ := strings.Cut(arg, ":")
+		key, value, _ := strings.Cut(rest, "=")
+		if effect == "" {
+			effect = "noSchedule"
+		}
+		if key == "" || effect != "noSchedule" && effect != "preferNoSchedule" {
+			return nil, nil, usagef("%q: give KEY[=VALUE][:EFFECT] to set a taint, with the effect noSchedule or preferNoSchedule, or KEY- to remove it", arg)
+		}
+		set = append(set, model.Taint{Key: key, Value: value, Effect: effect})
+	}
+	return set, remove, nil
+}
+
+func taintCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "taint NODE KEY[=VALUE][:EFFECT]… KEY-…", Short: "Keep work off a node that does not tolerate its taints",
+		Long: "Set and remove taints of a node. With the effect noSchedule, which counts when none is given,\n" +
+			"only services that tolerate a taint are placed there; with preferNoSchedule others are placed\n" +
+			"there when nothing else fits. What runs there already stays.",
+		Example: "  tutti node taint node-2 gpu=a100:noSchedule\n  tutti node taint node-2 gpu-",
+		Args:    arguments(2, -1, "a node and taints"), ValidArgsFunction: g.complete(1, nodeNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			set, remove, err := parseTaints(args[1:])
+			if err != nil {
+				return err
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.TaintNode(cmd.Context(), args[0], set, remove) })
+		},
+	}
+}
+
+func overcommitCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "overcommit NODE TIMES", Short: "Let burstable instances reserve more cores than a node has",
+		Example: "  tutti node overcommit node-2 1.5\n  tutti node overcommit node-2 1",
+		Args:    arguments(2, 2, "a node and a number"), ValidArgsFunction: g.complete(1, nodeNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			times, err := strconv.ParseFloat(args[1], 64)
+			if err != nil {
+				return usagef("%q is not a number, such as 1.5", args[1])
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.Overcommit(cmd.Context(), args[0], times) })
+		},
+	}
+}

@@ -1,0 +1,72 @@
+package native
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Paths of what bounds and steers placement.
+const (
+	pathNamespaces = "/v1/namespaces"       // GET → []core.Namespace; POST NamespaceChange
+	pathTaints     = "/v1/nodes/taints"     // POST Taints
+	pathOvercommit = "/v1/nodes/overcommit" // POST Overcommit
+)
+
+// NamespaceChange gives a namespace a share of the cluster.
+type NamespaceChange struct {
+	Name string `json:"name"`
+	model.NamespaceShare
+}
+
+// Taints sets and removes taints of a node.
+type Taints struct {
+	Ref    string        `json:"ref"`
+	Set    []model.Taint `json:"set,omitempty"`
+	Remove []string      `json:"remove,omitempty"`
+}
+
+// Overcommit stretches the cores of a node.
+type Overcommit struct {
+	Ref   string  `json:"ref"`
+	Times float64 `json:"times"`
+}
+
+func (s *server) policyRoutes(mux *http.ServeMux) {
+	c := s.Core
+	mux.HandleFunc("GET "+pathNamespaces, func(w http.ResponseWriter, r *http.Request) {
+		list, err := c.Namespaces(r.Context())
+		s.answer(w, r, list, err)
+	})
+	mux.HandleFunc("POST "+pathNamespaces, change(s, func(ctx context.Context, who core.Caller, r NamespaceChange) (done, error) {
+		return done{}, c.SetNamespace(ctx, who, r.Name, r.NamespaceShare)
+	}))
+	mux.HandleFunc("POST "+pathTaints, change(s, func(ctx context.Context, who core.Caller, r Taints) (done, error) {
+		return done{}, c.TaintNode(ctx, who, r.Ref, r.Set, r.Remove)
+	}))
+	mux.HandleFunc("POST "+pathOvercommit, change(s, func(ctx context.Context, who core.Caller, r Overcommit) (done, error) {
+		return done{}, c.Overcommit(ctx, who, r.Ref, r.Times)
+	}))
+}
+
+// Namespaces lists namespaces with what they may have and have.
+func (c *Client) Namespaces(ctx context.Context) ([]core.Namespace, error) {
+	return get[[]core.Namespace](ctx, c, pathNamespaces, nil)
+}
+
+// SetNamespace gives a namespace a weight and a quota; an empty share takes both away.
+func (c *Client) SetNamespace(ctx context.Context, name string, share model.NamespaceShare) error {
+	return postDone(ctx, c, pathNamespaces, NamespaceChange{name, share})
+}
+
+// TaintNode sets and removes taints of a node.
+func (c *Client) TaintNode(ctx context.Context, node string, set []model.Taint, remove []string) error {
+	return postDone(ctx, c, pathTaints, Taints{Ref: node, Set: set, Remove: remove})
+}
+
+// Overcommit lets burstable instances set aside so many times the cores of a node.
+func (c *Client) Overcommit(ctx context.Context, node string, times float64) error {
+	return postDone(ctx, c, pathOvercommit, Overcommit{Ref: node, Times: times})
+}

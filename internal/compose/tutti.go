@@ -1,0 +1,248 @@
+package compose
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"reflect"
+	"slices"
+	"strings"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// tuttiKey is the key of a service under which people ask for what Compose has no word for.
+const tuttiKey = "x-tutti"
+
+// tuttiRules is the table of its keys.
+var tuttiRules = keys{
+	"spread":        within(keys{"over": well, "max_skew": well, "min_domains": well}),
+	"prefer":        within(keys{"constraint": well, "weight": well}),
+	"affinity":      within(affinityRules),
+	"anti_affinity": within(affinityRules),
+	"max_per":       well,
+	"tolerations":   within(keys{"key": well, "value": well, "effect": well}),
+	"priority":      well,
+	"strategy":      well,
+	"gang":          well,
+	"class":         well,
+	"min_available": well,
+}
+
+var affinityRules = keys{"to": well, "within": well, "weight": well}
+
+// extras are the values of the key. Entries of lists may have a short form, a single text.
+type extras struct {
+	Spread       []spreadEntry   `json:"spread"`
+	Prefer       []preferEntry   `json:"prefer"`
+	Affinity     []affinityEntry `json:"affinity"`
+	AntiAffinity []affinityEntry `json:"anti_affinity"`
+	MaxPer       map[string]int  `json:"max_per"`
+	Tolerations  []tolerated     `json:"tolerations"`
+	Priority     int             `json:"priority"`
+	Strategy     string          `json:"strategy"`
+	Gang         bool            `json:"gang"`
+	Class        string          `json:"class"`
+	MinAvailable int             `json:"min_available"`
+}
+
+type spreadEntry struct {
+	Over       string `json:"over"`
+	MaxSkew    int    `json:"max_skew"`
+	MinDomains int    `json:"min_domains"`
+}
+
+type preferEntry struct {
+	Constraint string `json:"constraint"`
+	Weight     int    `json:"weight"`
+}
+
+type affinityEntry struct {
+	To     texts  `json:"to"`
+	Within string `json:"within"`
+	Weight int    `json:"weight"`
+}
+
+type tolerated struct {
+	Key    string `json:"key"`
+	Value  string `json:"value"`
+	Effect string `json:"effect"`
+}
+
+// texts are one or a list.
+type texts []string
+
+func (w *texts) UnmarshalJSON(data []byte) error {
+	var one string
+	if json.Unmarshal(data, &one) == nil {
+		*w = texts{one}
+		return nil
+	}
+	return json.Unmarshal(data, (*[]string)(w))
+}
+
+// short reads an entry that is a text by itself; false: it is a mapping.
+func short(data []byte, to *string) bool { return json.Unmarshal(data, to) == nil }
+
+func (e *spreadEntry) UnmarshalJSON(data []byte) error {
+	type plain spreadEntry
+	if short(data, &e.Over) {
+		return nil
+	}
+	return json.Unmarshal(data, (*plain)(e))
+}
+
+func (e *preferEntry) UnmarshalJSON(data []byte) error {
+	type plain preferEntry
+	if e.Weight = 1; short(data, &e.Constraint) {
+		return nil
+	}
+	return json.Unmarshal(data, (*plain)(e))
+}
+
+func (e *affinityEntry) UnmarshalJSON(data []byte) error {
+	type plain affinityEntry
+	var one string
+	if short(data, &one) {
+		e.To = texts{one}
+		return nil
+	}
+	return json.Unmarshal(data, (*plain)(e))
+}
+
+func (e *tolerated) UnmarshalJSON(data []byte) error {
+	type plain tolerated
+	var one string
+	if !short(data, &one) {
+		return json.Unmarshal(data, (*plain)(e))
+	}
+	one, e.Effect, _ = strings.Cut(one, ":")
+	e.Key, e.Value, _ = strings.Cut(one, "=")
+	return nil
+}
+
+// kindNames are what people call the types of values.
+var kindNames = map[reflect.Kind]string{
+	reflect.Int: "a number", reflect.String: "a text", reflect.Bool: "true or false", reflect.Slice: "a list", reflect.Map: "a mapping", reflect.Struct: "a mapping",
+}
+
+// readExtras decodes the service's own key; what is wrong with it is noted.
+func (o *one) readExtras() (x extras) {
+	raw, ok := o.Extensions[tuttiKey]
+	if !ok || raw == nil {
+		return x
+	}
+	data, err := json.Marshal(raw)
+	if err == nil {
+		err = json.NewDecoder(bytes.NewReader(data)).Decode(&x)
+	}
+	var wrong *json.UnmarshalTypeError
+	switch {
+	case errors.As(err, &wrong):
+		key := tuttiKey
+		if wrong.Field != "" {
+			key += "." + wrong.Field
+		}
+		o.invalid(key, "%s is not what belongs here; %s is", wrong.Value, kindNames[wrong.Type.Kind()])
+	case err != nil:
+		o.invalid(tuttiKey, "%v", err)
+	}
+	return x
+}
+
+func (o *one) extraPlacement(x *extras) {
+	p := &o.w.Template.Placement
+	at := func(key, format string, args ...any) { o.invalid(tuttiKey+"."+key, format, args...) }
+	for _, s := range x.Spread {
+		if !o.nodeKey(tuttiKey+".spread", s.Over) {
+			continue
+		}
+		switch {
+		case s.MaxSkew < 0 || s.MinDomains < 0:
+			at("spread", "%s: max_skew and min_domains count from 1", s.Over)
+		case s.MaxSkew > 0:
+			p.Skew = append(p.Skew, model.Skew{Key: s.Over, Max: s.MaxSkew, MinDomains: s.MinDomains})
+		case s.MinDomains > 0:
+			at("spread", "%s: min_domains needs max_skew beside it", s.Over)
+		default:
+			p.Spread = append(p.Spread, s.Over)
+		}
+	}
+	for _, e := range x.Prefer {
+		c, ok := o.constraint(tuttiKey+".prefer", e.Constraint)
+		if ok && (e.Weight == 0 || e.Weight < -100 || e.Weight > 100) {
+			at("prefer", "%q: weight %d is not between 1 and 100, or -100 and -1", e.Constraint, e.Weight)
+		}
+		if ok {
+			p.Prefer = append(p.Prefer, model.Preference{Constraint: c, Weight: e.Weight})
+		}
+	}
+	p.Near = o.affinities("affinity", x.Affinity)
+	p.Apart = o.affinities("anti_affinity", x.AntiAffinity)
+	for _, key := range slices.Sorted(maps.Keys(x.MaxPer)) {
+		if n := x.MaxPer[key]; n < 1 {
+			at("max_per", "%s: %d is not a number from 1", key, n)
+		} else if o.nodeKey(tuttiKey+".max_per", key) {
+			p.MaxPer = append(p.MaxPer, model.MaxPer{Key: key, Max: n})
+		}
+	}
+	for _, t := range x.Tolerations {
+		switch t.Effect {
+		case "", "noSchedule", "preferNoSchedule", "noExecute":
+			p.Tolerations = append(p.Tolerations, model.Toleration(t))
+		default:
+			at("tolerations", "effect %q is none of noSchedule, preferNoSchedule and noExecute", t.Effect)
+		}
+	}
+	p.Priority, p.Gang = x.Priority, x.Gang
+	p.Strategy = choice(o, "strategy", x.Strategy, map[string]model.Strategy{"spread": "", "bin-pack": model.BinPack, "balance": model.Balance})
+	p.Class = choice(o, "class", x.Class, map[string]model.ResourceClass{"guaranteed": "", "burstable": model.Burstable, "best-effort": model.BestEffort})
+	if o.w.MinAvailable = x.MinAvailable; x.MinAvailable < 0 {
+		at("min_available", "%d is negative", x.MinAvailable)
+	}
+	if x.Gang && o.w.Type == model.GlobalWorkload {
+		at("gang", "a global service has no gang: each node runs its own instance")
+	}
+}
+
+// affinities reads affinity or anti_affinity. A service is one of this file, or APPLICATION/SERVICE.
+func (o *one) affinities(key string, list []affinityEntry) (out []model.Affinity) {
+	at := func(format string, args ...any) { o.invalid(tuttiKey+"."+key, format, args...) }
+	for _, e := range list {
+		if e.Within != "" && !o.nodeKey(tuttiKey+"."+key, e.Within) {
+			continue
+		}
+		if e.Weight < 0 || e.Weight > 100 {
+			at("weight %d is not between 1 and 100; without it, it must hold", e.Weight)
+		}
+		for _, to := range e.To {
+			if _, known := o.project.Services[to]; !known && !strings.Contains(to, "/") {
+				o.at(fault.Invalid, tuttiKey+"."+key, []string{to}, "there is no service %s; one of another application is written APPLICATION/%s", to, to)
+			}
+		}
+		if slices.Equal(e.To, texts{o.Name}) {
+			e.To = nil // to its own instances
+		}
+		out = append(out, model.Affinity{Workloads: e.To, Key: e.Within, Weight: e.Weight})
+	}
+	return out
+}
+
+// choice turns a word into what it stands for; "" is the first of all.
+func choice[T ~string](o *one, key, word string, meanings map[string]T) T {
+	v, ok := meanings[word]
+	if word != "" && !ok {
+		o.invalid(tuttiKey+"."+key, "%q is none of %s", word, listed(slices.Sorted(maps.Keys(meanings))))
+	}
+	return v
+}
+
+func listed(words []string) string {
+	if len(words) < 2 {
+		return strings.Join(words, "")
+	}
+	return fmt.Sprintf("%s and %s", strings.Join(words[:len(words)-1], ", "), words[len(words)-1])
+}

@@ -1,0 +1,94 @@
+package compose
+
+import (
+	"os"
+	"slices"
+	"testing"
+
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// tuttiEffects are effects of the keys below x-tutti.
+var tuttiEffects = map[string]struct{ with, without string }{
+	ours + "spread.over":          {with: "x-tutti: {spread: [node.labels.zone]}"},
+	ours + "spread.max_skew":      {with: "x-tutti: {spread: [{over: node.labels.zone, max_skew: 2}]}", without: "x-tutti: {spread: [node.labels.zone]}"},
+	ours + "spread.min_domains":   {with: "x-tutti: {spread: [{over: node.labels.zone, max_skew: 2, min_domains: 3}]}", without: "x-tutti: {spread: [{over: node.labels.zone, max_skew: 2}]}"},
+	ours + "prefer.constraint":    {with: "x-tutti: {prefer: [node.labels.disk==ssd]}"},
+	ours + "prefer.weight":        {with: "x-tutti: {prefer: [{constraint: node.labels.disk==ssd, weight: 5}]}", without: "x-tutti: {prefer: [node.labels.disk==ssd]}"},
+	ours + "affinity.to":          {with: "x-tutti: {affinity: [other]}"},
+	ours + "affinity.within":      {with: "x-tutti: {affinity: [{to: other, within: node.labels.zone}]}", without: "x-tutti: {affinity: [other]}"},
+	ours + "affinity.weight":      {with: "x-tutti: {affinity: [{to: other, weight: 5}]}", without: "x-tutti: {affinity: [other]}"},
+	ours + "anti_affinity.to":     {with: "x-tutti: {anti_affinity: [other]}"},
+	ours + "anti_affinity.within": {with: "x-tutti: {anti_affinity: [{to: [other], within: node.labels.zone}]}", without: "x-tutti: {anti_affinity: [other]}"},
+	ours + "anti_affinity.weight": {with: "x-tutti: {anti_affinity: [{to: other, weight: 5}]}", without: "x-tutti: {anti_affinity: [other]}"},
+	ours + "max_per":              {with: "x-tutti: {max_per: {node.labels.rack: 2}}"},
+	ours + "tolerations.key":      {with: "x-tutti: {tolerations: [gpu]}"},
+	ours + "tolerations.value":    {with: "x-tutti: {tolerations: [gpu=a100]}", without: "x-tutti: {tolerations: [gpu]}"},
+	ours + "tolerations.effect":   {with: "x-tutti: {tolerations: ['gpu:noSchedule']}", without: "x-tutti: {tolerations: [gpu]}"},
+	ours + "priority":             {with: "x-tutti: {priority: 5}"},
+	ours + "strategy":             {with: "x-tutti: {strategy: bin-pack}"},
+	ours + "gang":                 {with: "x-tutti: {gang: true}"},
+	ours + "class":                {with: "x-tutti: {class: burstable}"},
+	ours + "min_available":        {with: "x-tutti: {min_available: 1}"},
+}
+
+const ours = "services.*." + tuttiKey + "."
+
+func TestConstraintOperators(t *testing.T) {
+	for text, want := range map[string]model.Constraint{
+		"node.labels.zone == east":         {Key: "node.labels.zone", Operator: model.Equal, Values: []string{"east"}},
+		"node.labels.zone!=east":           {Key: "node.labels.zone", Operator: model.NotEqual, Values: []string{"east"}},
+		"node.labels.zone =~ eu-.*":        {Key: "node.labels.zone", Operator: model.Matches, Values: []string{"eu-.*"}},
+		"node.labels.zone !~ eu-.*":        {Key: "node.labels.zone", Operator: model.NotMatches, Values: []string{"eu-.*"}},
+		"node.labels.cores >= 8":           {Key: "node.labels.cores", Operator: model.AtLeast, Values: []string{"8"}},
+		"node.labels.cores<8.5":            {Key: "node.labels.cores", Operator: model.Less, Values: []string{"8.5"}},
+		"node.attributes.kernel > v6.1":    {Key: "node.attributes.kernel", Operator: model.Greater, Values: []string{"v6.1"}},
+		"node.labels.zone in (east, west)": {Key: "node.labels.zone", Operator: model.In, Values: []string{"east", "west"}},
+		"node.role not in (manager)":       {Key: "node.role", Operator: model.NotIn, Values: []string{"server"}},
+		"node.labels.gpu exists":           {Key: "node.labels.gpu", Operator: model.Exists},
+		"node.labels.gpu not exists":       {Key: "node.labels.gpu", Operator: model.NotExists},
+		"node.platform.arch == x86_64":     {Key: "node.platform.arch", Operator: model.Equal, Values: []string{"amd64"}},
+	} {
+		o := extraOf(t, "deploy: {placement: {constraints: ['"+text+"']}}")
+		got := o.Template.Placement.Constraints
+		if len(got) != 1 || got[0].Key != want.Key || got[0].Operator != want.Operator || !slices.Equal(got[0].Values, want.Values) {
+			t.Errorf("%q: got %+v, want %+v", text, got, want)
+		}
+	}
+}
+
+// extraOf loads a file with one service that has a line of its own.
+func extraOf(t *testing.T, line string) *model.Workload {
+	t.Helper()
+	t.Chdir(t.TempDir())
+	text := "services:\n  some:\n    image: a\n    " + line + "\n"
+	if err := os.WriteFile("compose.yaml", []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p := mustLoad(t, Options{Files: []string{"compose.yaml"}, Name: "shop"})
+	return p.Deployment.Workloads[0]
+}
+
+// TestOwnKeyIsRefusedByLine holds the texts of what can be wrong below x-tutti.
+func TestOwnKeyIsRefusedByLine(t *testing.T) {
+	for line, want := range map[string]string{
+		"x-tutti: {sprad: [a]}":                                       "compose.yaml:4: services.some.x-tutti.sprad: there is no such key; did you mean spread?",
+		"x-tutti: {spread: [{over: node.labels.a, skew: 1}]}":         "compose.yaml:4: services.some.x-tutti.spread.0.skew: there is no such key",
+		"x-tutti: {strategy: binpack}":                                `compose.yaml:4: services.some.x-tutti.strategy: "binpack" is none of balance, bin-pack and spread`,
+		"x-tutti: {priority: high}":                                   "compose.yaml:4: services.some.x-tutti.priority: string is not what belongs here; a number is",
+		"x-tutti: {affinity: [db]}":                                   "compose.yaml:4: services.some.x-tutti.affinity: there is no service db; one of another application is written APPLICATION/db",
+		"x-tutti: {max_per: {node.labels.rack: 0}}":                   "compose.yaml:4: services.some.x-tutti.max_per: node.labels.rack: 0 is not a number from 1",
+		"x-tutti: {spread: [zone]}":                                   `compose.yaml:4: services.some.x-tutti.spread: nodes have no property "zone"; they have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME and node.attributes.NAME`,
+		"deploy: {placement: {constraints: ['node.labels.a =~ (']}}":  "compose.yaml:4: services.some.deploy.placement.constraints: \"node.labels.a =~ (\": \"(\" is no regular expression (error parsing regexp: missing closing ): `(`)",
+		"deploy: {placement: {constraints: ['node.labels.a > big']}}": `compose.yaml:4: services.some.deploy.placement.constraints: "node.labels.a > big": "big" is neither a number nor a version such as v6.1`,
+	} {
+		t.Chdir(t.TempDir())
+		if err := os.WriteFile("compose.yaml", []byte("services:\n  some:\n    image: a\n    "+line+"\n"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		_, err := Load(t.Context(), Options{Files: []string{"compose.yaml"}, Name: "shop"})
+		if err == nil || !slices.Contains(sentences(err), want) {
+			t.Errorf("%s: error is\n %v\nwant\n %s", line, err, want)
+		}
+	}
+}

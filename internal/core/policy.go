@@ -1,0 +1,117 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/schedule"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// SetNamespace gives a namespace a weight and a quota; one that is empty takes both away.
+func (c *Core) SetNamespace(ctx context.Context, who Caller, name string, share model.NamespaceShare) error {
+	if err := model.CheckName(name); err != nil {
+		return fault.New(fault.Invalid, "namespace name %w", err)
+	}
+	q := &share.Quota
+	if share.Weight < 0 || share.MaxInstances < 0 || q.NanoCPUs < 0 || q.MemoryBytes < 0 || q.DiskBytes < 0 {
+		return fault.New(fault.Invalid, "namespace %s: a weight and a quota are not negative", name)
+	}
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		old, ok := store.Get[*model.Cluster](snap, model.ClusterID)
+		if !ok {
+			return fault.New(fault.Unavailable, "the cluster is still being set up")
+		}
+		cluster := old.Clone()
+		if same(share, model.NamespaceShare{}) {
+			delete(cluster.Namespaces, name)
+		} else {
+			if cluster.Namespaces == nil {
+				cluster.Namespaces = map[string]model.NamespaceShare{}
+			}
+			cluster.Namespaces[name] = share
+		}
+		if same(cluster.Namespaces, old.Namespaces) {
+			return nil
+		}
+		put(cs, cluster)
+		event(cs, time.Now(), "namespace changed", cluster, fmt.Sprintf("%s, by %s through %s", name, who.Name, who.Via))
+		return nil
+	})
+}
+
+// Namespace is a namespace with what it may have and has.
+type Namespace struct {
+	Name string `json:"name"`
+	model.NamespaceShare
+	Used      model.Resources `json:"used,omitzero"`
+	Instances int             `json:"instances"`
+}
+
+// Namespaces lists those that have a share of their own or instances.
+func (c *Core) Namespaces(ctx context.Context) ([]Namespace, error) {
+	snap := c.Store.Snapshot()
+	byName := map[string]*Namespace{}
+	of := func(name string) *Namespace {
+		if byName[name] == nil {
+			byName[name] = &Namespace{Name: name}
+		}
+		return byName[name]
+	}
+	if cluster, ok := store.Get[*model.Cluster](snap, model.ClusterID); ok {
+		for name, share := range cluster.Namespaces {
+			of(name).NamespaceShare = share
+		}
+	}
+	for i := range store.List[*model.Instance](snap) {
+		if i.NodeID == "" || i.Status.State.Final() {
+			continue
+		}
+		n := of(i.Namespace)
+		n.Instances++
+		if r, ok := store.Get[*model.Revision](snap, i.RevisionID); ok {
+			wanted := schedule.Wanted(&r.Template)
+			n.Used.NanoCPUs += wanted.NanoCPUs
+			n.Used.MemoryBytes += wanted.MemoryBytes
+			n.Used.DiskBytes += wanted.DiskBytes
+		}
+	}
+	out := []Namespace{}
+	for _, n := range byName {
+		out = append(out, *n)
+	}
+	slices.SortFunc(out, func(a, b Namespace) int { return strings.Compare(a.Name, b.Name) })
+	return out, nil
+}
+
+// TaintNode adds taints to a node, in place of those of the same key, and removes others by key.
+func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []model.Taint, remove []string) error {
+	for _, t := range set {
+		switch {
+		case t.Key == "":
+			return fault.New(fault.Invalid, "a taint needs a key")
+		case t.Effect != "noSchedule" && t.Effect != "preferNoSchedule":
+			return fault.New(fault.Invalid, "taint %s: effect %q is neither noSchedule nor preferNoSchedule", t.Key, t.Effect)
+		}
+	}
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
+		n.Taints = slices.DeleteFunc(n.Taints, func(have model.Taint) bool {
+			return slices.Contains(remove, have.Key) || slices.ContainsFunc(set, func(t model.Taint) bool { return t.Key == have.Key })
+		})
+		n.Taints = append(n.Taints, set...)
+	})
+}
+
+// Overcommit lets burstable instances set aside so many times the cores of a node; 1 or 0: no more
+// than it has.
+func (c *Core) Overcommit(ctx context.Context, who Caller, ref string, times float64) error {
+	if times != 0 && (times < 1 || times > 100) {
+		return fault.New(fault.Invalid, "overcommit %g: a number from 1 to 100 is accepted", times)
+	}
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) { n.Overcommit = times })
+}
