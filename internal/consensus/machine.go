@@ -36,8 +36,9 @@ type applied struct {
 func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	m.sets = m.sets[:0]
 	ends := make([]int, len(logs))
+	done := m.progress.now()
 	for i, l := range logs {
-		if l.Type == raft.LogCommand {
+		if l.Type == raft.LogCommand && l.Index > done { // else it was recalled
 			var err error
 			if m.sets, err = setsOf(l.Data, m.sets); err != nil {
 				panic(err)
@@ -74,7 +75,7 @@ func (m *machine) Restore(r io.ReadCloser) error {
 		inner = w.WrappedReadCloser()
 	}
 	if f, ok := inner.(*snapshotFile); ok {
-		m.progress.advance(f.meta.Index)
+		m.progress.set(f.meta.Index)
 	}
 	return nil
 }
@@ -117,9 +118,11 @@ func (p *progress) after(index uint64, then func()) {
 	then()
 }
 
-func (p *progress) advance(index uint64) {
+func (p *progress) advance(index uint64) { p.set(max(index, p.now())) }
+
+func (p *progress) set(index uint64) {
 	p.mu.Lock()
-	p.index = max(p.index, index)
+	p.index = index
 	var now []waiter
 	p.waiting = slices.DeleteFunc(p.waiting, func(w waiter) bool {
 		if w.index <= p.index {

@@ -10,8 +10,6 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
-
-	"github.com/tutti-run/tutti/internal/fault"
 )
 
 // Config says how a server takes part.
@@ -33,14 +31,6 @@ type Config struct {
 
 	// Timings; zero values are 500 ms, 500 ms and 300 ms.
 	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
-}
-
-// Server is a server as the others know it.
-type Server struct {
-	ID      string `json:"id"`
-	Address string `json:"address"`
-	Voter   bool   `json:"voter"`
-	Leader  bool   `json:"leader"`
 }
 
 // Raft is this server's part in the replication.
@@ -88,7 +78,8 @@ func New(cfg Config) (*Raft, error) {
 		return nil, err
 	}
 	hlog := newHCLog(cfg.Log)
-	wal, err := storage.openLog(hlog)
+	fsm := &machine{fsm: cfg.FSM}
+	wal, err := storage.openLog(hlog, fsm.progress.now)
 	if err != nil {
 		return nil, err
 	}
@@ -121,7 +112,10 @@ func New(cfg Config) (*Raft, error) {
 			return nil, errors.Join(fmt.Errorf("begin a new cluster: %w", err), closeTransport(transport), wal.Close())
 		}
 	}
-	fsm := &machine{fsm: cfg.FSM}
+	if err := fsm.recall(wal, snapshots); err != nil {
+		return nil, errors.Join(fmt.Errorf("recall the state: %w", err), closeTransport(transport), wal.Close())
+	}
+	rc.NoSnapshotRestoreOnStart = true // it is there
 	notify := make(chan bool)
 	rc.NotifyCh = notify
 	r, err := raft.NewRaft(rc, fsm, wal, wal, snapshots, transport)
@@ -199,40 +193,6 @@ func (r *Raft) IsLeader() bool { return r.raft.State() == raft.Leader }
 func (r *Raft) Leader() (id, address string) {
 	a, i := r.raft.LeaderWithID()
 	return string(i), string(a)
-}
-
-// AddServer makes a server a voter, or changes its address. Only the leader can.
-func (r *Raft) AddServer(ctx context.Context, id, address string) error {
-	return r.change(r.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, proposeTimeout), "add server "+id)
-}
-
-// RemoveServer takes a server out. Only the leader can.
-func (r *Raft) RemoveServer(ctx context.Context, id string) error {
-	return r.change(r.raft.RemoveServer(raft.ServerID(id), 0, proposeTimeout), "remove server "+id)
-}
-
-func (r *Raft) change(f raft.Future, what string) error {
-	if err := f.Error(); err != nil {
-		return fault.New(fault.Unavailable, "%s: %w", what, err)
-	}
-	return nil
-}
-
-// Servers returns the servers of the latest known configuration.
-func (r *Raft) Servers() []Server {
-	f := r.raft.GetConfiguration()
-	if f.Error() != nil {
-		return nil
-	}
-	leader, _ := r.Leader()
-	var out []Server
-	for _, s := range f.Configuration().Servers {
-		out = append(out, Server{
-			ID: string(s.ID), Address: string(s.Address),
-			Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader,
-		})
-	}
-	return out
 }
 
 // Shutdown hands leadership over, where there is someone to take it, and stops.

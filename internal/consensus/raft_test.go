@@ -254,6 +254,35 @@ func TestEverybodyReadsWhatTheyWrote(t *testing.T) {
 	}
 }
 
+// A read that was asked for after a write was acknowledged anywhere shows it.
+func TestReadsAreLinearizableEverywhere(t *testing.T) {
+	c := newCluster(t, 3)
+	for i := range 60 {
+		writer, reader := c.servers[i%3], c.servers[(i+1+i/3%2)%3]
+		id := fmt.Sprint("w", i)
+		if err := writer.write(c.ctx, id); err != nil {
+			t.Fatal(err)
+		}
+		if err := reader.raft.Sync(c.ctx); err != nil {
+			t.Fatal(err)
+		}
+		if !reader.has(id) {
+			t.Fatalf("%s does not show %s, which %s had acknowledged", reader.id, id, writer.id)
+		}
+	}
+	last := c.followers()[0]
+	for _, s := range c.servers {
+		if s != last {
+			s.kill()
+		}
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, 2*time.Second)
+	defer cancel()
+	if err := last.raft.Sync(ctx); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("without a quorum a linearizable read gave %v", err)
+	}
+}
+
 func TestALostLeaderLosesNothingAcknowledged(t *testing.T) {
 	c := newCluster(t, 3)
 	old := c.leader()

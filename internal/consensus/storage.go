@@ -1,18 +1,13 @@
 package consensus
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
-	raftwal "github.com/hashicorp/raft-wal"
 	"github.com/hashicorp/raft-wal/fs"
 	"github.com/hashicorp/raft-wal/metadb"
-	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 )
 
@@ -50,40 +45,6 @@ func onDisk(dir string) (Storage, error) {
 	}
 	return Storage{Files: fs.New(), Index: &metadb.BoltMetaDB{}, Dir: dir}, nil
 }
-
-// wal is the log with its index, which raft-wal opens and does not close.
-type wal struct {
-	*raftwal.WAL
-	index types.MetaStore
-	pause func() // may be nil
-}
-
-func (s Storage) openLog(log hclog.Logger) (*wal, error) {
-	files := s.Files
-	if skipSync {
-		files = unsynced{files}
-	}
-	dir := filepath.Join(s.Dir, "log")
-	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segment.NewFiler(dir, files)),
-		raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
-	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open the log: %w", err), s.Index.Close())
-	}
-	return &wal{WAL: w, index: s.Index, pause: s.Pause}, nil
-}
-
-// Close closes both; the log can be opened again.
-func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
-
-// StoreLogs implements raft.LogStore.
-func (w *wal) StoreLogs(logs []*raft.Log) error {
-	if w.pause != nil {
-		w.pause()
-	}
-	return w.WAL.StoreLogs(logs)
-}
-
-var _ raft.LogStore = (*wal)(nil)
 
 // unsynced is the planted bug of the build tag plant_skip_fsync: a disk whose files are not synced.
 type unsynced struct{ types.VFS }

@@ -19,6 +19,7 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/hashicorp/raft-wal/types"
 
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
@@ -186,6 +187,16 @@ func (s *simulated) crash(i int) {
 	_, s.transports[i] = raft.NewInmemTransport(raft.ServerAddress(fmt.Sprint("s", i)))
 }
 
+func (s *simulated) end() {
+	s.Helper()
+	for i, r := range s.rafts {
+		if err := r.Shutdown(); err != nil {
+			s.Errorf("shut s%d down: %v", i, err)
+		}
+	}
+	time.Sleep(10 * time.Second) // for calls of raft's that nobody answers any more
+}
+
 func (s *simulated) eventually(what string, ok func() bool) {
 	s.Helper()
 	for range 1000 {
@@ -250,12 +261,59 @@ func TestPowerCutsLoseNothingAcknowledged(t *testing.T) {
 		if len(acknowledged) < 200 {
 			t.Errorf("only %d writes were acknowledged", len(acknowledged))
 		}
-		for i, r := range s.rafts {
-			if err := r.Shutdown(); err != nil {
-				t.Errorf("shut s%d down: %v", i, err)
+		s.end()
+	})
+}
+
+// A server that is alone after its restart shows what it knew to be committed, all but the last of
+// it, and knows that it cannot be sure.
+func TestAServerAloneShowsWhatItKnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := simulate(t, 3)
+		const writes = 40
+		for n := range writes {
+			if n == writes/2 {
+				for _, r := range s.rafts {
+					if err := r.raft.Snapshot().Error(); err != nil {
+						t.Fatal(err)
+					}
+				}
+			}
+			if err := s.write(s.leader(), fmt.Sprint("w", n)); err != nil {
+				t.Fatal(err)
 			}
 		}
-		time.Sleep(10 * time.Second) // for calls of raft's that nobody answers any more
+		time.Sleep(time.Second)
+		for i := range s.rafts {
+			s.crash(i)
+		}
+		for i := range s.rafts {
+			s.start(i)
+			for n := range writes - 1 {
+				if _, ok := store.Get[*model.Config](s.stores[i].Snapshot(), fmt.Sprint("w", n)); !ok {
+					t.Fatalf("s%d, alone, does not show w%d of %d", i, n, writes)
+				}
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+			if err := s.rafts[i].Sync(ctx); !fault.Is(err, fault.Unavailable) {
+				t.Errorf("s%d, alone, calls its state the newest: %v", i, err)
+			}
+			cancel()
+			s.crash(i)
+		}
+		for i := range s.rafts {
+			s.start(i)
+		}
+		if err := s.write(s.leader(), "more"); err != nil {
+			t.Error(err)
+		}
+		revision := s.stores[s.leader()].Snapshot().Revision()
+		for i := range s.rafts {
+			if i != s.leader() {
+				s.eventually("followers catch up", func() bool { return s.stores[i].Snapshot().Revision() == revision })
+			}
+		}
+		s.end()
 	})
 }
 

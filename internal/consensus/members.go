@@ -1,0 +1,67 @@
+package consensus
+
+import (
+	"context"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/tutti-run/tutti/internal/fault"
+)
+
+// Server is a server as the others know it.
+type Server struct {
+	ID      string `json:"id"`
+	Address string `json:"address"`
+	Voter   bool   `json:"voter"`
+	Leader  bool   `json:"leader"`
+}
+
+// AddServer makes a server a voter, or changes its address. Only the leader can.
+func (r *Raft) AddServer(ctx context.Context, id, address string) error {
+	return r.change(r.raft.AddVoter(raft.ServerID(id), raft.ServerAddress(address), 0, proposeTimeout), "add server "+id)
+}
+
+// RemoveServer takes a server out. Only the leader can.
+func (r *Raft) RemoveServer(ctx context.Context, id string) error {
+	return r.change(r.raft.RemoveServer(raft.ServerID(id), 0, proposeTimeout), "remove server "+id)
+}
+
+func (r *Raft) change(f raft.Future, what string) error {
+	if err := f.Error(); err != nil {
+		return fault.New(fault.Unavailable, "%s: %w", what, err)
+	}
+	return nil
+}
+
+// Servers returns the servers of the latest known configuration.
+func (r *Raft) Servers() []Server {
+	f := r.raft.GetConfiguration()
+	if f.Error() != nil {
+		return nil
+	}
+	leader, _ := r.Leader()
+	var out []Server
+	for _, s := range f.Configuration().Servers {
+		out = append(out, Server{
+			ID: string(s.ID), Address: string(s.Address),
+			Voter: s.Suffrage == raft.Voter, Leader: string(s.ID) == leader,
+		})
+	}
+	return out
+}
+
+// AddNonvoter makes a server follow without a vote, or changes its address. Only the leader can.
+func (r *Raft) AddNonvoter(ctx context.Context, id, address string) error {
+	return r.change(r.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, proposeTimeout), "add server "+id)
+}
+
+// Demote takes a server's vote; it follows on. Only the leader can.
+func (r *Raft) Demote(ctx context.Context, id string) error {
+	return r.change(r.raft.DemoteVoter(raft.ServerID(id), 0, proposeTimeout), "demote server "+id)
+}
+
+// HandOver lets another server lead, if this one does.
+func (r *Raft) HandOver() error { return r.change(r.raft.LeadershipTransfer(), "hand leadership over") }
+
+// Applied returns the index of the log up to which this server's state machine has come.
+func (r *Raft) Applied() uint64 { return r.machine.progress.now() }
