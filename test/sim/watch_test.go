@@ -122,7 +122,8 @@ func (w *watch) checkStep(old, n *model.Instance) {
 		d := w.draining[n.ID]
 		for _, node := range w.c.nodes {
 			live := node.up && node.connected && time.Since(node.lastBeat) < 400*time.Millisecond
-			live = live && time.Since(node.began) > 50*time.Millisecond // or else the leader may not know yet that it is there
+			live = live && time.Since(node.began) > 50*time.Millisecond             // or else the leader may not know yet that it is there
+			live = live && (node.lastBeat.After(w.led) || w.down[node.id].IsZero()) // one that was down has to be heard by this leader
 			if live && node.applied < d.revision && time.Since(d.since) < 9*time.Second {
 				w.c.fail("%s is stopped after %s, while %s has %d in force and would send connections until %d",
 					n.Name, time.Since(d.since), node.id, node.applied, d.revision)
