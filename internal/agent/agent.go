@@ -115,7 +115,7 @@ type Agent struct {
 
 // New returns an agent; Run starts it.
 func New(d Deps) (*Agent, error) {
-	for _, dir := range []string{d.assignments(), filepath.Join(d.DataDir, "files")} {
+	for _, dir := range []string{d.assignments(), d.files()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, fmt.Errorf("make the agent's directory: %w", err)
 		}
@@ -126,7 +126,11 @@ func New(d Deps) (*Agent, error) {
 	}, nil
 }
 
-func (d *Deps) assignments() string  { return filepath.Join(d.DataDir, "assignments") }
+func (d *Deps) assignments() string { return filepath.Join(d.DataDir, "assignments") }
+
+// files is where what is mounted into an instance is kept; it ends with the host, as what runs does.
+func (d *Deps) files() string { return filepath.Join(d.RunDir, "files") }
+
 func (d *Deps) revisionFile() string { return filepath.Join(d.DataDir, "revision") }
 
 // Run adopts what an earlier agent left running, then works until ctx is done. Instances go on

@@ -550,7 +550,7 @@ func TestANewAgentAdoptsWhatRuns(t *testing.T) {
 		w.agent.Assign(&wire.Assign{Revision: 77})
 		w.end()
 		time.Sleep(time.Hour)
-		hosts := filepath.Join(w.dir, "agent", "files", "i1", "hosts")
+		hosts := filepath.Join(w.dir, "run", "files", "i1", "hosts")
 		if err := os.WriteFile(hosts, []byte("changed by the task"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -1048,7 +1048,7 @@ func TestHostNetwork(t *testing.T) {
 		if len(w.links.attached) != 0 || w.state.Started()[0].NetNS != "" {
 			t.Error("it was given a network of its own")
 		}
-		data, err := os.ReadFile(filepath.Join(w.dir, "agent", "files", "i1", "resolv.conf"))
+		data, err := os.ReadFile(filepath.Join(w.dir, "run", "files", "i1", "resolv.conf"))
 		if err != nil || string(data) != "nameserver 192.0.2.53\n" {
 			t.Errorf("its resolver file holds %q, %v", data, err)
 		}

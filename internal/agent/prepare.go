@@ -125,7 +125,7 @@ func networkSysctls(all map[string]string) map[string]string {
 	return out
 }
 
-func (w *worker) filesDir() string { return filepath.Join(w.agent.DataDir, "files", w.id) }
+func (w *worker) filesDir() string { return filepath.Join(w.agent.files(), w.id) }
 
 // writeFiles makes /etc/hosts, /etc/hostname and /etc/resolv.conf.
 func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, error) {

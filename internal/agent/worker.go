@@ -100,11 +100,16 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 		w.agent.session.Report(w.id, st) // only queues; under the lock so that reports keep their order
 	}
 	w.mu.Unlock()
-	if !same {
+	if !same && !passing(st.State) {
 		if err := saveStatus(w.agent.assignments(), w.id, &kept); err != nil {
 			w.log.Error("status could not be kept on disk", "error", err)
 		}
 	}
+}
+
+// passing states are not kept on disk: an agent that finds an instance in one goes on from what runs.
+func passing(s model.InstanceState) bool {
+	return s == model.InstancePreparing || s == model.InstanceStarting || s == model.InstanceStopping
 }
 
 func equalStatus(a, b *model.InstanceStatus) bool {

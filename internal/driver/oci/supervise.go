@@ -115,7 +115,7 @@ type supervisor struct {
 // supervise is the whole life of a supervisor. File descriptor 3 tells the agent when the task
 // has started, or why not.
 func supervise(dir, socket, reaper string) int {
-	debug.SetGCPercent(50)
+
 	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	ready := os.NewFile(3, "ready")
 	unix.CloseOnExec(3)
