@@ -21,6 +21,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/drivertest"
+	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -85,7 +86,7 @@ func writeFile(t *testing.T, path, content string, mode os.FileMode) {
 
 type env struct {
 	t      *testing.T
-	d      *Driver
+	d      *supervisor.Driver
 	cfg    Config
 	root   string
 	cgroup string
@@ -125,6 +126,9 @@ func setUp(t *testing.T) *env {
 	})
 	return e
 }
+
+// dir is where a run is kept.
+func (e *env) dir(id string) string { return filepath.Join(e.cfg.StateDir, id) }
 
 // cgroups returns where the tests' cgroup exists.
 func (e *env) cgroups() (found []string) {
@@ -359,14 +363,14 @@ func TestUsersAreLookedUpAsTheImageMeansThem(t *testing.T) {
 func TestADamagedRunIsOneThatEnded(t *testing.T) {
 	e := setUp(t)
 	for _, id := range []string{"i.bare.1", "i.cut.1", "i.begun.1"} {
-		if err := os.MkdirAll(e.d.dir(id), 0o700); err != nil {
+		if err := os.MkdirAll(e.dir(id), 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
 	for _, id := range []string{"i.cut.1", "i.begun.1"} {
-		writeFile(t, filepath.Join(e.d.dir(id), taskFile), `{"ID":"`+id+`"}`, 0o600)
+		writeFile(t, filepath.Join(e.dir(id), "task.json"), `{"ID":"`+id+`"}`, 0o600)
 	}
-	writeFile(t, filepath.Join(e.d.dir("i.cut.1"), statusFile), "", 0o600)
+	writeFile(t, filepath.Join(e.dir("i.cut.1"), "status.json"), "", 0o600)
 	list, err := e.d.List(e.ctx)
 	if err != nil || len(list) != 2 {
 		t.Fatalf("list is %+v, %v; want the two that were to run", list, err)
@@ -376,7 +380,7 @@ func TestADamagedRunIsOneThatEnded(t *testing.T) {
 			t.Errorf("a run that was cut short is %+v, want it ended, with a reason", st)
 		}
 	}
-	if _, err := os.Stat(e.d.dir("i.bare.1")); !errors.Is(err, os.ErrNotExist) {
+	if _, err := os.Stat(e.dir("i.bare.1")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the directory of a run that never was is still there: %v", err)
 	}
 }

@@ -35,6 +35,9 @@ var readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 
 const defaultShmBytes = 64 << 20
 
+// reaperPath is where the reaping init process is found inside a container.
+const reaperPath = "/.tutti-init"
+
 // spec states a task in the terms of the OCI runtime specification.
 func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	u, err := lookupUser(t.Rootfs, t.User, t.Groups)

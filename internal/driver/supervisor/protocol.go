@@ -1,4 +1,4 @@
-package oci
+package supervisor
 
 import (
 	"crypto/sha256"
@@ -42,15 +42,8 @@ const (
 	taskFile   = "task.json"
 	statusFile = "status.json"
 	lockFile   = "lock"
-	// These are how a program knows what it was executed for.
-	superviseArg = "tutti-supervise"
-	reapArg      = "tutti-reap"
-	compileArg   = "tutti-compile"
-	// containerSuffix, after the name of a supervisor's socket, is the directory in which libcontainer
-	// describes the container.
-	containerSuffix = ".container"
-	// reaperPath is where the reaping init process is found inside a container.
-	reaperPath = "/.tutti-init"
+	// bodySuffix, after the name of a supervisor's socket, is the directory that the body may use.
+	bodySuffix = ".body"
 )
 
 // socketPath is short, whatever the ID: the kernel allows 107 bytes.

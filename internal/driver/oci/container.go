@@ -1,0 +1,299 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"time"
+
+	_ "github.com/opencontainers/cgroups/devices" // device rules work only with it linked in
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/specconv"
+	"github.com/opencontainers/runc/libcontainer/utils"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/fault"
+)
+
+// container is a task's body.
+type container struct {
+	task    *driver.Task
+	spec    *specs.Spec
+	config  *configs.Config
+	profile *configs.Seccomp // nil: unconfined
+	filter  *filter          // the profile, compiled; nil: libcontainer does it
+	c       *libcontainer.Container
+	oom     <-chan struct{} // nil when this kernel does not tell
+}
+
+func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
+	c := &container{task: t}
+	var err error
+	if c.spec, err = spec(t, reaper); err != nil {
+		return nil, err
+	}
+	c.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: t.ID, NoNewKeyring: false, Spec: c.spec})
+	if err != nil {
+		return nil, fault.New(fault.Invalid, "configure the container: %w", err)
+	}
+	if c.profile = c.config.Seccomp; c.profile != nil {
+		if c.filter, err = filterFor(filepath.Dir(dir), c.profile); err != nil {
+			return nil, err
+		}
+	}
+	if c.filter != nil {
+		c.config.Seccomp = nil // it is loaded by ourselves
+	}
+	if c.c, err = libcontainer.Create(dir, containerID, c.config); err != nil {
+		return nil, fmt.Errorf("create the container: %w", err)
+	}
+	return c, nil
+}
+
+// containerID is libcontainer's name for the only container in a directory.
+const containerID = "c"
+
+// Start implements supervisor.Body.
+func (c *container) Start(files *supervisor.Files) (supervisor.Process, error) {
+	p := c.process(c.spec.Process.Args, c.spec.Process.Env, c.spec.Process.Cwd, &c.spec.Process.User)
+	p.Init, p.NoNewPrivileges = true, &c.spec.Process.NoNewPrivileges
+	err := connect(p, files, func() error { return c.run(p) })
+	if err != nil {
+		return nil, startError(c.task.Args[0], err)
+	}
+	c.config.Seccomp = c.profile // for what is executed later
+	if c.oom, err = c.c.NotifyOOM(); err != nil {
+		c.oom = nil // not every kernel tells; the exit code still does
+	}
+	return newProcess(p)
+}
+
+// Exec implements supervisor.Body.
+func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
+	name, groups := c.task.User, c.task.Groups
+	if e.User != "" {
+		name, groups = e.User, nil
+	}
+	u, err := lookupUser(c.task.Rootfs, name, groups)
+	if err != nil {
+		return nil, err
+	}
+	cwd := e.WorkingDir
+	if cwd == "" {
+		cwd = c.spec.Process.Cwd
+	}
+	env := slices.Concat(c.task.Env, e.Env)
+	if e.TTY {
+		env = append(env, "TERM=xterm")
+	}
+	p := c.process(e.Args, env, cwd, u)
+	p.ConsoleHeight, p.ConsoleWidth = uint16(files.Rows), uint16(files.Cols)
+	if err := connect(p, files, func() error { return c.c.Run(p) }); err != nil {
+		return nil, startError(e.Args[0], err)
+	}
+	return newProcess(p)
+}
+
+func (c *container) process(args, env []string, cwd string, u *specs.User) *libcontainer.Process {
+	p := &libcontainer.Process{Args: args, Env: env, Cwd: cwd, LogLevel: "3", UID: int(u.UID), GID: int(u.GID)}
+	for _, g := range u.AdditionalGids {
+		p.AdditionalGroups = append(p.AdditionalGroups, int(g))
+	}
+	return p
+}
+
+// connect gives a process its files and starts it.
+func connect(p *libcontainer.Process, files *supervisor.Files, start func() error) error {
+	if !files.TTY {
+		if files.Stdin != nil {
+			p.Stdin = files.Stdin
+		}
+		p.Stdout, p.Stderr = files.Stdout, files.Stderr
+		return start()
+	}
+	parent, child, err := utils.NewSockPair("console")
+	if err != nil {
+		return fmt.Errorf("make a terminal: %w", err)
+	}
+	defer parent.Close()
+	p.ConsoleSocket = child
+	err = start()
+	child.Close()
+	if err != nil {
+		return err
+	}
+	files.Console, err = receiveConsole(parent)
+	return err
+}
+
+// run starts the container's first process, with the filter in force.
+func (c *container) run(p *libcontainer.Process) error {
+	if c.filter == nil {
+		return c.c.Run(p)
+	}
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("make a socket for the seccomp filter: %w", err)
+	}
+	ours, theirs := os.NewFile(uintptr(fds[0]), "filter"), os.NewFile(uintptr(fds[1]), "filter")
+	defer ours.Close()
+	p.ExtraFiles = []*os.File{theirs}
+	err = c.c.Start(p)
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	if err := c.filter.send(ours); err != nil {
+		c.c.Signal(unix.SIGKILL) // that it is gone is no error
+		return err
+	}
+	return c.c.Exec()
+}
+
+// startError says in a sentence what kept the first instruction from running.
+func startError(name string, err error) error {
+	text := err.Error()
+	if i := strings.LastIndex(text, "exec: "); i >= 0 {
+		text = text[i:]
+	}
+	switch {
+	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory") && strings.Contains(text, "exec"):
+		return fault.New(fault.NotFound, "executable %q was not found in the image", name)
+	case strings.Contains(text, "permission denied") && strings.Contains(text, "exec"):
+		return fault.New(fault.Invalid, "%q in the image may not be executed", name)
+	}
+	return fmt.Errorf("start the container: %w", err)
+}
+
+func receiveConsole(socket *os.File) (*os.File, error) {
+	oob := make([]byte, unix.CmsgSpace(4))
+	name := make([]byte, 4096)
+	n, oobn, _, _, err := unix.Recvmsg(int(socket.Fd()), name, oob, unix.MSG_CMSG_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("receive the terminal: %w", err)
+	}
+	messages, err := unix.ParseSocketControlMessage(oob[:oobn])
+	if err != nil || len(messages) != 1 {
+		return nil, errors.New("receive the terminal: nothing came")
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 {
+		return nil, errors.New("receive the terminal: no descriptor came")
+	}
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		return nil, fmt.Errorf("receive the terminal: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), string(name[:n])), nil
+}
+
+// process is one in a container.
+type process struct {
+	p   *libcontainer.Process
+	pid int
+}
+
+func newProcess(p *libcontainer.Process) (*process, error) {
+	pid, err := p.Pid()
+	if err != nil {
+		return nil, fmt.Errorf("find the process: %w", err)
+	}
+	return &process{p, pid}, nil
+}
+
+// PID implements supervisor.Process.
+func (p *process) PID() int { return p.pid }
+
+// Wait implements supervisor.Process.
+func (p *process) Wait() (syscall.WaitStatus, error) {
+	ps, err := p.p.Wait()
+	if _, exit := errors.AsType[*exec.ExitError](err); err != nil && !exit && ps == nil {
+		return 0, err
+	}
+	return ps.Sys().(syscall.WaitStatus), nil
+}
+
+// Kill implements supervisor.Body.
+func (c *container) Kill() error {
+	err := c.c.Signal(unix.SIGKILL)
+	c.c.Resume() // a frozen one cannot die; one that is not frozen is no error
+	if errors.Is(err, libcontainer.ErrNotRunning) {
+		return nil
+	}
+	return err
+}
+
+// Pause implements supervisor.Body.
+func (c *container) Pause() error { return c.c.Pause() }
+
+// Resume implements supervisor.Body.
+func (c *container) Resume() error { return c.c.Resume() }
+
+// OutOfMemory implements supervisor.Body.
+func (c *container) OutOfMemory() bool {
+	if c.oom == nil {
+		return false
+	}
+	select {
+	case _, ok := <-c.oom:
+		return ok
+	case <-time.After(20 * time.Millisecond):
+		return false
+	}
+}
+
+// Destroy implements supervisor.Body.
+func (c *container) Destroy() error { return c.c.Destroy() }
+
+// Stats implements supervisor.Body.
+func (c *container) Stats() (*driver.Stats, error) {
+	st, err := c.c.Stats()
+	if err != nil {
+		return nil, fmt.Errorf("read usage: %w", err)
+	}
+	cg := st.CgroupStats
+	out := &driver.Stats{
+		Time: time.Now(), CPUNanoseconds: cg.CpuStats.CpuUsage.TotalUsage,
+		MemoryBytes: cg.MemoryStats.Usage.Usage, MemoryLimitBytes: cg.MemoryStats.Usage.Limit, Pids: cg.PidsStats.Current,
+	}
+	for _, key := range []string{"total_inactive_file", "inactive_file"} {
+		if cache, ok := cg.MemoryStats.Stats[key]; ok && cache < out.MemoryBytes {
+			out.MemoryBytes -= cache
+			break
+		}
+	}
+	for _, e := range cg.BlkioStats.IoServiceBytesRecursive {
+		switch strings.ToLower(e.Op) {
+		case "read":
+			out.ReadBytes += e.Value
+		case "write":
+			out.WriteBytes += e.Value
+		}
+	}
+	return out, nil
+}
+
+// bury frees what a container holds whose supervisor did not live to do so.
+func bury(_ *driver.Task, root string) {
+	defer os.RemoveAll(root)
+	c, err := libcontainer.Load(root, containerID)
+	if err != nil {
+		return // never created, or removed already
+	}
+	c.Signal(unix.SIGKILL) // its process 1, and with it all the others; that it is gone is no error
+	for range 50 {         // they need a moment
+		if err = c.Destroy(); err == nil {
+			return
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	fmt.Fprintln(os.Stderr, "remove the container:", err)
+}

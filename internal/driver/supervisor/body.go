@@ -1,0 +1,48 @@
+package supervisor
+
+import (
+	"os"
+	"syscall"
+
+	"github.com/tutti-run/tutti/internal/driver"
+)
+
+// Body is what a supervisor watches over: the processes of one task.
+type Body interface {
+	// Start runs the task's first process and returns when its first instruction is about to run.
+	// When it fails, Destroy is called.
+	Start(files *Files) (Process, error)
+	// Exec runs one more process in the task; safe for concurrent use.
+	Exec(spec *driver.ExecSpec, files *Files) (Process, error)
+	// Kill ends the whole tree, paused or not; that it is gone already is no error.
+	Kill() error
+	Pause() error
+	Resume() error
+	Stats() (*driver.Stats, error)
+	// OutOfMemory reports whether the kernel killed a process of the task for want of memory; it is
+	// asked after the first process was killed.
+	OutOfMemory() bool
+	// Destroy frees what the task held, once nothing of it runs.
+	Destroy() error
+}
+
+// Process is one that a Body started.
+type Process interface {
+	PID() int
+	// Wait returns how the process ended; it is called once.
+	Wait() (syscall.WaitStatus, error)
+}
+
+// Files are a process's standard files. The body does not close them.
+type Files struct {
+	Stdin, Stdout, Stderr *os.File // nil is no input, or output that nobody wants
+
+	TTY        bool // a terminal instead of them
+	Rows, Cols int  // its first size; zero: any
+	// Console is set by the body: the supervisor's end of the terminal.
+	Console *os.File
+}
+
+// NewBody makes the body of a task. It may keep things in dir, which ends with the host and is
+// removed with the task; reaper is the program that can be process 1 of a container (Reap).
+type NewBody func(t *driver.Task, dir, reaper string) (Body, error)

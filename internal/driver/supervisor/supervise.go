@@ -1,0 +1,276 @@
+package supervisor
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/fxamacker/cbor/v2"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/tasklog"
+	"github.com/tutti-run/tutti/internal/fault"
+)
+
+func exitCode(ws syscall.WaitStatus) int {
+	if ws.Signaled() {
+		return 128 + int(ws.Signal())
+	}
+	return ws.ExitStatus()
+}
+
+type supervisor struct {
+	dir       string
+	task      driver.Task
+	log       *tasklog.Writer
+	body      Body
+	hub       *hub
+	console   *os.File // the task's terminal, if it has one
+	stdin     *os.File // the write end of the task's input, if it has one
+	done      chan struct{}
+	listener  net.Listener
+	served    chan struct{} // closed when no more connections are taken
+	answering sync.WaitGroup
+
+	freezing sync.Mutex // one pause or resume at a time
+
+	mu     sync.Mutex
+	status driver.Status
+}
+
+// Supervise is the whole life of a supervisor; args are those that follow its role. File descriptor
+// 3 tells the agent when the task has started, or why not. It returns the exit code.
+func Supervise(args []string, newBody NewBody) int {
+	dir, socket, reaper := args[0], args[1], args[2]
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	ready := os.NewFile(3, "ready")
+	unix.CloseOnExec(3)
+	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
+	if err := s.start(socket, reaper, newBody); err != nil {
+		s.set(func(st *driver.Status) {
+			st.State, st.Error, st.Finished = driver.Exited, err.Error(), time.Now()
+			st.ExitCode = 126
+			if fault.Is(err, fault.NotFound) {
+				st.ExitCode = 127
+			}
+		})
+		if s.body != nil {
+			s.body.Destroy() // what could not be started leaves little
+		}
+		os.RemoveAll(socket + bodySuffix)
+		fmt.Fprintf(ready, "%s\n%s", fault.KindOf(err), err)
+		ready.Close()
+		return 1
+	}
+	ready.Write([]byte("ok"))
+	ready.Close()
+	<-s.done
+	os.RemoveAll(socket + bodySuffix)
+	s.sayGoodbye()
+	os.Remove(socket)
+	return 0
+}
+
+// lastWords is how long clients have to take what is still to be said to them.
+const lastWords = 2 * time.Second
+
+// sayGoodbye lets everybody who is connected see the end, or the last of the output.
+func (s *supervisor) sayGoodbye() {
+	s.listener.Close()
+	<-s.served
+	said := make(chan struct{})
+	go func() { s.answering.Wait(); close(said) }()
+	select {
+	case <-said:
+	case <-time.After(lastWords):
+	}
+}
+
+func (s *supervisor) set(change func(*driver.Status)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	change(&s.status)
+	if err := writeJSON(filepath.Join(s.dir, statusFile), s.status); err != nil {
+		fmt.Fprintln(os.Stderr, "record status:", err)
+	}
+}
+
+func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
+	if err := readJSON(filepath.Join(s.dir, taskFile), &s.task); err != nil {
+		return fmt.Errorf("read what to run: %w", err)
+	}
+	s.status = driver.Status{ID: s.task.ID, State: driver.Created}
+	var err error
+	if s.log, err = tasklog.Create(s.dir); err != nil {
+		return err
+	}
+	if s.body, err = newBody(&s.task, socket+bodySuffix, reaper); err != nil {
+		return err
+	}
+	os.Remove(socket)
+	if s.listener, err = net.Listen("unix", socket); err != nil {
+		return fmt.Errorf("listen for the agent: %w", err)
+	}
+	p, err := openPipes(s.task.TTY, s.task.Stdin)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	process, err := s.body.Start(&p.files)
+	p.started()
+	if err != nil {
+		return err
+	}
+	s.stdin, s.console = p.stdin, p.files.Console
+	s.set(func(st *driver.Status) { st.State, st.PID, st.Started = driver.Running, process.PID(), began })
+	go s.serve(s.listener)
+	go s.watch(process, p.outputs)
+	return nil
+}
+
+// watch collects the task's output and end, and ends the supervisor with it.
+func (s *supervisor) watch(p Process, outputs map[string]*os.File) {
+	var copying sync.WaitGroup
+	for stream, f := range outputs {
+		copying.Go(func() {
+			if err := s.log.Copy(stream, f, s.hub.writer(stream)); err != nil {
+				fmt.Fprintln(os.Stderr, "write log:", err)
+			}
+		})
+	}
+	ws, err := p.Wait()
+	code := 255
+	if err == nil {
+		code = exitCode(ws)
+	}
+	oom := code == 137 && s.body.OutOfMemory()
+	if err := s.body.Kill(); err != nil { // nothing of the tree stays
+		fmt.Fprintln(os.Stderr, "kill what is left of the task:", err)
+	}
+	finished := time.Now()
+	drained := make(chan struct{})
+	go func() { copying.Wait(); close(drained) }()
+	select {
+	case <-drained:
+	case <-time.After(5 * time.Second): // a descriptor that left the task keeps a pipe open
+	}
+	if err := s.body.Destroy(); err != nil {
+		fmt.Fprintln(os.Stderr, "free what the task held:", err)
+	}
+	s.set(func(st *driver.Status) {
+		st.State, st.PID, st.ExitCode, st.Finished, st.OOM = driver.Exited, 0, code, finished, oom
+		if err != nil {
+			st.Error = err.Error()
+		}
+	})
+	s.log.Close()
+	s.hub.close()
+	close(s.done)
+}
+
+// serve answers the agent.
+func (s *supervisor) serve(l net.Listener) {
+	defer close(s.served)
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return
+		}
+		s.answering.Go(func() {
+			defer c.Close()
+			s.answer(c)
+		})
+	}
+}
+
+func (s *supervisor) answer(c net.Conn) {
+	dec, enc := cbor.NewDecoder(c), &sender{enc: cbor.NewEncoder(c)}
+	var r request
+	if dec.Decode(&r) != nil {
+		return
+	}
+	var err error
+	o := output{Done: true}
+	switch r.Op {
+	case "wait":
+		<-s.done
+	case "signal":
+		s.mu.Lock()
+		pid, state := s.status.PID, s.status.State
+		s.mu.Unlock()
+		if state != driver.Exited {
+			err = signalError(unix.Kill(pid, unix.Signal(r.Signal)), r.Signal)
+		}
+	case "kill":
+		if err = s.body.Kill(); err == nil {
+			<-s.done
+		}
+	case "pause":
+		err = s.freeze(driver.Running, driver.Paused, s.body.Pause)
+	case "resume":
+		err = s.freeze(driver.Paused, driver.Running, s.body.Resume)
+	case "stats":
+		o.Stats, err = s.body.Stats()
+	case "exec":
+		o.Exit, err = s.exec(r.Exec, r.Stdin, dec, enc)
+	case "attach":
+		s.attach(dec, enc)
+	default:
+		err = fault.New(fault.Unsupported, "the supervisor does not know %q; it is of an older version", r.Op)
+	}
+	if err != nil {
+		o.Error, o.Kind = err.Error(), fault.KindOf(err).String()
+	}
+	enc.send(o)
+}
+
+// signalError leaves out that the process has just ended, which is no error to who signals.
+func signalError(err error, signal int) error {
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil
+	case errors.Is(err, unix.EINVAL):
+		return fault.New(fault.Invalid, "there is no signal %d", signal)
+	}
+	return err
+}
+
+// freeze pauses or resumes a task that is in the state for it.
+func (s *supervisor) freeze(from, to driver.State, change func() error) error {
+	s.freezing.Lock()
+	defer s.freezing.Unlock()
+	s.mu.Lock()
+	now := s.status.State
+	s.mu.Unlock()
+	if now != from {
+		return fault.New(fault.Conflict, "task %s is %s", s.task.ID, now)
+	}
+	if err := change(); err != nil {
+		return fmt.Errorf("turn task %s from %s to %s: %w", s.task.ID, from, to, err)
+	}
+	s.set(func(st *driver.Status) {
+		if st.State == from { // it may have ended meanwhile
+			st.State = to
+		}
+	})
+	return nil
+}
+
+// sender lets several goroutines answer on one connection.
+type sender struct {
+	mu  sync.Mutex
+	enc *cbor.Encoder
+}
+
+func (s *sender) send(o output) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.enc.Encode(o)
+}
