@@ -29,7 +29,7 @@ type tutti struct {
 	images *image.Store
 	info   image.Info
 	links  *overlay.Overlay
-	driver *oci.Driver
+	driver driver.Driver
 
 	mu      sync.Mutex
 	address netip.Addr // given out last
