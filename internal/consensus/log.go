@@ -36,7 +36,7 @@ func (s Storage) openLog(log hclog.Logger, applied func() uint64) (*wal, error) 
 		files = unsynced{files}
 	}
 	dir := filepath.Join(s.Dir, "log")
-	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segment.NewFiler(dir, files)),
+	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segments{segment.NewFiler(dir, files)}),
 		raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log: %w", err), s.Index.Close())
