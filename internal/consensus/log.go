@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -20,8 +21,11 @@ const recentBytes = 4 << 20
 
 // wal is the log with its index, which raft-wal opens and does not close.
 type wal struct {
-	*raftwal.WAL
+	opened  atomic.Pointer[raftwal.WAL]
+	open    func() (*raftwal.WAL, error)
+	change  sync.Mutex // held while the log is opened again, or cut
 	index   types.MetaStore
+	log     hclog.Logger
 	pause   func() // may be nil
 	applied func() uint64
 
@@ -36,16 +40,40 @@ func (s Storage) openLog(log hclog.Logger, applied func() uint64) (*wal, error) 
 		files = unsynced{files}
 	}
 	dir := filepath.Join(s.Dir, "log")
-	w, err := raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segments{segment.NewFiler(dir, files)}),
-		raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
+	w := &wal{index: s.Index, log: log, pause: s.Pause, applied: applied}
+	w.open = func() (*raftwal.WAL, error) {
+		return raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segments{segment.NewFiler(dir, files)}),
+			raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
+	}
+	opened, err := w.open()
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open the log: %w", err), s.Index.Close())
 	}
-	return &wal{WAL: w, index: s.Index, pause: s.Pause, applied: applied}, nil
+	w.opened.Store(opened)
+	return w, nil
 }
 
 // Close closes both; the log can be opened again.
-func (w *wal) Close() error { return errors.Join(w.WAL.Close(), w.index.Close()) }
+func (w *wal) Close() error { return errors.Join(w.opened.Load().Close(), w.index.Close()) }
+
+// write appends to the log. When raft-wal could not begin a file, for want of room on the disk, it
+// takes nothing more until it is opened anew.
+func (w *wal) write(logs []*raft.Log) error {
+	old := w.opened.Load()
+	err := old.StoreLogs(logs)
+	if !errors.Is(err, types.ErrSealed) {
+		return err
+	}
+	w.change.Lock()
+	defer w.change.Unlock()
+	again, openErr := w.open()
+	if openErr != nil {
+		return errors.Join(err, fmt.Errorf("open the log again: %w", openErr))
+	}
+	w.opened.Store(again)
+	w.log.Warn("the log was opened again: its next file could not be made")
+	return errors.Join(again.StoreLogs(logs), old.Close())
+}
 
 // StoreLogs implements raft.LogStore. The first entry of each write also says how far this server
 // had applied the log by then, or the one from which it has the entry, which is surely committed.
@@ -57,7 +85,7 @@ func (w *wal) StoreLogs(logs []*raft.Log) error {
 	first := *logs[0] // it may be shared with another server
 	first.Extensions = binary.AppendUvarint([]byte{markApplied}, max(w.applied(), markOf(&first)))
 	marked[0] = &first
-	if err := w.WAL.StoreLogs(marked); err != nil {
+	if err := w.write(marked); err != nil {
 		return err
 	}
 	w.mu.Lock()
@@ -88,15 +116,38 @@ func (w *wal) GetLog(index uint64, to *raft.Log) error {
 		return nil
 	}
 	w.mu.Unlock()
-	return w.WAL.GetLog(index, to)
+	for {
+		opened := w.opened.Load()
+		err := opened.GetLog(index, to)
+		if !errors.Is(err, types.ErrClosed) || w.opened.Load() == opened {
+			return err
+		} // else it was opened again meanwhile
+	}
 }
+
+// FirstIndex implements raft.LogStore.
+func (w *wal) FirstIndex() (uint64, error) { return w.opened.Load().FirstIndex() }
+
+// LastIndex implements raft.LogStore.
+func (w *wal) LastIndex() (uint64, error) { return w.opened.Load().LastIndex() }
+
+// IsMonotonic implements raft.MonotonicLogStore.
+func (w *wal) IsMonotonic() bool { return true }
+
+// Set implements raft.StableStore, as do the three that follow.
+func (w *wal) Set(key, value []byte) error          { return w.opened.Load().Set(key, value) }
+func (w *wal) Get(key []byte) ([]byte, error)       { return w.opened.Load().Get(key) }
+func (w *wal) SetUint64(key []byte, n uint64) error { return w.opened.Load().SetUint64(key, n) }
+func (w *wal) GetUint64(key []byte) (uint64, error) { return w.opened.Load().GetUint64(key) }
 
 // DeleteRange implements raft.LogStore.
 func (w *wal) DeleteRange(min, max uint64) error {
 	w.mu.Lock()
 	w.recent, w.bytes = nil, 0
 	w.mu.Unlock()
-	return w.WAL.DeleteRange(min, max)
+	w.change.Lock()
+	defer w.change.Unlock()
+	return w.opened.Load().DeleteRange(min, max)
 }
 
 // markApplied begins what StoreLogs adds to an entry; the index follows as an unsigned varint.
@@ -171,4 +222,8 @@ func (m *machine) recall(w *wal, s *snapshots) error {
 	return nil
 }
 
-var _ raft.LogStore = (*wal)(nil)
+var (
+	_ raft.LogStore          = (*wal)(nil)
+	_ raft.StableStore       = (*wal)(nil)
+	_ raft.MonotonicLogStore = (*wal)(nil)
+)

@@ -2,10 +2,13 @@ package consensus
 
 import (
 	"fmt"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
+	"github.com/hashicorp/raft-wal/types"
 )
 
 // What a new leader's log contradicts is cut off; what was before it must still be there after
@@ -59,4 +62,59 @@ func TestALogThatWasCutAtItsEndCanBeOpenedAgain(t *testing.T) {
 	if err := w.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// A disk without room for the log's next file must not keep the log from growing once there is
+// room again.
+func TestTheLogGoesOnWhenThereIsRoomAgain(t *testing.T) {
+	s, err := onDisk(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	files := &crowded{VFS: s.Files}
+	s.Files, s.SegmentBytes = files, 4096
+	w, err := s.openLog(hclog.NewNullLogger(), func() uint64 { return 0 })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	store := func(i uint64) error {
+		return w.StoreLogs([]*raft.Log{{Index: i, Term: 1, Data: make([]byte, 500)}})
+	}
+	next := uint64(1)
+	files.full.Store(true)
+	for ; next < 100; next++ {
+		if err := store(next); err != nil {
+			break
+		}
+	}
+	if next == 100 || store(next) == nil {
+		t.Fatal("the log grew without room")
+	}
+	files.full.Store(false)
+	for range 20 {
+		if err := store(next); err != nil {
+			t.Fatalf("with room again: %v", err)
+		}
+		next++
+	}
+	for i := uint64(1); i < next; i++ {
+		var l raft.Log
+		if err := w.GetLog(i, &l); err != nil || len(l.Data) != 500 {
+			t.Errorf("entry %d has %d bytes, %v", i, len(l.Data), err)
+		}
+	}
+}
+
+// crowded is a file system that may be full.
+type crowded struct {
+	types.VFS
+	full atomic.Bool
+}
+
+func (c *crowded) Create(dir, name string, size uint64) (types.WritableFile, error) {
+	if c.full.Load() {
+		return nil, syscall.ENOSPC
+	}
+	return c.VFS.Create(dir, name, size)
 }
