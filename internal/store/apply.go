@@ -1,11 +1,10 @@
 package store
 
 import (
-	"errors"
 	"fmt"
 	"slices"
-
-	"github.com/hashicorp/go-memdb"
+	"strings"
+	"unsafe"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -16,176 +15,238 @@ func (s *Store) Apply(data []byte) Result { return s.ApplyAll([][]byte{data})[0]
 
 // ApplyAll applies encoded change sets in their order, each as a whole or not at all and at a
 // revision of its own, and returns what each came to. Readers and watchers see all of them at
-// once. Only the replication calls it, in log order.
+// once. Only the replication calls it, in log order. The entries are not kept.
+//
+// It panics when a set is of a format that only a newer version knows: others apply what this
+// server cannot, and going on would make it disagree with them for ever.
 func (s *Store) ApplyAll(entries [][]byte) []Result {
 	results := make([]Result, len(entries))
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	txn := s.db.Load().Txn(true)
-	defer txn.Abort()
-	first := revisionOf(txn)
-	a := applying{txn: txn, revision: first, events: s.events}
+	base := s.state.Load()
+	a := applying{stateEdit: base.edit(), events: s.events, words: &s.words}
 	batches := make([]Batch, 0, len(entries))
 	for i, data := range entries {
-		changes, err := a.applySet(data)
+		batch, err := a.applySet(data)
 		if err != nil {
 			results[i] = refusal(err)
 			continue
 		}
-		results[i].Revision = a.revision
-		batches = append(batches, Batch{Revision: a.revision, Changes: changes})
+		results[i].Revision = batch.Revision
+		batches = append(batches, batch)
 	}
-	if a.revision == first {
+	if a.revision == base.revision {
 		return results
 	}
-	if err := txn.Insert(tableCounter, &counter{Name: "revision", Revision: a.revision}); err != nil {
-		panic(fmt.Sprintf("write the revision: %v", err)) // the table is ours
-	}
-	txn.Commit()
 	s.events = a.events
-	s.history.append(batches)
+	s.history.append(batches, a.share(), s.state.Store)
 	return results
 }
 
-// applying is a transaction that takes several change sets.
+// applying is an edit of the state by several change sets.
 type applying struct {
-	txn      *memdb.Txn
-	revision uint64   // of the last set that was applied
-	events   []string // IDs, oldest first
+	*stateEdit
+	events  []string // IDs, oldest first
+	words   *words
+	changes []Change // of all sets so far
+	keyed   []KeyChange
 }
 
 // applySet applies one change set at the next revision. One that is refused leaves no trace.
-func (a *applying) applySet(data []byte) ([]Change, error) {
-	ops, err := decodeOps(data)
+func (a *applying) applySet(data []byte) (Batch, error) {
+	if len(data) > 0 && data[0] > formatNewest {
+		panic(fmt.Sprintf("the log holds a change set of format %d, which a newer version of Tutti has written; this version reads formats %d to %d: upgrade this server", data[0], formatCBOR, formatNewest))
+	}
+	firstChange, firstKey := len(a.changes), len(a.keyed)
+	revision := a.revision + 1
+	events, err := a.applyOps(data, revision)
+	changes, keys := slices.Clip(a.changes[firstChange:]), slices.Clip(a.keyed[firstKey:])
+	if err != nil {
+		a.undo(changes, keys)
+		a.changes, a.keyed = a.changes[:firstChange], a.keyed[:firstKey]
+		return Batch{}, err
+	}
+	a.revision, a.events = revision, events
+	return Batch{Revision: revision, Changes: changes, Keys: keys}, nil
+}
+
+// applyOps makes the changes of a set, as far as it is possible, and returns the events that are
+// kept then.
+func (a *applying) applyOps(data []byte, revision uint64) (events []string, err error) {
+	ops, err := readOps(data)
 	if err != nil {
 		return nil, err
 	}
-	revision := a.revision + 1
-	var changes []Change
-	undo := func(err error) ([]Change, error) {
-		for _, c := range slices.Backward(changes) {
-			a.undo(c)
+	first := len(a.changes)
+	var o op
+	for {
+		more, err := ops.next(&o)
+		if err != nil {
+			return nil, err
 		}
-		return nil, err
+		if !more {
+			break
+		}
+		if o.opType >= opPutKey {
+			err = a.applyKey(&o, revision)
+		} else {
+			err = a.applyObject(&o, revision)
+		}
+		if err != nil {
+			return nil, err
+		}
 	}
+	return a.boundEvents(a.changes[first:]), nil
+}
+
+// undo takes changes back.
+func (a *applying) undo(changes []Change, keys []KeyChange) {
+	for _, c := range slices.Backward(changes) {
+		t := a.table(kinds[c.Kind])
+		switch {
+		case c.Old == nil:
+			t.remove(c.New)
+		default:
+			t.put(c.New, c.Old)
+		}
+	}
+	for _, c := range slices.Backward(keys) {
+		undoKey(&a.keys, c)
+	}
+}
+
+// boundEvents counts the events of a set in, and deletes the oldest where there are too many now.
+func (a *applying) boundEvents(changes []Change) []string {
 	events := a.events
 	var fresh []string // events of this set
-	for i := range ops {
-		change, err := applyOp(a.txn, &ops[i], revision)
-		if err != nil {
-			return undo(err)
-		}
-		if change == nil {
+	for _, c := range changes {
+		if c.Kind != model.KindEvent {
 			continue
 		}
-		changes = append(changes, *change)
-		if change.Kind != model.KindEvent {
-			continue
-		}
-		if change.Old != nil { // it leaves its place
-			same := func(id string) bool { return id == change.ID }
+		if c.Old != nil { // it leaves its place
+			same := func(id string) bool { return id == c.ID }
 			events, fresh = slices.DeleteFunc(slices.Clone(events), same), slices.DeleteFunc(fresh, same)
 		}
-		if change.New != nil {
-			fresh = append(fresh, change.ID)
+		if c.New != nil {
+			fresh = append(fresh, c.ID)
 		}
 	}
 	slices.Sort(fresh) // the order that a restored server finds, too
 	events = append(events, fresh...)
 	for len(events) > keptEvents {
-		change, err := applyOp(a.txn, &op{Type: opDelete, Kind: model.KindEvent, ID: events[0]}, revision)
-		if err != nil {
-			return undo(err)
-		}
-		if change != nil {
-			changes = append(changes, *change)
+		t := a.table(kinds[model.KindEvent])
+		if old, ok := t.byID.get(atID(events[0])); ok {
+			t.remove(old)
+			a.changes = append(a.changes, Change{Kind: model.KindEvent, ID: events[0], Old: old})
 		}
 		events = events[1:]
 	}
-	a.revision, a.events = revision, events
-	return changes, nil
+	return events
 }
 
-// undo takes a change of the transaction back.
-func (a *applying) undo(c Change) {
-	var err error
-	if c.Old == nil {
-		err = a.txn.Delete(string(c.Kind), c.New)
-	} else {
-		err = a.txn.Insert(string(c.Kind), c.Old)
-	}
-	if err != nil {
-		panic(fmt.Sprintf("undo the change of %s %s: %v", c.Kind, c.ID, err)) // it was just written
-	}
-}
+// text reads bytes as a string for as long as they stay.
+func text(b []byte) string { return unsafe.String(unsafe.SliceData(b), len(b)) }
 
-// applyOp changes the transaction; it returns nil when there was nothing to do.
-func applyOp(txn *memdb.Txn, o *op, revision uint64) (*Change, error) {
-	info, ok := kinds[o.Kind]
+func (a *applying) applyObject(o *op, revision uint64) error {
+	info, ok := kinds[model.Kind(o.kind)]
 	if !ok {
-		return nil, fault.New(fault.Unsupported, "unknown kind of object %q", o.Kind)
+		return fault.New(fault.Unsupported, "unknown kind of object %q", o.kind)
 	}
-	table := string(o.Kind)
-	raw, err := txn.First(table, indexID, o.ID)
-	if err != nil {
-		return nil, err
-	}
-	var old model.Object
-	if raw != nil {
-		old = raw.(model.Object)
-	}
-	switch o.Type {
+	t := a.table(info)
+	old, _ := t.byID.get(atID(text(o.id)))
+	switch o.opType {
 	case opExpect:
 		var have uint64
 		if old != nil {
 			have = old.GetMeta().Revision
 		}
-		if have != o.Revision {
-			return nil, fault.New(fault.Conflict, "%s %s was changed meanwhile: revision %d was expected, %d is there", o.Kind, o.ID, o.Revision, have)
+		if have != o.revision && !ignoreExpectations {
+			return fault.New(fault.Conflict, "%s %s was changed meanwhile: revision %d was expected, %d is there", info.kind, o.id, o.revision, have)
 		}
-		return nil, nil
 	case opDelete:
 		if old == nil {
-			return nil, nil
+			return nil
 		}
-		if err := txn.Delete(table, old); err != nil && !errors.Is(err, memdb.ErrNotFound) {
-			return nil, err
-		}
-		return &Change{Kind: o.Kind, ID: o.ID, Old: old}, nil
+		t.remove(old)
+		a.changes = append(a.changes, Change{Kind: info.kind, ID: old.GetMeta().ID, Old: old})
 	case opPut, opPutStatus:
-		obj, err := decodeObject(o.Kind, o.Object)
+		obj, err := decodeObject(info, o.value)
 		if err != nil {
-			return nil, err
+			return err
 		}
-		if obj.GetMeta().ID != o.ID || o.ID == "" {
-			return nil, fault.New(fault.Invalid, "%s has ID %q, its change says %q", o.Kind, obj.GetMeta().ID, o.ID)
+		m := obj.GetMeta()
+		if m.ID != text(o.id) || m.ID == "" {
+			return fault.New(fault.Invalid, "%s has ID %q, its change says %q", info.kind, m.ID, o.id)
 		}
-		if o.Type == opPutStatus && !info.observed {
-			return nil, fault.New(fault.Invalid, "%s %s has no status that could be written", o.Kind, o.ID)
+		if o.opType == opPutStatus && !info.observed {
+			return fault.New(fault.Invalid, "%s %s has no status that could be written", info.kind, o.id)
 		}
-		if o.Type == opPutStatus && (old == nil || info.over != nil && info.over(old, obj)) {
-			return nil, nil
+		if o.opType == opPutStatus && (old == nil || info.over != nil && info.over(old, obj)) {
+			return nil
 		}
-		if old != nil && o.Type == opPut {
+		if old != nil && o.opType == opPut {
 			obj.AdoptStatus(old)
 		}
-		if old != nil && o.Type == opPutStatus {
+		if old != nil && o.opType == opPutStatus {
 			obj.AdoptDesired(old)
 		}
 		if !info.repeats {
-			other, err := txn.First(table, indexName, obj.GetMeta().UniqueName())
-			if err != nil {
-				return nil, err
-			}
-			if other != nil && other.(model.Object).GetMeta().ID != o.ID {
-				return nil, fault.New(fault.Conflict, "%s %s exists already", o.Kind, obj.GetMeta().FullName())
+			other, ok := t.byName.get(atName(m.Namespace, m.Application, m.Name))
+			if ok && other.GetMeta().ID != m.ID {
+				return fault.New(fault.Conflict, "%s %s exists already", info.kind, m.FullName())
 			}
 		}
-		obj.GetMeta().Revision = revision
-		if err := txn.Insert(table, obj); err != nil {
-			return nil, err
-		}
-		return &Change{Kind: o.Kind, ID: o.ID, Old: old, New: obj}, nil
+		m.Revision = revision
+		a.words.share(obj)
+		t.put(old, obj)
+		a.changes = append(a.changes, Change{Kind: info.kind, ID: m.ID, Old: old, New: obj})
 	}
-	return nil, fault.New(fault.Unsupported, "unknown change %d", o.Type)
+	return nil
+}
+
+func (a *applying) applyKey(o *op, revision uint64) error {
+	if len(o.id) == 0 && o.opType != opDeleteKeys {
+		return fault.New(fault.Invalid, "a key is empty")
+	}
+	key := text(o.id)
+	switch o.opType {
+	case opExpectKey:
+		var have uint64
+		if old, ok := a.keys.get(atKey(key)); ok {
+			have = old.Modified
+		}
+		if have != o.revision && !ignoreExpectations {
+			return fault.New(fault.Conflict, "key %q was changed meanwhile: revision %d was expected, %d is there", key, o.revision, have)
+		}
+	case opPutKey:
+		kv := &KeyValue{Key: key, Value: copied(o.value), Created: revision, Modified: revision, Version: 1, TTL: o.ttl}
+		old, replaced := a.keys.put(kv, atKey(key))
+		if replaced {
+			kv.Key, kv.Created, kv.Version = old.Key, old.Created, old.Version+1
+		} else {
+			kv.Key = strings.Clone(key)
+		}
+		a.keyed = append(a.keyed, KeyChange{Old: old, New: kv})
+	case opDeleteKey:
+		a.deleteKey(key)
+	case opDeleteKeyIfOld:
+		if old, ok := a.keys.get(atKey(key)); ok && old.Modified == o.revision {
+			a.deleteKey(key)
+		}
+	case opDeleteKeys:
+		var gone []string
+		for kv := range (Keys{tree: a.keys.share()}).Range(key, text(o.value)) {
+			gone = append(gone, kv.Key)
+		}
+		for _, k := range gone {
+			a.deleteKey(k)
+		}
+	}
+	return nil
+}
+
+func (a *applying) deleteKey(key string) {
+	if old, ok := a.keys.remove(atKey(key)); ok {
+		a.keyed = append(a.keyed, KeyChange{Old: old})
+	}
 }

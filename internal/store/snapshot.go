@@ -2,113 +2,179 @@ package store
 
 import (
 	"bufio"
-	"cmp"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"io"
+	"log/slog"
 	"maps"
 	"slices"
 
-	"github.com/fxamacker/cbor/v2"
-
-	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
 const snapshotMagic = "TUTTI-STATE"
 
-// snapshotHeader begins a written snapshot; rows follow until one with an empty kind.
+// Formats of written snapshots. Like formats of change sets, a new one is read one version before
+// it is written.
+const (
+	snapshotRows   = 1 // the header and then rows of objects, all in CBOR; read, not written any more
+	snapshotBlocks = 2 // the header in CBOR, then blocks
+	snapshotNewest = snapshotBlocks
+)
+
+// snapshotHeader begins a written snapshot.
 type snapshotHeader struct {
 	Magic    string `json:"magic"`
 	Version  int    `json:"version"`
 	Revision uint64 `json:"revision"`
 }
 
-type snapshotRow struct {
-	Kind     model.Kind      `json:"k"`
-	Revision uint64          `json:"r"`
-	Object   cbor.RawMessage `json:"o"`
+// A block of a snapshot is the length of its content and the content's checksum (CRC-32C), four
+// bytes each, the lowest first, and the content: what it holds, a byte, and then
+//
+//   - objects: their kind, then for each its revision and itself in CBOR
+//   - keys: for each the key, value, revisions of creation and change, version, milliseconds to live
+//   - end: the number of objects and of keys, and the revision of the header; nothing follows
+//
+// Numbers in a content are of variable length, and so is what is preceded by its length: kinds,
+// objects, keys and values. Objects are in the order of kinds and IDs, keys in their own.
+const (
+	blockObjects = 1
+	blockKeys    = 2
+	blockEnd     = 3
+
+	blockHead = 8
+	// blockBytes is where a block ends that is being written; maxBlockBytes is what is read: an
+	// object alone may be large.
+	blockBytes    = 256 << 10
+	maxBlockBytes = 256 << 20
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// blockWriter writes blocks.
+type blockWriter struct {
+	to  io.Writer
+	buf []byte
+	err error
+}
+
+// begin starts a block, unless one is under way that has room.
+func (w *blockWriter) begin(what byte, kind model.Kind) {
+	if len(w.buf) >= blockBytes {
+		w.flush()
+	}
+	if len(w.buf) > 0 {
+		return
+	}
+	w.buf = append(w.buf, make([]byte, blockHead)...)
+	w.buf = append(w.buf, what)
+	if kind != "" {
+		w.buf = appendBytes(w.buf, string(kind))
+	}
+}
+
+func (w *blockWriter) flush() {
+	if w.err != nil || len(w.buf) == 0 {
+		return
+	}
+	content := w.buf[blockHead:]
+	binary.LittleEndian.PutUint32(w.buf, uint32(len(content)))
+	binary.LittleEndian.PutUint32(w.buf[4:], crc32.Checksum(content, castagnoli))
+	_, w.err = w.to.Write(w.buf)
+	w.buf = w.buf[:0]
 }
 
 // Write streams the snapshot in a versioned format that Restore reads.
-func (s *Snapshot) Write(w io.Writer) error {
-	buf := bufio.NewWriterSize(w, 1<<20)
-	enc := codec.NewEncoder(buf)
-	if err := enc.Encode(snapshotHeader{Magic: snapshotMagic, Version: formatVersion, Revision: s.revision}); err != nil {
+func (s *Snapshot) Write(to io.Writer) error {
+	buf := bufio.NewWriterSize(to, 1<<20)
+	header := snapshotHeader{Magic: snapshotMagic, Version: snapshotBlocks, Revision: s.Revision()}
+	if err := codec.NewEncoder(buf).Encode(header); err != nil {
 		return fmt.Errorf("write snapshot: %w", err)
 	}
+	w := &blockWriter{to: buf}
+	objects := 0
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
-		it, err := s.txn.Get(string(kind), indexID+"_prefix", "")
-		if err != nil {
-			return fmt.Errorf("read table %s: %w", kind, err)
-		}
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			obj := raw.(model.Object)
-			data, err := codec.Marshal(obj)
-			if err != nil {
-				return fmt.Errorf("encode %s %s: %w", kind, obj.GetMeta().ID, err)
+		var err error
+		s.state.table(kind).byID.all(func(o model.Object) bool {
+			var data []byte
+			if data, err = codec.Marshal(o); err != nil {
+				err = fmt.Errorf("encode %s %s: %w", kind, o.GetMeta().ID, err)
+				return false
 			}
-			if err := enc.Encode(snapshotRow{Kind: kind, Revision: obj.GetMeta().Revision, Object: data}); err != nil {
-				return fmt.Errorf("write snapshot: %w", err)
-			}
-		}
-	}
-	if err := enc.Encode(snapshotRow{}); err != nil {
-		return fmt.Errorf("write snapshot: %w", err)
-	}
-	return buf.Flush()
-}
-
-// Restore replaces everything by a written snapshot. The revision never goes back: it becomes the
-// larger of the snapshot's and the present one. Watchers are told to list again.
-func (s *Store) Restore(r io.Reader) error {
-	dec := cbor.NewDecoder(bufio.NewReaderSize(r, 1<<20))
-	var h snapshotHeader
-	if err := dec.Decode(&h); err != nil || h.Magic != snapshotMagic {
-		return fault.New(fault.Invalid, "this is not a snapshot of Tutti's state")
-	}
-	if h.Version != formatVersion {
-		return fault.New(fault.Unsupported, "snapshot of format %d; this version reads format %d", h.Version, formatVersion)
-	}
-	db := emptyDB()
-	txn := db.Txn(true)
-	defer txn.Abort()
-	var events []*model.Event
-	for {
-		var row snapshotRow
-		if err := dec.Decode(&row); err != nil {
-			return fault.New(fault.Invalid, "the snapshot is cut short: %w", err)
-		}
-		if row.Kind == "" {
-			break
-		}
-		obj, err := decodeObject(row.Kind, row.Object)
+			w.begin(blockObjects, kind)
+			w.buf = binary.AppendUvarint(w.buf, o.GetMeta().Revision)
+			w.buf = appendBytes(w.buf, data)
+			objects++
+			return w.err == nil
+		})
+		w.flush()
 		if err != nil {
 			return err
 		}
-		obj.GetMeta().Revision = row.Revision
-		if err := txn.Insert(string(row.Kind), obj); err != nil {
-			return fmt.Errorf("restore %s %s: %w", row.Kind, obj.GetMeta().ID, err)
-		}
-		if e, ok := obj.(*model.Event); ok {
-			events = append(events, e)
-		}
 	}
-	// By revision, then ID: the same order on every server, whatever happened before.
-	slices.SortFunc(events, func(a, b *model.Event) int {
-		return cmp.Or(cmp.Compare(a.Revision, b.Revision), cmp.Compare(a.ID, b.ID))
+	s.state.keys.all(func(kv *KeyValue) bool {
+		w.begin(blockKeys, "")
+		w.buf = appendBytes(w.buf, kv.Key)
+		w.buf = appendBytes(w.buf, kv.Value)
+		for _, n := range []uint64{kv.Created, kv.Modified, kv.Version, uint64(kv.TTL.Milliseconds())} {
+			w.buf = binary.AppendUvarint(w.buf, n)
+		}
+		return w.err == nil
 	})
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	revision := max(h.Revision, revisionOf(s.db.Load().Txn(false)))
-	if err := txn.Insert(tableCounter, &counter{Name: "revision", Revision: revision}); err != nil {
-		return fmt.Errorf("restore revision: %w", err)
+	w.flush()
+	w.begin(blockEnd, "")
+	w.buf = binary.AppendUvarint(w.buf, uint64(objects))
+	w.buf = binary.AppendUvarint(w.buf, uint64(s.state.keys.size))
+	w.buf = binary.AppendUvarint(w.buf, s.Revision())
+	w.flush()
+	if w.err == nil {
+		w.err = buf.Flush()
 	}
-	txn.Commit()
-	s.events = s.events[:0]
-	for _, e := range events {
-		s.events = append(s.events, e.ID)
+	if w.err != nil {
+		return fmt.Errorf("write snapshot: %w", w.err)
 	}
-	s.db.Store(db)
-	s.history.reset(revision)
 	return nil
+}
+
+// Contents says what a written snapshot holds.
+type Contents struct {
+	Revision uint64             `json:"revision"`
+	Objects  map[model.Kind]int `json:"objects"`
+	Keys     int                `json:"keys"`
+}
+
+// Contents counts what the snapshot holds.
+func (s *Snapshot) Contents() Contents {
+	c := Contents{Revision: s.Revision(), Objects: map[model.Kind]int{}, Keys: s.state.keys.size}
+	for kind, t := range s.state.tables {
+		c.Objects[kind] = t.byID.size
+	}
+	return c
+}
+
+// CheckSnapshot reads a whole written snapshot, which may be of an older format, and returns what it
+// holds, or what is wrong with it.
+func CheckSnapshot(r io.Reader) (Contents, error) {
+	s := New(slog.New(slog.DiscardHandler))
+	if err := s.Restore(r); err != nil {
+		return Contents{}, err
+	}
+	return s.Snapshot().Contents(), nil
+}
+
+// RaiseSnapshot writes a written snapshot again, in the newest format, with its revision raised. A
+// cluster that begins anew from a backup raises it by more than the changes that may have happened
+// since, so that nobody who saw those meets their revisions again: watchers are told to list again
+// instead, and what was read then never matches by accident. It checks all that CheckSnapshot does.
+func RaiseSnapshot(w io.Writer, r io.Reader, by uint64) (Contents, error) {
+	s := New(slog.New(slog.DiscardHandler))
+	if err := s.Restore(r); err != nil {
+		return Contents{}, err
+	}
+	raised := *s.state.Load()
+	raised.revision += by
+	snap := &Snapshot{&raised}
+	return snap.Contents(), snap.Write(w)
 }

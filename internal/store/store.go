@@ -2,12 +2,9 @@ package store
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"sync/atomic"
-
-	"github.com/hashicorp/go-memdb"
 
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -45,43 +42,26 @@ type Store struct {
 	log      *slog.Logger
 	proposer Proposer
 
-	db      atomic.Pointer[memdb.MemDB]
+	state   atomic.Pointer[state]
 	mu      sync.Mutex // one writer
 	history *history
 	events  []string // IDs, oldest first; guarded by mu
+	words   words    // guarded by mu
 }
 
 // New returns an empty store. SetProposer must be called before the first Commit.
 func New(log *slog.Logger) *Store {
-	s := &Store{log: log, history: newHistory()}
-	s.db.Store(emptyDB())
+	s := &Store{log: log}
+	s.state.Store(&state{})
+	s.history = newHistory(s.state.Load())
 	return s
-}
-
-func emptyDB() *memdb.MemDB {
-	db, err := memdb.NewMemDB(schema())
-	if err != nil {
-		panic(fmt.Sprintf("the schema is wrong: %v", err))
-	}
-	return db
 }
 
 // SetProposer says who replicates. It is for the time of building, before anything runs.
 func (s *Store) SetProposer(p Proposer) { s.proposer = p }
 
 // Snapshot returns a view of the present state.
-func (s *Store) Snapshot() *Snapshot {
-	txn := s.db.Load().Txn(false)
-	return &Snapshot{txn: txn, revision: revisionOf(txn)}
-}
-
-func revisionOf(txn *memdb.Txn) uint64 {
-	raw, err := txn.First(tableCounter, indexID, "revision")
-	if err != nil || raw == nil {
-		return 0
-	}
-	return raw.(*counter).Revision
-}
+func (s *Store) Snapshot() *Snapshot { return &Snapshot{s.state.Load()} }
 
 // Commit replicates a change set and returns the revision it got. Errors carry fault.Conflict
 // when an expectation failed, fault.Unavailable when there is no leader or quorum; after

@@ -1,16 +1,16 @@
 package store
 
 import (
-	"fmt"
+	"cmp"
 	"iter"
-
-	"github.com/hashicorp/go-memdb"
+	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
 
 // kindInfo is what the store must know of a kind.
 type kindInfo struct {
+	kind  model.Kind
 	empty func() model.Object
 	// observed says that objects have a status, with a writer of its own.
 	observed bool
@@ -18,30 +18,34 @@ type kindInfo struct {
 	over func(old, next model.Object) bool
 	// repeats says that names may occur more than once.
 	repeats bool
-	// indexes besides id, name and application.
-	indexes map[string]func(model.Object) string
+	// indexes besides those of all kinds.
+	workload, node func(model.Object) string
 }
 
-var kinds = map[model.Kind]kindInfo{
-	model.KindNode:        {observed: true, empty: func() model.Object { return new(model.Node) }},
-	model.KindApplication: {empty: func() model.Object { return new(model.Application) }},
-	model.KindWorkload:    {observed: true, empty: func() model.Object { return new(model.Workload) }},
-	model.KindRevision: {empty: func() model.Object { return new(model.Revision) }, repeats: true,
-		indexes: map[string]func(model.Object) string{indexWorkload: func(o model.Object) string { return o.(*model.Revision).WorkloadID }}},
-	model.KindInstance: {observed: true, empty: func() model.Object { return new(model.Instance) }, repeats: true, over: ended,
-		indexes: map[string]func(model.Object) string{
-			indexWorkload: func(o model.Object) string { return o.(*model.Instance).WorkloadID },
-			indexNode:     func(o model.Object) string { return o.(*model.Instance).NodeID },
-		}},
-	model.KindService: {observed: true, empty: func() model.Object { return new(model.Service) }},
-	model.KindNetwork: {observed: true, empty: func() model.Object { return new(model.Network) }},
-	model.KindVolume:  {empty: func() model.Object { return new(model.Volume) }},
-	model.KindSecret:  {empty: func() model.Object { return new(model.Secret) }},
-	model.KindConfig:  {empty: func() model.Object { return new(model.Config) }},
-	model.KindImage:   {observed: true, empty: func() model.Object { return new(model.Image) }},
-	model.KindEvent:   {empty: func() model.Object { return new(model.Event) }, repeats: true},
-	model.KindCluster: {empty: func() model.Object { return new(model.Cluster) }},
-}
+var kinds = func() map[model.Kind]*kindInfo {
+	out := map[model.Kind]*kindInfo{}
+	for _, info := range []kindInfo{
+		{kind: model.KindNode, observed: true, empty: func() model.Object { return new(model.Node) }},
+		{kind: model.KindApplication, empty: func() model.Object { return new(model.Application) }},
+		{kind: model.KindWorkload, observed: true, empty: func() model.Object { return new(model.Workload) }},
+		{kind: model.KindRevision, repeats: true, empty: func() model.Object { return new(model.Revision) },
+			workload: func(o model.Object) string { return o.(*model.Revision).WorkloadID }},
+		{kind: model.KindInstance, observed: true, repeats: true, over: ended, empty: func() model.Object { return new(model.Instance) },
+			workload: func(o model.Object) string { return o.(*model.Instance).WorkloadID },
+			node:     func(o model.Object) string { return o.(*model.Instance).NodeID }},
+		{kind: model.KindService, observed: true, empty: func() model.Object { return new(model.Service) }},
+		{kind: model.KindNetwork, observed: true, empty: func() model.Object { return new(model.Network) }},
+		{kind: model.KindVolume, empty: func() model.Object { return new(model.Volume) }},
+		{kind: model.KindSecret, empty: func() model.Object { return new(model.Secret) }},
+		{kind: model.KindConfig, empty: func() model.Object { return new(model.Config) }},
+		{kind: model.KindImage, observed: true, empty: func() model.Object { return new(model.Image) }},
+		{kind: model.KindEvent, repeats: true, empty: func() model.Object { return new(model.Event) }},
+		{kind: model.KindCluster, empty: func() model.Object { return new(model.Cluster) }},
+	} {
+		out[info.kind] = &info
+	}
+	return out
+}()
 
 // ended keeps the end of an instance final: it was replaced, and what it used given to others, so
 // that a late report of its node, which may have been cut off, must not bring it back.
@@ -50,148 +54,176 @@ func ended(old, next model.Object) bool {
 	return a.Final() && a != b
 }
 
-const (
-	indexID          = "id"
-	indexName        = "name"
-	indexApplication = "application"
-	indexWorkload    = "workload"
-	indexNode        = "node"
+// table holds the objects of a kind: by ID, and in the order of each index, ID last.
+type table struct {
+	byID          tree[model.Object]
+	byName        tree[model.Object] // not of kinds whose names repeat
+	byApplication tree[model.Object]
+	byWorkload    tree[model.Object] // of kinds that belong to one
+	byNode        tree[model.Object]
+}
 
-	tableCounter = "counter"
-)
+// Where objects stand in the orders.
 
-// stringIndex derives an index value from an object. Values end in a zero byte, so that no value
-// is the prefix of another.
-type stringIndex func(model.Object) string
+func atID(id string) func(model.Object) int {
+	return func(o model.Object) int { return strings.Compare(o.GetMeta().ID, id) }
+}
 
-func (f stringIndex) FromObject(raw any) (bool, []byte, error) {
-	o, ok := raw.(model.Object)
-	if !ok {
-		return false, nil, fmt.Errorf("%T is not an object", raw)
+func atName(namespace, application, name string) func(model.Object) int {
+	return func(o model.Object) int {
+		m := o.GetMeta()
+		return cmp.Or(strings.Compare(m.Namespace, namespace), strings.Compare(m.Application, application), strings.Compare(m.Name, name))
 	}
-	return true, append([]byte(f(o)), 0), nil
 }
 
-func (f stringIndex) FromArgs(args ...any) ([]byte, error) {
-	return append([]byte(args[0].(string)), 0), nil
-}
-
-func (f stringIndex) PrefixFromArgs(args ...any) ([]byte, error) {
-	return []byte(args[0].(string)), nil
-}
-
-func applicationKey(namespace, application string) string { return namespace + "/" + application }
-
-func schema() *memdb.DBSchema {
-	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{
-		tableCounter: {Name: tableCounter, Indexes: map[string]*memdb.IndexSchema{
-			indexID: {Name: indexID, Unique: true, Indexer: &memdb.StringFieldIndex{Field: "Name"}},
-		}},
-	}}
-	for kind, info := range kinds {
-		indexes := map[string]*memdb.IndexSchema{
-			indexID:   {Name: indexID, Unique: true, Indexer: stringIndex(func(o model.Object) string { return o.GetMeta().ID })},
-			indexName: {Name: indexName, Indexer: stringIndex(func(o model.Object) string { return o.GetMeta().UniqueName() })},
-			indexApplication: {Name: indexApplication, Indexer: stringIndex(func(o model.Object) string {
-				return applicationKey(o.GetMeta().Namespace, o.GetMeta().Application)
-			})},
+func inApplication(namespace, application string) func(model.Object) int {
+	return func(o model.Object) int {
+		m := o.GetMeta()
+		if c := strings.Compare(m.Application, application); c != 0 {
+			return c
 		}
-		if info.repeats {
-			delete(indexes, indexName)
-		}
-		for name, f := range info.indexes {
-			indexes[name] = &memdb.IndexSchema{Name: name, Indexer: stringIndex(f)}
-		}
-		s.Tables[string(kind)] = &memdb.TableSchema{Name: string(kind), Indexes: indexes}
+		return strings.Compare(m.Namespace, namespace)
 	}
-	return s
 }
 
-// counter is the one row that holds the revision.
-type counter struct {
-	Name     string
-	Revision uint64
+func inGroup(groupOf func(model.Object) string, group string) func(model.Object) int {
+	return func(o model.Object) int { return strings.Compare(groupOf(o), group) }
+}
+
+// then orders by ID what is alike otherwise.
+func then(at func(model.Object) int, id string) func(model.Object) int {
+	return func(o model.Object) int {
+		if c := at(o); c != 0 {
+			return c
+		}
+		return strings.Compare(o.GetMeta().ID, id)
+	}
+}
+
+// tableEdit changes a table.
+type tableEdit struct {
+	info                                            *kindInfo
+	byID, byName, byApplication, byWorkload, byNode edit[model.Object]
+}
+
+func (t *table) edit(info *kindInfo) *tableEdit {
+	return &tableEdit{info, t.byID.edit(), t.byName.edit(), t.byApplication.edit(), t.byWorkload.edit(), t.byNode.edit()}
+}
+
+func (t *tableEdit) share() *table {
+	return &table{t.byID.share(), t.byName.share(), t.byApplication.share(), t.byWorkload.share(), t.byNode.share()}
+}
+
+// indexes calls f with the orders besides that of IDs.
+func (t *tableEdit) indexes(o model.Object, f func(e *edit[model.Object], at func(model.Object) int)) {
+	m := o.GetMeta()
+	if !t.info.repeats {
+		f(&t.byName, atName(m.Namespace, m.Application, m.Name))
+	}
+	f(&t.byApplication, then(inApplication(m.Namespace, m.Application), m.ID))
+	if of := t.info.workload; of != nil {
+		f(&t.byWorkload, then(inGroup(of, of(o)), m.ID))
+	}
+	if of := t.info.node; of != nil {
+		f(&t.byNode, then(inGroup(of, of(o)), m.ID))
+	}
+}
+
+// put writes an object in place of an older version of it, nil when there was none.
+func (t *tableEdit) put(old, obj model.Object) {
+	t.byID.put(obj, atID(obj.GetMeta().ID))
+	if old != nil {
+		t.indexes(old, func(e *edit[model.Object], at func(model.Object) int) {
+			if at(obj) != 0 { // it moves
+				e.remove(at)
+			}
+		})
+	}
+	t.indexes(obj, func(e *edit[model.Object], at func(model.Object) int) { e.put(obj, at) })
+}
+
+func (t *tableEdit) remove(obj model.Object) {
+	t.byID.remove(atID(obj.GetMeta().ID))
+	t.indexes(obj, func(e *edit[model.Object], at func(model.Object) int) { e.remove(at) })
 }
 
 // Snapshot is a consistent view of everything at one revision. It costs nothing to take or keep.
 // Objects read from it are shared: Clone before changing one.
-type Snapshot struct {
-	txn      *memdb.Txn
-	revision uint64
-}
+type Snapshot struct{ state *state }
 
 // Revision returns the revision of the last change that the snapshot shows.
-func (s *Snapshot) Revision() uint64 { return s.revision }
+func (s *Snapshot) Revision() uint64 { return s.state.revision }
 
-func kindOf[T model.Object]() model.Kind {
+func tableOf[T model.Object](s *Snapshot) *table {
 	var zero T // a nil pointer; Kind does not look at it
-	return zero.Kind()
+	return s.state.table(zero.Kind())
 }
 
 // Get returns the object of an ID.
 func Get[T model.Object](s *Snapshot, id string) (T, bool) {
-	var zero T
-	raw, err := s.txn.First(string(kindOf[T]()), indexID, id)
-	if err != nil || raw == nil {
-		return zero, false
-	}
-	return raw.(T), true
+	return one[T](tableOf[T](s).byID, atID(id))
 }
 
-func all[T model.Object](s *Snapshot, index string, args ...any) iter.Seq[T] {
+func one[T model.Object](t tree[model.Object], at func(model.Object) int) (T, bool) {
+	if o, ok := t.get(at); ok {
+		return o.(T), true
+	}
+	var zero T
+	return zero, false
+}
+
+// those yields the objects that stand at the same place.
+func those[T model.Object](t tree[model.Object], at func(model.Object) int) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		it, err := s.txn.Get(string(kindOf[T]()), index, args...)
-		if err != nil {
-			panic(fmt.Sprintf("index %s of %s: %v", index, kindOf[T](), err)) // the schema is ours
-		}
-		for raw := it.Next(); raw != nil; raw = it.Next() {
-			if !yield(raw.(T)) {
-				return
-			}
-		}
+		t.from(at, func(o model.Object) bool { return at(o) == 0 && yield(o.(T)) })
 	}
 }
 
 // List yields all objects of a kind in the order of their IDs.
-func List[T model.Object](s *Snapshot) iter.Seq[T] { return all[T](s, indexID+"_prefix", "") }
+func List[T model.Object](s *Snapshot) iter.Seq[T] {
+	return func(yield func(T) bool) {
+		tableOf[T](s).byID.all(func(o model.Object) bool { return yield(o.(T)) })
+	}
+}
+
+// Count returns the number of objects of a kind.
+func Count[T model.Object](s *Snapshot) int { return tableOf[T](s).byID.size }
 
 // ByIDPrefix yields the objects whose ID begins with prefix.
 func ByIDPrefix[T model.Object](s *Snapshot, prefix string) iter.Seq[T] {
-	return all[T](s, indexID+"_prefix", prefix)
+	return those[T](tableOf[T](s).byID, func(o model.Object) int {
+		id := o.GetMeta().ID
+		return strings.Compare(id[:min(len(id), len(prefix))], prefix)
+	})
 }
 
 // ByName returns the object of a name; only for kinds whose names are unique.
 func ByName[T model.Object](s *Snapshot, namespace, application, name string) (T, bool) {
-	var zero T
-	m := model.Meta{Namespace: namespace, Application: application, Name: name}
-	raw, err := s.txn.First(string(kindOf[T]()), indexName, m.UniqueName())
-	if err != nil || raw == nil {
-		return zero, false
-	}
-	return raw.(T), true
+	return one[T](tableOf[T](s).byName, atName(namespace, application, name))
 }
 
 // ByApplication yields the members of an application.
 func ByApplication[T model.Object](s *Snapshot, namespace, application string) iter.Seq[T] {
-	return all[T](s, indexApplication, applicationKey(namespace, application))
+	return those[T](tableOf[T](s).byApplication, inApplication(namespace, application))
 }
 
 // InstancesOfWorkload yields the instances of a workload, those that ended included.
 func InstancesOfWorkload(s *Snapshot, workloadID string) iter.Seq[*model.Instance] {
-	return all[*model.Instance](s, indexWorkload, workloadID)
+	t := s.state.table(model.KindInstance)
+	return those[*model.Instance](t.byWorkload, inGroup(kinds[model.KindInstance].workload, workloadID))
 }
 
 // InstancesOnNode yields the instances placed on a node, those that ended included.
 func InstancesOnNode(s *Snapshot, nodeID string) iter.Seq[*model.Instance] {
-	return all[*model.Instance](s, indexNode, nodeID)
+	t := s.state.table(model.KindInstance)
+	return those[*model.Instance](t.byNode, inGroup(kinds[model.KindInstance].node, nodeID))
 }
 
 // UnplacedInstances yields the instances without a node.
-func UnplacedInstances(s *Snapshot) iter.Seq[*model.Instance] {
-	return all[*model.Instance](s, indexNode, "")
-}
+func UnplacedInstances(s *Snapshot) iter.Seq[*model.Instance] { return InstancesOnNode(s, "") }
 
 // RevisionsOfWorkload yields the kept revisions of a workload.
 func RevisionsOfWorkload(s *Snapshot, workloadID string) iter.Seq[*model.Revision] {
-	return all[*model.Revision](s, indexWorkload, workloadID)
+	t := s.state.table(model.KindRevision)
+	return those[*model.Revision](t.byWorkload, inGroup(kinds[model.KindRevision].workload, workloadID))
 }

@@ -2,23 +2,16 @@ package store
 
 import (
 	"context"
-	"errors"
 	"slices"
-	"sync"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
-
-// ErrTooOld says that the changes asked for are no longer kept: list again, and watch from there.
-var ErrTooOld = errors.New("the changes since then are no longer kept; list again")
-
-// keptBatches bounds the history that slow watchers can still read.
-const keptBatches = 8192
 
 // Batch is what one change set did.
 type Batch struct {
 	Revision uint64
 	Changes  []Change
+	Keys     []KeyChange
 }
 
 // Change is what became of one object. Old is nil when it was created, New when it was deleted.
@@ -29,122 +22,114 @@ type Change struct {
 	New  model.Object
 }
 
-// history is a ring of the latest batches, which watchers read at their own pace.
-type history struct {
-	mu      sync.Mutex
-	batches []Batch       // ascending, without gaps
-	floor   uint64        // changes up to here are not kept
-	era     int           // counts how often the state was replaced as a whole
-	news    chan struct{} // closed at the next change; nil while nobody waits
-}
+// queued bounds what a watcher holds that its reader has not taken yet, in batches.
+const queued = 256
 
-func newHistory() *history { return &history{} }
-
-func (h *history) append(batches []Batch) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.batches = append(h.batches, batches...)
-	if len(h.batches) > 2*keptBatches {
-		cut := len(h.batches) - keptBatches
-		h.floor = h.batches[cut-1].Revision
-		h.batches = slices.Clone(h.batches[cut:])
-	}
-	h.wake()
-}
-
-// wake tells those that wait.
-func (h *history) wake() {
-	if h.news != nil {
-		close(h.news)
-		h.news = nil
-	}
-}
-
-// reset forgets everything; the state was replaced as a whole.
-func (h *history) reset(revision uint64) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.batches, h.floor = nil, revision
-	h.era++
-	h.wake()
-}
-
-func (h *history) present() int {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return h.era
-}
-
-// after returns the batches after a revision, or where to wait for them.
-func (h *history) after(revision uint64, era int) ([]Batch, <-chan struct{}, error) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if revision < h.floor || era != h.era {
-		return nil, nil, ErrTooOld
-	}
-	i, _ := slices.BinarySearchFunc(h.batches, revision+1, func(b Batch, r uint64) int {
-		switch {
-		case b.Revision < r:
-			return -1
-		case b.Revision > r:
-			return 1
-		}
-		return 0
-	})
-	if i < len(h.batches) {
-		return h.batches[i:], nil, nil
-	}
-	if h.news == nil {
-		h.news = make(chan struct{})
-	}
-	return nil, h.news, nil
-}
-
-// Watcher reads changes in order. It holds nothing up and needs no closing.
+// Watcher reads changes in order. It holds nothing up and needs no closing. It is for one
+// goroutine.
 type Watcher struct {
 	history *history
-	next    uint64
+	some    func(b *Batch) (Batch, bool) // what of a batch is watched
 	era     int
-	kinds   []model.Kind
 	queue   []Batch
+	given   uint64 // the revision of the last batch that Next returned
+	read    uint64 // the revision up to which everything is in the queue or was returned
 }
 
-// Watch returns a watcher of the changes after a revision, of some kinds or of all.
-func (s *Store) Watch(from uint64, kinds ...model.Kind) *Watcher {
-	return &Watcher{history: s.history, next: from, era: s.history.present(), kinds: kinds}
+func (s *Store) watch(after uint64, some func(b *Batch) (Batch, bool)) *Watcher {
+	return &Watcher{history: s.history, some: some, era: s.history.presentEra(), given: after, read: after}
 }
 
-// Seen returns the revision up to which Next has returned everything.
-func (w *Watcher) Seen() uint64 { return w.next }
+// Watch returns a watcher of the changes of objects after a revision, of some kinds or of all. One
+// of all kinds sees every change set, one that changed nothing included, but not those that
+// changed keys alone.
+func (s *Store) Watch(after uint64, kinds ...model.Kind) *Watcher {
+	return s.watch(after, func(b *Batch) (Batch, bool) {
+		if len(kinds) == 0 {
+			return Batch{Revision: b.Revision, Changes: b.Changes}, len(b.Changes) > 0 || len(b.Keys) == 0
+		}
+		changes := matching(b.Changes, func(c *Change) bool { return slices.Contains(kinds, c.Kind) })
+		return Batch{Revision: b.Revision, Changes: changes}, len(changes) > 0
+	})
+}
 
-// Next returns the next batch that has a change of the watched kinds, with only those. It waits
-// for one, and returns ErrTooOld when the watcher fell behind what is kept, or when the whole
-// state was replaced by a snapshot.
-func (w *Watcher) Next(ctx context.Context) (Batch, error) {
-	for {
-		for len(w.queue) > 0 {
-			b := w.queue[0]
-			w.queue = w.queue[1:]
-			w.next = b.Revision
-			if len(w.kinds) == 0 {
-				return b, nil
-			}
-			var some []Change
-			for _, c := range b.Changes {
-				if slices.Contains(w.kinds, c.Kind) {
-					some = append(some, c)
-				}
-			}
-			if len(some) > 0 {
-				return Batch{Revision: b.Revision, Changes: some}, nil
+// WatchKeys returns a watcher of the changes after a revision of the keys from one on and before
+// another; an empty end means all that follow. All changes of one revision come in one batch.
+func (s *Store) WatchKeys(after uint64, from, to string) *Watcher {
+	return s.watchKeys(after, func(c *KeyChange) bool {
+		key := c.Key()
+		return from <= key && (to == "" || key < to)
+	})
+}
+
+// WatchMortalKeys returns a watcher of the changes after a revision of keys that have, or had, a
+// time to live.
+func (s *Store) WatchMortalKeys(after uint64) *Watcher {
+	return s.watchKeys(after, func(c *KeyChange) bool {
+		return c.Old != nil && c.Old.TTL > 0 || c.New != nil && c.New.TTL > 0
+	})
+}
+
+func (s *Store) watchKeys(after uint64, watched func(c *KeyChange) bool) *Watcher {
+	return s.watch(after, func(b *Batch) (Batch, bool) {
+		keys := matching(b.Keys, watched)
+		return Batch{Revision: b.Revision, Keys: keys}, len(keys) > 0
+	})
+}
+
+// matching returns the elements that match: the list itself when all do.
+func matching[T any](list []T, match func(*T) bool) []T {
+	for i := range list {
+		if match(&list[i]) {
+			continue
+		}
+		out := slices.Clone(list[:i])
+		for i++; i < len(list); i++ {
+			if match(&list[i]) {
+				out = append(out, list[i])
 			}
 		}
-		batches, news, err := w.history.after(w.next, w.era)
+		return out
+	}
+	return list
+}
+
+// Seen returns the revision up to which Next has returned everything that is watched.
+func (w *Watcher) Seen() uint64 {
+	if len(w.queue) == 0 {
+		return w.read
+	}
+	return w.given
+}
+
+// Next returns the next batch that has a change of what is watched, with only those. It waits for
+// one, and returns ErrTooOld when the watcher fell behind what is kept, or when the whole state
+// was replaced by a snapshot. After the error of ctx it can be called again.
+func (w *Watcher) Next(ctx context.Context) (Batch, error) {
+	for {
+		if len(w.queue) > 0 {
+			b := w.queue[0]
+			w.queue[0] = Batch{}
+			w.queue = w.queue[1:]
+			w.given = b.Revision
+			return b, nil
+		}
+		w.queue = w.queue[:0]
+		var news <-chan struct{}
+		var err error
+		w.read, news, err = w.history.read(w.read, w.era, func(b *Batch) bool {
+			if some, ok := w.some(b); ok {
+				w.queue = append(w.queue, some)
+			}
+			return len(w.queue) >= queued
+		})
 		if err != nil {
 			return Batch{}, err
 		}
-		if len(batches) > 0 {
-			w.queue = batches
+		if news == nil {
+			if len(w.queue) == 0 && ctx.Err() != nil {
+				return Batch{}, ctx.Err()
+			}
 			continue
 		}
 		select {

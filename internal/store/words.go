@@ -1,0 +1,50 @@
+package store
+
+import "github.com/tutti-run/tutti/internal/model"
+
+// words keeps one copy of strings that many objects hold. The zero value is ready.
+type words struct{ known map[string]string }
+
+// manyWords bounds how many are known; then it begins anew.
+const manyWords = 1 << 17
+
+func (w *words) one(s *string) {
+	if *s == "" {
+		return
+	}
+	if k, ok := w.known[*s]; ok {
+		*s = k
+		return
+	}
+	if w.known == nil || len(w.known) >= manyWords {
+		w.known = map[string]string{}
+	}
+	w.known[*s] = *s
+}
+
+// share makes an object that was just decoded hold what others hold, too, once. Only instances are
+// so many that it matters.
+func (w *words) share(o model.Object) {
+	i, ok := o.(*model.Instance)
+	if !ok {
+		return
+	}
+	for _, s := range []*string{
+		&i.Namespace, &i.Application, &i.WorkloadID, &i.RevisionID, &i.NodeID, &i.Reason, &i.Cause,
+		(*string)(&i.Desired), (*string)(&i.Status.State), (*string)(&i.Status.Health), &i.Status.Message,
+	} {
+		w.one(s)
+	}
+	for k := range i.Addresses {
+		w.one(&i.Addresses[k].Network)
+	}
+	for k := range i.HostPorts {
+		w.one(&i.HostPorts[k].Protocol)
+	}
+	for k := range i.Status.Tasks {
+		t := &i.Status.Tasks[k]
+		w.one(&t.Name)
+		w.one(&t.State)
+		w.one(&t.Image)
+	}
+}
