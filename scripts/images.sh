@@ -50,12 +50,13 @@ unwanted+='postgresql-common.*|postgresql-client-common|ssl-cert|openssl|readlin
 # Packages that all images have, for their scripts and for people who look inside.
 basic=(dash bash coreutils sed grep libc-bin util-linux)
 
-# closure PACKAGE… prints "name=version" of all that these packages need on a bare system.
+# closure PACKAGE… prints "name=version" of all that these packages need on a bare system. apt leaves
+# out what it has downloaded before, so that it is shown an empty directory of downloads.
 closure() {
-	mkdir -p "$work/apt"
+	mkdir -p "$work/apt/archives/partial"
 	: >"$work/apt/status"
 	apt-get install --print-uris --yes --no-install-recommends --quiet=2 \
-		-o Dir::State::status="$work/apt/status" -o Dir::State::extended_states="$work/apt/extended" "$@" |
+		-o Dir::Cache::archives="$work/apt/archives" -o Dir::State::status="$work/apt/status" -o Dir::State::extended_states="$work/apt/extended" "$@" |
 		sed -n "s/^'[^']*' \([^_ ]*\)_\([^_ ]*\)_[^ ]*\.deb .*/\1=\2/p" | sed 's/%3a/:/g; s/%2b/+/g; s/%7e/~/gI' |
 		grep -Ev "^($unwanted)=" | sort
 }
