@@ -142,7 +142,7 @@ func (t *Transport) take(command any, content []byte) (r raft.RPCResponse, ok bo
 
 // isHeartbeat is the real transport's judgement.
 func isHeartbeat(a *raft.AppendEntriesRequest) bool {
-	return a.Term != 0 && (a.RPCHeader.Addr != nil || a.Leader != nil) && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 &&
+	return a.Term != 0 && a.RPCHeader.Addr != nil && a.PrevLogEntry == 0 && a.PrevLogTerm == 0 &&
 		len(a.Entries) == 0 && a.LeaderCommitIndex == 0
 }
 
