@@ -52,6 +52,9 @@ type servers struct{ leader string }
 
 func (s servers) Leader() string                       { return s.leader }
 func (s servers) Addresses() []wire.ServerAddress      { return nil }
+func (servers) Members() []core.Member                 { return nil }
+func (servers) Promote(context.Context, string) error  { return nil }
+func (servers) Demote(context.Context, string) error   { return nil }
 func (s servers) Remove(context.Context, string) error { return nil }
 
 // town is a run directory with hosts in it.

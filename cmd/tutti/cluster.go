@@ -22,6 +22,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/node"
+	"github.com/tutti-run/tutti/internal/server"
 )
 
 // clusterCommands make and end nodes on this machine.
@@ -40,6 +41,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.Name, "name", "", "name of this node (default: the host's name)")
 	c.Flags().StringVar(&f.config.Address, "address", "", "IPv4 address under which other hosts reach this one (default: that of the default route)")
 	c.Flags().IntVar(&f.config.Port, "port", node.DefaultPort, "port for other nodes")
+	c.Flags().DurationVar(&f.config.DeadServerAfter, "remove-dead-servers", server.DefaultDeadServerAfter, "remove servers that have been dead for so long and were replaced; negative: never")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -139,5 +140,9 @@ func (g *globals) with(ctx context.Context, fn func(c *native.Client) error) err
 		return err
 	}
 	defer c.Close()
-	return fn(c)
+	err = fn(c)
+	if why := c.Stale(); why != "" {
+		fmt.Fprintln(os.Stderr, "tutti: "+why)
+	}
+	return err
 }

@@ -34,8 +34,20 @@ type Servers interface {
 	// Leader returns the ID of the leading server, "" when there is none.
 	Leader() string
 	Addresses() []wire.ServerAddress
-	// Remove takes a server out of the quorum.
+	// Members returns all servers.
+	Members() []Member
+	// Promote lets a server have a vote, Demote takes it away, and Remove takes the server out.
+	Promote(ctx context.Context, id string) error
+	Demote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
+}
+
+// Member is a server as the replication knows it.
+type Member struct {
+	ID      string
+	Address string // host:port
+	Voter   bool
+	Leader  bool
 }
 
 // Deps is what Core works with.

@@ -110,6 +110,9 @@ type quorum struct{ b *bench }
 func (q quorum) Leader() string                  { return "n1" }
 func (q quorum) Addresses() []wire.ServerAddress { return nil }
 
+func (q quorum) Members() []core.Member                { return nil }
+func (q quorum) Promote(context.Context, string) error { return nil }
+func (q quorum) Demote(context.Context, string) error  { return nil }
 func (q quorum) Remove(_ context.Context, id string) error {
 	q.b.left = append(q.b.left, id)
 	return nil

@@ -291,7 +291,7 @@ func (s *Sessions) register(ctx context.Context, n *model.Node) error {
 	if old, ok := store.Get[*model.Node](s.Store.Snapshot(), n.ID); ok {
 		c.Meta = old.Clone().Meta
 		c.Name = n.Name
-		c.Availability, c.Taints = old.Availability, old.Taints
+		c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
 		c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
 		a, err := wire.Marshal(c)
 		if err != nil {

@@ -7,6 +7,8 @@ type Node struct {
 	Meta
 	// Role says whether the node is also a server.
 	Server bool `json:"server"`
+	// Standby keeps a server from having a vote: it was demoted.
+	Standby bool `json:"standby,omitempty"`
 	// Availability is what people want of it.
 	Availability Availability `json:"availability"`
 	Taints       []Taint      `json:"taints,omitempty"`

@@ -11,11 +11,13 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/server"
 )
 
 // DefaultPort is where nodes listen for each other.
@@ -39,6 +41,9 @@ type Config struct {
 	// AddressPool and NodePool are those of a cluster that this node founds, in CIDR form.
 	AddressPool string `json:"addressPool,omitempty"`
 	NodePool    string `json:"nodePool,omitempty"`
+	// DeadServerAfter is for how long a server is dead before the others remove it, in nanoseconds;
+	// negative is never, 0 ten minutes.
+	DeadServerAfter time.Duration `json:"deadServerAfter,omitempty"`
 	// LogLevel is debug, info, warn or error; it is for whoever makes Log.
 	LogLevel string `json:"logLevel,omitempty"`
 	Version  string `json:"-"`
@@ -101,6 +106,9 @@ func (c *Config) complete() error {
 		if pool, err := netip.ParsePrefix(*p.value); err != nil || !pool.Addr().Is4() || pool.Bits() > 22 {
 			return fault.New(fault.Invalid, "%s %q: an IPv4 range of /22 or larger is accepted", p.name, *p.value)
 		}
+	}
+	if c.DeadServerAfter == 0 {
+		c.DeadServerAfter = server.DefaultDeadServerAfter
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)

@@ -83,7 +83,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 	return server.New(server.Config{
 		NodeID: id.NodeID, Name: cfg.Name, Address: cfg.wireAddress(), DataDir: cfg.DataDir,
 		Founding: id.founding, Founded: cfg.founded, AddressPool: cfg.AddressPool, NodePool: cfg.NodePool,
-		Known: id.servers, Port: port, Images: images, Log: cfg.Log,
+		Known: id.servers, Port: port, Images: images, Log: cfg.Log, DeadServerAfter: cfg.DeadServerAfter,
 	})
 }
 
@@ -95,7 +95,7 @@ func work(ctx context.Context, s *server.Server, w *worker, api net.Listener, cf
 	}
 	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
 	if s != nil {
-		handler = s.OnceCaughtUp(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
+		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })

@@ -5,7 +5,6 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"path/filepath"
 	"time"
 
@@ -13,7 +12,6 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/agent"
-	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/consensus"
 	"github.com/tutti-run/tutti/internal/control"
 	"github.com/tutti-run/tutti/internal/core"
@@ -27,17 +25,10 @@ import (
 
 // Paths between servers.
 const (
-	pathBeats  = "/server/beats"  // call: []dispatch.Beat → Empty
-	pathMember = "/server/member" // call: membership → Empty
+	pathBeats    = "/server/beats"    // call: []dispatch.Beat → Empty
+	pathMember   = "/server/member"   // call: membership → Empty
+	pathProgress = "/server/progress" // call: Empty → memberProgress
 )
-
-// membership asks the leader to add a server, or to remove it when Address is empty.
-type membership struct {
-	ID      string `json:"id"`
-	Address string `json:"address,omitempty"`
-	// Passed is set when another server has passed this on: it is not passed on again.
-	Passed bool `json:"passed,omitempty"`
-}
 
 // networkBits is the size of a new cluster's networks: 256 addresses.
 const networkBits = 24
@@ -58,7 +49,10 @@ type Config struct {
 	Known  []wire.ServerAddress
 	Port   *wire.Port
 	Images core.Images // this node's own
-	Log    *slog.Logger
+	// DeadServerAfter is for how long another server is dead before it is removed, if the others are
+	// enough without it; zero or less is never.
+	DeadServerAfter time.Duration
+	Log             *slog.Logger
 	// Transport and Storage replace those of the port and of DataDir; for simulations.
 	Transport raft.Transport
 	Storage   *consensus.Storage
@@ -120,6 +114,9 @@ func (s *Server) handle() {
 	s.port.Handle(pathMember, wire.HandleCall(func(ctx context.Context, m membership) (wire.Empty, error) {
 		return wire.Empty{}, s.changeMember(ctx, m)
 	}), wire.RoleServer)
+	s.port.Handle(pathProgress, wire.HandleCall(func(context.Context, wire.Empty) (memberProgress, error) {
+		return memberProgress{Applied: s.raft.Applied()}, nil
+	}), wire.RoleServer)
 	s.port.Handle(agent.SessionPath, wire.HandleStream(s.serveSession), wire.RoleServer, wire.RoleAgent)
 	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.admit))
 }
@@ -144,20 +141,6 @@ func (s *Server) catchUp(ctx context.Context) error {
 	return nil
 }
 
-// OnceCaughtUp answers with h as soon as this server has caught up. Before, it knows little or
-// nothing, and would say that all is well with a cluster without nodes.
-func (s *Server) OnceCaughtUp(h http.Handler) http.Handler {
-	early := native.Refuse(fault.New(fault.Unavailable, "server %s is catching up with the cluster: ask again in a moment, or ask another server", s.cfg.Name))
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		select {
-		case <-s.caughtUp:
-			h.ServeHTTP(w, r)
-		default:
-			early.ServeHTTP(w, r)
-		}
-	})
-}
-
 // serveSession serves an agent once this server knows what the agent should do: by an older state
 // it would be told to drop what it was given since.
 func (s *Server) serveSession(ctx context.Context, stream *wire.Stream) error {
@@ -175,6 +158,7 @@ func (s *Server) lead(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.liveness.Run(ctx) })
 	g.Go(func() error { return s.control.Run(ctx) })
+	g.Go(func() error { return s.keepMembers(ctx) })
 	err := g.Wait()
 	s.log.Info("this server leads no more")
 	return err
@@ -241,64 +225,6 @@ func (s *Server) foundCluster(ctx context.Context) error {
 		CACertificate: a.CertPEM, CAKey: a.KeyPEM, SecretKey: secret.NewKey(),
 	})
 	_, err := s.store.Commit(ctx, cs)
-	return err
-}
-
-// stayMember keeps this server among the voters, under its present address.
-func (s *Server) stayMember(ctx context.Context) error {
-	for {
-		if s.isMember() {
-			return nil
-		}
-		if err := s.askMembership(ctx); err != nil && ctx.Err() == nil {
-			s.log.Warn("this server could not become a voter yet", "error", err)
-		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(250 * time.Millisecond):
-		}
-	}
-}
-
-func (s *Server) isMember() bool {
-	for _, m := range s.raft.Servers() {
-		if m.ID == s.cfg.NodeID && m.Voter && (m.Address == s.cfg.Address || len(s.raft.Servers()) == 1) {
-			return true
-		}
-	}
-	return false
-}
-
-func (s *Server) askMembership(ctx context.Context) error {
-	m := membership{ID: s.cfg.NodeID, Address: s.cfg.Address}
-	err := error(fault.New(fault.Unavailable, "no other server is known"))
-	for _, other := range s.cfg.Known {
-		if other.ID == s.cfg.NodeID {
-			continue
-		}
-		if _, err = wire.Call[membership, wire.Empty](ctx, s.port.Client(), other.Address, pathMember, m); err == nil {
-			return nil
-		}
-	}
-	return err
-}
-
-// changeMember adds or removes a server, through the leader.
-func (s *Server) changeMember(ctx context.Context, m membership) error {
-	if s.raft.IsLeader() {
-		if m.Address == "" {
-			return s.raft.RemoveServer(ctx, m.ID)
-		}
-		s.log.Info("server joins", "server", m.ID, "address", m.Address)
-		return s.raft.AddServer(ctx, m.ID, m.Address)
-	}
-	_, address := s.raft.Leader()
-	if address == "" || m.Passed {
-		return fault.New(fault.Unavailable, "no server leads")
-	}
-	m.Passed = true
-	_, err := wire.Call[membership, wire.Empty](ctx, s.port.Client(), address, pathMember, m)
 	return err
 }
 
@@ -372,9 +298,4 @@ func (s *Server) Tell(ctx context.Context, beats []dispatch.Beat) error {
 func (s *Server) Leader() string {
 	id, _ := s.raft.Leader()
 	return id
-}
-
-// Remove implements core.Servers.
-func (s *Server) Remove(ctx context.Context, id string) error {
-	return s.changeMember(ctx, membership{ID: id})
 }

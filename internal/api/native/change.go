@@ -20,6 +20,9 @@ const (
 	pathAvailability = "/v1/nodes/availability" // Availability
 	pathLabels       = "/v1/nodes/labels"       // Labels
 	pathRemoveNode   = "/v1/nodes/remove"       // Ref
+	pathPromote      = "/v1/servers/promote"    // Ref
+	pathDemote       = "/v1/servers/demote"     // Ref
+	pathRemoveServer = "/v1/servers/remove"     // Ref
 	pathRemoveImage  = "/v1/images/remove"      // Ref
 )
 
@@ -72,6 +75,9 @@ func (s *server) changeRoutes(mux *http.ServeMux) {
 		return done{}, c.LabelNode(ctx, who, r.Ref, r.Set, r.Remove)
 	}))
 	post(pathRemoveNode, byRef(s, c.RemoveNode))
+	post(pathPromote, byRef(s, c.PromoteServer))
+	post(pathDemote, byRef(s, c.DemoteServer))
+	post(pathRemoveServer, byRef(s, c.RemoveServer))
 	post(pathRemoveImage, byRef(s, c.RemoveImage))
 	post(pathImages, s.importImage)
 }

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/core"
@@ -24,6 +25,15 @@ import (
 type Client struct {
 	socket    string
 	transport *http.Transport
+	stale     atomic.Pointer[string]
+}
+
+// Stale says why an answer so far may be out of date, "" when none may be.
+func (c *Client) Stale() string {
+	if s := c.stale.Load(); s != nil {
+		return *s
+	}
+	return ""
 }
 
 // Dial returns a client for the socket. It does not connect yet; see Ping.
@@ -67,6 +77,9 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if resp.StatusCode != http.StatusOK {
 		defer resp.Body.Close()
 		return nil, responseError(resp)
+	}
+	if why := resp.Header.Get(HeaderStale); why != "" && path != pathPing {
+		c.stale.Store(&why)
 	}
 	return resp, nil
 }
@@ -212,6 +225,26 @@ func (c *Client) LabelNode(ctx context.Context, node string, set map[string]stri
 // RemoveNode forgets a node that is down.
 func (c *Client) RemoveNode(ctx context.Context, node string) error {
 	return postDone(ctx, c, pathRemoveNode, Ref{node})
+}
+
+// Servers lists the cluster's servers.
+func (c *Client) Servers(ctx context.Context) ([]core.ServerView, error) {
+	return get[[]core.ServerView](ctx, c, pathServers, nil)
+}
+
+// PromoteServer lets a server have a vote, once it has caught up.
+func (c *Client) PromoteServer(ctx context.Context, node string) error {
+	return postDone(ctx, c, pathPromote, Ref{node})
+}
+
+// DemoteServer takes a server's vote.
+func (c *Client) DemoteServer(ctx context.Context, node string) error {
+	return postDone(ctx, c, pathDemote, Ref{node})
+}
+
+// RemoveServer takes out a server that is down.
+func (c *Client) RemoveServer(ctx context.Context, node string) error {
+	return postDone(ctx, c, pathRemoveServer, Ref{node})
 }
 
 // ImportImage takes an image archive, as r gives it, into the cluster. A name replaces that of

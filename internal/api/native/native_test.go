@@ -76,6 +76,9 @@ type fakeServers struct{ leader string }
 
 func (f fakeServers) Leader() string                       { return f.leader }
 func (f fakeServers) Addresses() []wire.ServerAddress      { return nil }
+func (fakeServers) Members() []core.Member                 { return nil }
+func (fakeServers) Promote(context.Context, string) error  { return nil }
+func (fakeServers) Demote(context.Context, string) error   { return nil }
 func (f fakeServers) Remove(context.Context, string) error { return nil }
 
 // house is a server with an API, and a client of it.

@@ -22,8 +22,15 @@ const (
 	pathImages       = "/v1/images"       // → []ImageView; POST imports
 	pathFind         = "/v1/find"         // ?ref → core.Found
 	pathExplain      = "/v1/explain"      // ?ref → core.Explanation
+	pathServers      = "/v1/servers"      // → []core.ServerView
 	pathToken        = "/v1/token"        // ?server → Token
 )
+
+// HeaderStale is set in answers to reads that may lack what was changed since, and says why. The
+// parameter ?consistency of every read is linearizable, for one that shows all that was acknowledged
+// anywhere before or fails, stale, for one that is answered at once whatever this server knows, or
+// absent: from this server's state, which lacks at most what is on its way while a server leads.
+const HeaderStale = "Tutti-Stale"
 
 // Token admits a host to the cluster.
 type Token struct {
@@ -45,6 +52,7 @@ func (s *server) readRoutes(mux *http.ServeMux) {
 	get(pathImages, read(s, func(context.Context, query) ([]ImageView, error) { return images(c.Snapshot()), nil }))
 	get(pathFind, read(s, func(_ context.Context, q query) (core.Found, error) { return c.Find(q.Get("ref")) }))
 	get(pathExplain, read(s, func(ctx context.Context, q query) (core.Explanation, error) { return c.Explain(ctx, q.Get("ref")) }))
+	get(pathServers, read(s, func(context.Context, query) ([]core.ServerView, error) { return c.ListServers(), nil }))
 	mux.HandleFunc("GET "+pathToken, s.token)
 }
 
