@@ -64,10 +64,21 @@ func (c *Controller) Run(ctx context.Context) error {
 	snap := c.Store.Snapshot()
 	watch := c.Store.Watch(snap.Revision())
 	var batches []store.Batch
+	unsure := false // whether what was decided before may still happen
 	for ctx.Err() == nil {
+		var again time.Duration
+		var err error
+		if unsure {
+			// A change that changes nothing comes after all that was proposed earlier: once it shows
+			// here, so does that, or it never will. To decide before would be to decide twice.
+			_, err = c.Store.Commit(ctx, &store.ChangeSet{})
+		}
 		snap = c.Store.Snapshot()
-		again, err := c.pass(ctx, snap, batches)
-		batches = nil
+		if err == nil {
+			again, err = c.pass(ctx, snap, batches)
+			batches = nil
+		}
+		unsure = err != nil
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
