@@ -141,6 +141,9 @@ func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
 			switch o := obj.(type) {
 			case *model.Workload:
 				c.dirty[o.ID] = true
+				if o.OwnerID != "" {
+					c.dirty[o.OwnerID] = true
+				}
 				moved[application{o.Namespace, o.Application}] = true
 				if ch.New == nil {
 					for i := range store.InstancesOfWorkload(snap, o.ID) {
@@ -149,6 +152,9 @@ func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
 				}
 			case *model.Instance:
 				c.dirty[o.WorkloadID], c.touched[o.ID] = true, true
+				if w, ok := store.Get[*model.Workload](snap, o.WorkloadID); ok && w.OwnerID != "" {
+					c.dirty[w.OwnerID] = true
+				}
 				moved[application{o.Namespace, o.Application}] = true
 			case *model.Node:
 				if ch.New == nil {

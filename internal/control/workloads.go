@@ -14,6 +14,10 @@ import (
 
 // workload takes the next steps of one workload.
 func (p *pass) workload(w *model.Workload) error {
+	if w.Type == model.CronWorkload {
+		p.cron(w)
+		return nil
+	}
 	status := w.Status
 	status.Generation = w.Generation
 	held := p.hold(w, &status)
@@ -21,7 +25,7 @@ func (p *pass) workload(w *model.Workload) error {
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		in.Instances = append(in.Instances, i)
 	}
-	if w.Type == model.GlobalWorkload {
+	if w.Type.PerNode() {
 		in.Nodes = p.nodesOf(w, in.Instances)
 	}
 	out := rollout.Next(in)

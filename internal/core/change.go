@@ -19,7 +19,7 @@ func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) err
 	}
 	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		switch w.Type {
-		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload:
+		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload, model.CronWorkload:
 		default:
 			return fault.New(fault.Invalid, "%s is of kind %s, which has no count", w.FullName(), w.Type)
 		}
@@ -133,7 +133,9 @@ func (c *Core) removeApplication(snap *store.Snapshot, cs *store.ChangeSet, a *m
 	cs.Delete(model.KindApplication, a.ID)
 	for w := range store.ByApplication[*model.Workload](snap, ns, app) {
 		*workloads = append(*workloads, w.ID)
-		removeWorkload(snap, cs, w)
+		if _, run := store.Get[*model.Workload](snap, w.OwnerID); !run { // or else it goes with its schedule
+			removeWorkload(snap, cs, w)
+		}
 	}
 	for s := range store.ByApplication[*model.Service](snap, ns, app) {
 		cs.Delete(model.KindService, s.ID)

@@ -325,7 +325,7 @@ func TestDeployRefuses(t *testing.T) {
 		"twice":            {func(d *core.Deployment) { d.Workloads[0].Name = "db" }, fault.Invalid, "workload db is there twice"},
 		"count":            {func(d *core.Deployment) { d.Workloads[0].Count = -1 }, fault.Invalid, "count -1 is negative"},
 		"no task":          {func(d *core.Deployment) { d.Workloads[0].Template.Tasks = nil }, fault.Invalid, "workload web has no task"},
-		"kind":             {func(d *core.Deployment) { d.Workloads[0].Type = model.CronWorkload }, fault.Unsupported, `kind "cron" is not supported yet`},
+		"kind":             {func(d *core.Deployment) { d.Workloads[0].Type = "daemon" }, fault.Unsupported, `kind "daemon" is not supported yet`},
 		"dependency":       {func(d *core.Deployment) { d.Workloads[0].DependsOn[0].Workload = "cache" }, fault.Invalid, "depends on cache, which does not exist"},
 		"network":          {func(d *core.Deployment) { d.Networks = nil }, fault.NotFound, `network "front" does not exist in application shop`},
 		"external": {func(d *core.Deployment) { d.Workloads[0].Template.Networks[0].Network = "/front" }, fault.NotFound,

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
@@ -84,9 +85,13 @@ func checkDeployment(d *Deployment) error {
 			bad("workload %s has no task", w.Name)
 		}
 		switch w.Type {
-		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload:
+		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload:
+		case model.CronWorkload:
+			if _, err := cron.Parse(w.Cron.Schedule, w.Cron.TimeZone); err != nil {
+				bad("workload %s: schedule %v", w.Name, err)
+			}
 		default:
-			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global and job are", w.Name, w.Type)
+			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob and cron are", w.Name, w.Type)
 		}
 	}
 	for _, w := range d.Workloads {
@@ -478,7 +483,7 @@ func (p *planner) removeOthers() {
 	ns, app := p.d.Namespace, p.d.Application
 	gone := func(obj model.Object) bool { return p.refs[string(obj.Kind())+" "+obj.GetMeta().Name] == "" }
 	for w := range store.ByApplication[*model.Workload](p.snap, ns, app) {
-		if gone(w) {
+		if gone(w) && !p.isRun(w) {
 			removeWorkload(p.snap, p.cs, w)
 			p.note("removed", w)
 		}
@@ -505,6 +510,12 @@ func (p *planner) removeOthers() {
 	}
 }
 
+// isRun reports whether a workload is a run of a schedule, which goes with that.
+func (p *planner) isRun(w *model.Workload) bool {
+	_, ok := store.Get[*model.Workload](p.snap, w.OwnerID)
+	return ok
+}
+
 func (p *planner) drop(obj model.Object) {
 	p.cs.Delete(obj.Kind(), obj.GetMeta().ID)
 	p.note("removed", obj)
@@ -513,6 +524,13 @@ func (p *planner) drop(obj model.Object) {
 // removeWorkload deletes a workload and its revisions; its instances end and are forgotten.
 func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
 	cs.Delete(model.KindWorkload, w.ID)
+	if w.Type == model.CronWorkload {
+		for job := range store.ByApplication[*model.Workload](snap, w.Namespace, w.Application) {
+			if job.OwnerID == w.ID {
+				removeWorkload(snap, cs, job)
+			}
+		}
+	}
 	for i := range store.InstancesOfWorkload(snap, w.ID) {
 		if i.Desired != model.DesiredRemove {
 			c := i.Clone()

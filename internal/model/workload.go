@@ -39,7 +39,11 @@ type Workload struct {
 	DependsOn          []Dependency `json:"dependsOn,omitempty"`
 	// MinAvailable is how many instances stay ready when others are to give way to more important
 	// work; 0 lets all of them.
-	MinAvailable int `json:"minAvailable,omitempty"`
+	MinAvailable int        `json:"minAvailable,omitempty"`
+	Job          JobPolicy  `json:"job,omitzero"`  // of job, globalJob and cron
+	Cron         CronPolicy `json:"cron,omitzero"` // of cron
+	// OwnerID is the cron workload that a job is a run of.
+	OwnerID string `json:"ownerID,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
 	// Generation grows with every change that people make; Status.Generation follows it.
@@ -51,6 +55,7 @@ type Workload struct {
 type WorkloadStatus struct {
 	Generation uint64        `json:"generation"`
 	Rollout    RolloutStatus `json:"rollout,omitzero"`
+	Cron       CronStatus    `json:"cron,omitzero"`
 	// Released is the revision whose dependencies were all met once: its instances start
 	// without waiting again.
 	Released string `json:"released,omitempty"`

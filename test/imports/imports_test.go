@@ -46,15 +46,16 @@ var house = map[string][]string{
 
 	// Adapters translate into use cases.
 	"internal/api/...": {"internal/core"},
-	"internal/compose": {"internal/core"},
+	"internal/compose": {"internal/core", "internal/cron"},
 
 	// Use cases.
-	"internal/core": {"internal/store", "internal/secret"},
+	"internal/core": {"internal/store", "internal/secret", "internal/cron"},
 
 	// Decisions.
-	"internal/control":  {"internal/schedule", "internal/rollout", "internal/store"},
+	"internal/control":  {"internal/schedule", "internal/rollout", "internal/cron", "internal/store"},
 	"internal/schedule": {},
 	"internal/rollout":  {},
+	"internal/cron":     {},
 
 	// Node sessions and replication.
 	"internal/dispatch":  {"internal/store", "internal/wire"},
@@ -106,7 +107,7 @@ var departures = map[string]string{
 
 // pure packages decide from their arguments alone: they know the ground and the parts of the
 // standard library that neither look at the world nor change it.
-var pure = []string{"internal/schedule", "internal/rollout"}
+var pure = []string{"internal/schedule", "internal/rollout", "internal/cron"}
 
 // worldly is what pure packages, and the store when it applies a change, keep away from.
 var worldly = []string{

@@ -412,7 +412,7 @@ func TestErrorsAreSentencesWithAKind(t *testing.T) {
 		{"POST", "/v1/scale", "", 400, "invalid", "no body"},
 		{"POST", "/v1/exec", `{"ref":"shop/web"}`, 400, "invalid", "no command"},
 		{"POST", "/v1/rollback", `{"ref":"shop/web"}`, 400, "invalid", "no earlier revision"},
-		{"POST", "/v1/deploy", `{"application":"x","workloads":[{"name":"a","type":"cron","template":{"tasks":[{"name":"a"}]}}]}`, 501, "unsupported", "not supported yet"},
+		{"POST", "/v1/deploy", `{"application":"x","workloads":[{"name":"a","type":"daemon","template":{"tasks":[{"name":"a"}]}}]}`, 501, "unsupported", "not supported yet"},
 		{"GET", "/v1/nothing", "", 404, "not found", "GET /v1/nothing is not part of this API"},
 		{"DELETE", "/v1/status", "", 404, "not found", "not part of this API"},
 	} {
