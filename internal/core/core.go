@@ -50,9 +50,17 @@ type Member struct {
 	Leader  bool
 }
 
+// Trust is who believes whom; see package trust.
+type Trust interface {
+	// SecretKey returns the key that encrypts secrets, unless this server is locked.
+	SecretKey() ([]byte, error)
+	JoinToken(server bool) (string, error)
+}
+
 // Deps is what Core works with.
 type Deps struct {
 	Store   *store.Store
+	Trust   Trust
 	Remote  Remote
 	Images  Images
 	Servers Servers

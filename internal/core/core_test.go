@@ -17,6 +17,7 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust/trusttest"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -37,8 +38,8 @@ func newBench(t *testing.T) *bench {
 	b := &bench{T: t}
 	s := store.New(slog.New(slog.DiscardHandler))
 	s.SetProposer(b)
-	b.Core = core.New(core.Deps{Store: s, Remote: b, Images: b, Servers: quorum{b}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
-	b.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, SecretKey: make([]byte, 32), ServerToken: "server", AgentToken: "agent"})
+	b.Core = &core.Core{Deps: core.Deps{Store: s}} // for Propose, until the rest is there
+	b.Core = core.New(core.Deps{Store: s, Trust: trusttest.Found(t, s), Remote: b, Images: b, Servers: quorum{b}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
 	for _, id := range []string{"n1", "n2"} {
 		b.put(&model.Node{
 			Meta: model.Meta{ID: id, Name: "node-" + id}, Server: id == "n1",

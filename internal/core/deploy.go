@@ -31,9 +31,15 @@ func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResu
 	if err != nil {
 		return DeployResult{}, err
 	}
+	var key []byte
+	if len(d.Secrets)+len(d.Configs) > 0 || refersToConfigs(&d) {
+		if key, err = c.Trust.SecretKey(); err != nil {
+			return DeployResult{}, err
+		}
+	}
 	var result DeployResult
 	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}}
+		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}, key: key}
 		if err := p.plan(who); err != nil {
 			return err
 		}
@@ -47,6 +53,19 @@ func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResu
 		c.Log.Info("application deployed", "application", d.Application, "by", who.Name, "via", who.Via, "changes", len(result.Changes))
 	}
 	return result, err
+}
+
+// refersToConfigs reports whether a deployment's tasks have configs, whose content is identified with
+// the key of secrets.
+func refersToConfigs(d *Deployment) bool {
+	for _, w := range d.Workloads {
+		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
+			if slices.ContainsFunc(t.Mounts, func(m model.Mount) bool { return m.Type == model.MountConfig }) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // checkDeployment refuses what can be refused without looking at the cluster.
@@ -159,15 +178,10 @@ type planner struct {
 	refs    map[string]string // kind + " " + name → ID
 	content map[string]string // secret or config ID → what identifies its content
 	result  DeployResult
-	cluster *model.Cluster
+	key     []byte // encrypts secrets
 }
 
 func (p *planner) plan(who Caller) error {
-	cluster, ok := store.Get[*model.Cluster](p.snap, model.ClusterID)
-	if !ok {
-		return fault.New(fault.Unavailable, "the cluster is still being set up")
-	}
-	p.cluster = cluster
 	p.content = map[string]string{}
 	p.result = DeployResult{Application: p.d.Application}
 	steps := []func() error{p.networks, p.volumes, p.secrets, p.configs, p.workloads, p.services}
@@ -272,13 +286,13 @@ func (p *planner) volumes() error {
 
 func (p *planner) secrets() error {
 	for _, s := range p.d.Secrets {
-		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.cluster.SecretKey, s.Data)}
+		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.key, s.Data)}
 		fresh := true
 		if old, ok := store.ByName[*model.Secret](p.snap, p.d.Namespace, p.d.Application, s.Name); ok && old.Digest == want.Digest {
 			want.Sealed, fresh = old.Sealed, false
 		}
 		if fresh {
-			sealed, err := secret.Seal(p.cluster.SecretKey, s.Data, []byte(want.Digest))
+			sealed, err := secret.Seal(p.key, s.Data, []byte(want.Digest))
 			if err != nil {
 				return fmt.Errorf("seal secret %s: %w", s.Name, err)
 			}
@@ -298,7 +312,7 @@ func (p *planner) configs() error {
 		if err := settle(p, cfg, func(*model.Config) {}); err != nil {
 			return err
 		}
-		p.content[cfg.ID] = secret.Digest(p.cluster.SecretKey, cfg.Data)
+		p.content[cfg.ID] = secret.Digest(p.key, cfg.Data)
 	}
 	return nil
 }
@@ -408,7 +422,7 @@ func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 		}
 		m.Content = p.content[m.Source]
 		if cfg, ok := store.Get[*model.Config](p.snap, m.Source); ok && m.Content == "" {
-			m.Content = secret.Digest(p.cluster.SecretKey, cfg.Data)
+			m.Content = secret.Digest(p.key, cfg.Data)
 		}
 	}
 	return err

@@ -41,7 +41,7 @@ var house = map[string][]string{
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
 		"internal/agent", "internal/api/native", "internal/consensus", "internal/control", "internal/core",
-		"internal/dispatch", "internal/secret", "internal/store", "internal/wire",
+		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
 	// Adapters translate into use cases.
@@ -56,6 +56,10 @@ var house = map[string][]string{
 	"internal/schedule": {},
 	"internal/rollout":  {},
 	"internal/cron":     {},
+
+	// Who believes whom.
+	"internal/trust":           {"internal/secret", "internal/store", "internal/wire"},
+	"internal/trust/trusttest": {"internal/secret", "internal/store", "internal/trust", "internal/wire"},
 
 	// Node sessions and replication.
 	"internal/dispatch":  {"internal/store", "internal/wire"},

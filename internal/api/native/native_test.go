@@ -27,6 +27,8 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
+	"github.com/tutti-run/tutti/internal/trust/trusttest"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -87,6 +89,7 @@ type house struct {
 	t      *testing.T
 	core   *core.Core
 	nodes  *fakeNodes
+	trust  *trust.Trust
 	socket string
 }
 
@@ -96,12 +99,11 @@ func newHouse(t *testing.T) *house {
 	t.Helper()
 	s := store.New(quiet())
 	s.SetProposer(direct{s})
-	h := &house{t: t, nodes: &fakeNodes{}, socket: filepath.Join(t.TempDir(), "tutti.sock")}
+	h := &house{t: t, nodes: &fakeNodes{}, trust: trusttest.Found(t, s), socket: filepath.Join(t.TempDir(), "tutti.sock")}
 	h.core = core.New(core.Deps{
-		Store: s, Remote: h.nodes, Images: fakeImages{}, Servers: fakeServers{leader: "node1"}, NodeID: "node1", Log: quiet(),
+		Store: s, Trust: h.trust, Remote: h.nodes, Images: fakeImages{}, Servers: fakeServers{leader: "node1"}, NodeID: "node1", Log: quiet(),
 	})
 	h.put(
-		&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: "cluster"}, ServerToken: "for-servers", AgentToken: "for-agents"},
 		&model.Node{Meta: model.Meta{ID: "node1", Name: "alpha"}, Server: true, Status: model.NodeStatus{State: model.NodeReady}},
 	)
 	h.serve(native.New(native.Deps{Core: h.core, NodeName: "alpha", Version: "v0", Log: quiet()}))
@@ -232,7 +234,8 @@ func TestReading(t *testing.T) {
 	if e := must(h.Explain(ctx, "shop/web"))(t); e.Subject != "workload shop/web" {
 		t.Errorf("the explanation is of %q", e.Subject)
 	}
-	for server, want := range map[bool]string{true: "for-servers", false: "for-agents"} {
+	for _, server := range []bool{true, false} {
+		want := must(h.trust.JoinToken(server))(t)
 		if token := must(h.Token(ctx, server))(t); token != want {
 			t.Errorf("the token is %q, want %q", token, want)
 		}
