@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -14,8 +13,6 @@ import (
 	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
-	"github.com/tutti-run/tutti/internal/secret"
-	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -132,9 +129,7 @@ func (c *Config) found() (*identity, error) {
 		return nil, err
 	}
 	nodeID := model.NewID()
-	cert, err := a.Issue(csr, wire.Holder{
-		Name: nodeID, Role: wire.RoleServer, DNS: []string{c.Name}, IPs: []net.IP{net.ParseIP(c.Address)}, Life: c.CertificateLife,
-	})
+	cert, err := a.Sign(csr, nodeID, wire.RoleServer)
 	if err != nil {
 		return nil, err
 	}
@@ -168,14 +163,14 @@ const joinPatience = 20 * time.Second
 func (c *Config) join(ctx context.Context) (*identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	who := wire.Newcomer{NodeID: model.NewID(), Name: c.Name, Address: c.Address, Port: c.Port}
+	nodeID := model.NewID()
 	for {
-		joined, err := wire.Join(ctx, c.JoinAddress, c.JoinToken, who)
+		id, servers, err := wire.Join(ctx, c.JoinAddress, c.JoinToken, nodeID)
 		if err == nil {
-			if err := c.keep(joined); err != nil {
+			if err := c.remember(servers); err != nil {
 				return nil, err
 			}
-			return &identity{Identity: joined.Identity, servers: joined.Servers, joined: true}, nil
+			return &identity{Identity: id, servers: servers, joined: true}, id.Save(c.identityDir())
 		}
 		if !fault.Is(err, fault.Unavailable) {
 			return nil, fmt.Errorf("join the cluster of %s: %w", c.JoinAddress, err)
@@ -186,23 +181,6 @@ func (c *Config) join(ctx context.Context) (*identity, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
-}
-
-// keep writes down what a newcomer was given; the identity comes last, as it says that all is there.
-func (c *Config) keep(joined *wire.Joined) error {
-	if len(joined.Key) > 0 {
-		keys, err := secret.LoadKeyFile(server.KeyFile(c.DataDir))
-		if err == nil {
-			err = keys.Keep(joined.Key)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	if err := c.remember(joined.Servers); err != nil {
-		return err
-	}
-	return joined.Save(c.identityDir())
 }
 
 // remember keeps the list of servers for the next start.

@@ -1,3 +1,0 @@
-// Package cron reads schedules as crontab has them and says when they are due next. It is pure: the
-// time arrives as an argument.
-package cron
