@@ -14,7 +14,6 @@ import (
 
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/model"
 )
 
 // waiting are the flags of a command that waits for what it began.
@@ -144,7 +143,7 @@ func restartCommand(g *globals) *cobra.Command {
 					}
 					for i := range list {
 						v := &list[i]
-						if v.Type == model.JobWorkload && len(list) > 1 {
+						if v.Type.Ends() && len(list) > 1 {
 							continue
 						}
 						if err := c.Restart(cmd.Context(), v.FullName()); err != nil {

@@ -20,6 +20,8 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
+	"github.com/tutti-run/tutti/internal/trust/trusttest"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -37,7 +39,7 @@ func (noNodes) Logs(_ context.Context, _ string, _ wire.TaskRef, _ driver.LogOpt
 
 func (noNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 
-type noImages struct{ core.Images }
+type noImages struct{}
 
 func (noImages) Import(_ context.Context, r io.Reader, _ image.ImportOptions) ([]image.Info, error) {
 	n, err := io.Copy(io.Discard, r)
@@ -62,15 +64,16 @@ type town struct {
 	t    *testing.T
 	dir  string
 	core *core.Core
+
+	trust *trust.Trust
 }
 
 func newTown(t *testing.T) *town {
 	s := store.New(slog.New(slog.DiscardHandler))
 	s.SetProposer(direct{s})
-	c := &town{t: t, dir: t.TempDir()}
+	c := &town{t: t, dir: t.TempDir(), trust: trusttest.Found(t, s)}
 	c.core = c.newCore(s, "node1")
 	c.put(
-		&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: "cluster"}, AgentToken: "agents", ServerToken: "servers"},
 		&model.Node{Meta: model.Meta{ID: "node1", Name: "alpha"}, Server: true, HostAddress: "10.0.0.1", Status: model.NodeStatus{State: model.NodeReady}},
 		&model.Image{Meta: model.Meta{ID: "image1", Name: "docker.io/shop/web:v1"}, Digest: "sha256:1"},
 		&model.Image{Meta: model.Meta{ID: "image2", Name: "docker.io/shop/web:v2"}, Digest: "sha256:2"},
@@ -79,7 +82,7 @@ func newTown(t *testing.T) *town {
 }
 
 func (c *town) newCore(s *store.Store, leader string) *core.Core {
-	return core.New(core.Deps{Store: s, Remote: noNodes{}, Images: noImages{}, Servers: servers{leader}, NodeID: "node1", Log: slog.New(slog.DiscardHandler)})
+	return core.New(core.Deps{Store: s, Trust: c.trust, Remote: noNodes{}, Images: noImages{}, Servers: servers{leader}, NodeID: "node1", Log: slog.New(slog.DiscardHandler)})
 }
 
 func (c *town) put(objects ...model.Object) {
@@ -183,9 +186,17 @@ func TestLooking(t *testing.T) {
 	c.says("volumes", "shop/data   volume1   local    alpha")
 	c.says("nodes", "alpha   ready   leader   10.0.0.1   1")
 	c.says("image ls", "shop/web:v1   1", "shop/web:v2   2")
-	c.says("token", "agents")
-	c.says("token --server", "servers")
-	c.says("token -o json", `"token": "agents"`)
+	agents, err := c.trust.JoinToken(false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	servers, err := c.trust.JoinToken(true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.says("token", agents)
+	c.says("token --server", servers)
+	c.says("token -o json", `"token": "`+agents+`"`)
 	c.says("status", "All is well", "instances     1 of 1 ready")
 	c.says("explain shop/web", "workload shop/web", "1 of 1 ready")
 	c.says("logs shop", "shop/web.1 | hello\n")

@@ -107,7 +107,7 @@ func standingText(paint painter, s native.Standing) string {
 
 // readyText is how many of how many are as they should be.
 func readyText(p *native.Progress, kind model.WorkloadKind) string {
-	if kind == model.JobWorkload {
+	if kind.Job() {
 		return fmt.Sprintf("%d/%d", p.Completed, p.Wanted)
 	}
 	return fmt.Sprintf("%d/%d", p.Ready+p.Completed, p.Wanted)

@@ -405,6 +405,9 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	if t.TTY {
 		defaults = append(defaults, "TERM=xterm")
 	}
+	if as.Template.Indexed {
+		defaults = append(defaults, "JOB_COMPLETION_INDEX="+strconv.Itoa(as.Instance.Slot-1))
+	}
 	task.Env = mergeEnv(defaults, env, t.Env)
 	return task, nil
 }

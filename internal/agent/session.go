@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -35,6 +36,8 @@ type ConnectionDeps struct {
 	Log    *slog.Logger
 	// Remember is called with the cluster's servers whenever they change.
 	Remember func([]wire.ServerAddress)
+	// Believe is called with whom the node should believe, in each session and whenever it changes.
+	Believe func(wire.Trust)
 }
 
 // Connection keeps one session open with some server of the cluster, and moves to another when
@@ -49,6 +52,7 @@ type Connection struct {
 	servers []wire.ServerAddress
 	pending map[string]model.InstanceStatus
 	applied uint64
+	changed bool // what Node says, since it was told last
 	wake    chan struct{}
 }
 
@@ -83,6 +87,14 @@ func (c *Connection) Applied(revision uint64) {
 	c.poke()
 }
 
+// NodeChanged makes the cluster be told again what Node says.
+func (c *Connection) NodeChanged() {
+	c.mu.Lock()
+	c.changed = true
+	c.mu.Unlock()
+	c.poke()
+}
+
 func (c *Connection) poke() {
 	select {
 	case c.wake <- struct{}{}:
@@ -95,6 +107,15 @@ func (c *Connection) Servers() []wire.ServerAddress {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return slices.Clone(c.servers)
+}
+
+// Knows is the gate of a node that is no server: it lets in the servers of the cluster, as the cluster
+// told last.
+func (c *Connection) Knows(peer wire.Peer) error {
+	if slices.ContainsFunc(c.Servers(), func(s wire.ServerAddress) bool { return s.ID == peer.NodeID }) {
+		return nil
+	}
+	return fault.New(fault.Forbidden, "node %s is no server of this cluster, as far as this node knows", peer.NodeID)
 }
 
 // Run holds a session until ctx is done.
@@ -139,6 +160,7 @@ func (c *Connection) once(ctx context.Context) error {
 	defer c.demote(address) // whatever ended this session, others come first next time
 	c.mu.Lock()
 	applied := c.applied
+	c.changed = false
 	c.mu.Unlock()
 	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Instances(), Revision: c.agent.Revision()}
 	if err := stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
@@ -291,6 +313,8 @@ func (c *Connection) take(m *wire.ServerMessage) {
 		c.agent.networkUnchanged(m.Network.Revision)
 	case m.Network != nil:
 		c.agent.SetNetwork(m.Network)
+	case m.Trust != nil:
+		c.Believe(*m.Trust)
 	case len(m.Servers) > 0:
 		c.mu.Lock()
 		known := slices.Equal(sortedAddresses(c.servers), sortedAddresses(m.Servers))
@@ -335,8 +359,14 @@ func (c *Connection) send(ctx context.Context, stream *wire.Stream) error {
 		c.mu.Lock()
 		batch := c.pending
 		c.pending = map[string]model.InstanceStatus{}
-		applied := c.applied
+		applied, changed := c.applied, c.changed
+		c.changed = false
 		c.mu.Unlock()
+		if changed {
+			if err := stream.Send(wire.AgentMessage{Node: c.Node()}); err != nil {
+				return fmt.Errorf("tell of this node: %w", err)
+			}
+		}
 		if len(batch) > 0 {
 			if err := stream.Send(wire.AgentMessage{Status: &wire.Report{Instances: batch}}); err != nil {
 				return fmt.Errorf("report: %w", err)

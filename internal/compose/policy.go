@@ -18,7 +18,7 @@ const defaultMonitor = 5 * time.Second
 func (o *one) restart() {
 	r := &o.w.Template.Restart
 	r.Condition = model.RestartAlways
-	if o.w.Type == model.JobWorkload {
+	if o.w.Type.Ends() {
 		r.Condition = model.RestartOnFailure
 	}
 	key := "restart"
@@ -44,7 +44,7 @@ func (o *one) restart() {
 		key = "deploy.restart_policy"
 		o.restartPolicy(p, r)
 	}
-	if o.w.Type == model.JobWorkload && r.Condition == model.RestartAlways {
+	if o.w.Type.Ends() && r.Condition == model.RestartAlways {
 		who := "a job"
 		if waiter := o.ends[o.Name]; waiter != "" {
 			who = waiter + " waits for it to complete, but it"
@@ -54,7 +54,7 @@ func (o *one) restart() {
 }
 
 func (o *one) restartPolicy(p *types.RestartPolicy, r *model.RestartPolicy) {
-	job := o.w.Type == model.JobWorkload
+	job := o.w.Type.Ends()
 	*r = model.RestartPolicy{Delay: durationOf(p.Delay, 0), Window: durationOf(p.Window, 0)}
 	switch p.Condition {
 	case "":
@@ -78,7 +78,7 @@ func (o *one) restartPolicy(p *types.RestartPolicy, r *model.RestartPolicy) {
 
 // updates decides how one revision replaces another.
 func (o *one) updates() {
-	if o.w.Type == model.JobWorkload {
+	if o.w.Type.Ends() {
 		for key, p := range map[string]*types.UpdateConfig{"update_config": o.deploy.UpdateConfig, "rollback_config": o.deploy.RollbackConfig} {
 			if p != nil {
 				o.invalid("deploy."+key, "a job is not updated step by step: it runs again when its definition changed")
@@ -101,7 +101,7 @@ func (o *one) safeOrder() model.UpdateOrder {
 		return !m.ReadOnly && (m.Type == model.MountBind || m.Type == model.MountVolume && m.Source != "")
 	})
 	onNode := slices.ContainsFunc(o.svc.Ports, func(p model.ServicePort) bool { return p.HostMode })
-	if shared || onNode || o.w.Template.HostNetwork || o.fixed() || o.w.Type == model.GlobalWorkload {
+	if shared || onNode || o.w.Template.HostNetwork || o.fixed() || o.w.Type.PerNode() {
 		return model.StopFirst
 	}
 	return model.StartFirst
@@ -148,7 +148,7 @@ func (o *one) update(key string, c *types.UpdateConfig, p model.UpdatePolicy) mo
 	case "start-first":
 		p.Order = model.StartFirst
 		switch {
-		case o.w.Type == model.GlobalWorkload:
+		case o.w.Type.PerNode():
 			o.unsupported(key+".order", "a global service stops the old instance of a node first")
 		case o.fixed():
 			o.invalid(key+".order", "the old instance holds the fixed address until it has stopped; write stop-first")

@@ -39,9 +39,11 @@ func (t *translation) service(s *types.ServiceConfig) {
 	}
 	o.w = &model.Workload{Meta: model.Meta{Name: s.Name, Labels: o.deploy.Labels}}
 	o.svc = &model.Service{Meta: model.Meta{Name: s.Name, Labels: maps.Clone(o.deploy.Labels)}, WorkloadID: s.Name}
-	o.kind()
-	o.template()
 	extra := o.readExtras()
+	o.kind()
+	o.extraKind(&extra)
+	o.template()
+	o.extraJob(&extra)
 	o.placement()
 	o.extraPlacement(&extra)
 	o.restart()
@@ -59,7 +61,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 // isService reports whether others could reach the service: it has a network, and goes on running
 // or has a published port all the same.
 func (o *one) isService() bool {
-	return len(o.svc.Networks) > 0 && (o.w.Type != model.JobWorkload || len(o.svc.Ports) > 0)
+	return len(o.svc.Networks) > 0 && (!o.w.Type.Ends() || len(o.svc.Ports) > 0)
 }
 
 func (o *one) sub(key string) string {
@@ -103,9 +105,9 @@ func (o *one) kind() {
 			o.invalid("deploy.mode", "a global service never completes, which %s waits for", waiter)
 		}
 	case "global-job":
-		o.unsupported("deploy.mode", "jobs that run once on every node are not supported yet; replicated-job is")
+		o.w.Type = model.GlobalJobWorkload
 	default:
-		o.invalid("deploy.mode", "%q is none of replicated, global and replicated-job", o.deploy.Mode)
+		o.invalid("deploy.mode", "%q is none of replicated, global, replicated-job and global-job", o.deploy.Mode)
 	}
 	if o.Scale != nil && o.deploy.Replicas != nil && *o.Scale != *o.deploy.Replicas {
 		o.invalid("scale", "deploy.replicas says %d; keep one of them", *o.deploy.Replicas)
@@ -119,7 +121,7 @@ func (o *one) kind() {
 	if count < 0 {
 		o.invalid("deploy.replicas", "%d is negative", count)
 	}
-	if o.w.Type != model.GlobalWorkload {
+	if !o.w.Type.PerNode() {
 		o.w.Count = count
 	} else if o.deploy.Replicas != nil || o.Scale != nil {
 		o.invalid("deploy.replicas", "a global service runs once on every node")
@@ -167,7 +169,7 @@ func (o *one) networks() {
 		o.svc.Networks = append(o.svc.Networks, ref)
 		switch {
 		case len(aliases) == 0:
-		case o.w.Type == model.JobWorkload && len(o.Ports) == 0: // it has no service
+		case o.w.Type.Ends() && len(o.Ports) == 0: // it has no service
 			a.Aliases = aliases
 		default:
 			if o.svc.Aliases == nil {
@@ -204,7 +206,7 @@ func (o *one) address(network, address string) string {
 		o.invalid(key, "%q is not an IPv4 address", address)
 		return ""
 	}
-	if o.w.Count > 1 || o.w.Type == model.GlobalWorkload {
+	if o.w.Count > 1 || o.w.Type.PerNode() {
 		o.invalid(key, "several instances cannot share one address")
 	}
 	n := o.project.Networks[network]
@@ -311,7 +313,7 @@ func (o *one) dependsOn() {
 // hints are keys that ask for what Tutti does in its own way.
 func (o *one) hints() {
 	if o.ContainerName != "" {
-		if o.w.Count > 1 || o.w.Type == model.GlobalWorkload {
+		if o.w.Count > 1 || o.w.Type.PerNode() {
 			o.invalid("container_name", "several instances cannot share one name; remove it")
 		} else {
 			o.warn("container_name", "the instance is called %s/%s.1; %s is kept as a name on its networks", o.project.Name, o.Name, o.ContainerName)

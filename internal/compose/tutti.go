@@ -9,7 +9,9 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -30,6 +32,9 @@ var tuttiRules = keys{
 	"gang":          well,
 	"class":         well,
 	"min_available": well,
+
+	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
+	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
 }
 
 var affinityRules = keys{"to": well, "within": well, "weight": well}
@@ -47,6 +52,18 @@ type extras struct {
 	Gang         bool            `json:"gang"`
 	Class        string          `json:"class"`
 	MinAvailable int             `json:"min_available"`
+
+	Parallelism  int    `json:"parallelism"`
+	BackoffLimit int    `json:"backoff_limit"`
+	Deadline     string `json:"deadline"`
+	Indexed      bool   `json:"indexed"`
+
+	Schedule      string `json:"schedule"`
+	TimeZone      string `json:"time_zone"`
+	Overlap       string `json:"overlap"`
+	StartWithin   string `json:"start_within"`
+	KeepCompleted int    `json:"keep_completed"`
+	KeepFailed    int    `json:"keep_failed"`
 }
 
 type spreadEntry struct {
@@ -153,6 +170,69 @@ func (o *one) readExtras() (x extras) {
 	return x
 }
 
+// extraKind makes a cron workload of a service with a schedule, which otherwise is as deploy.mode says.
+func (o *one) extraKind(x *extras) {
+	if x.Schedule == "" {
+		for key, given := range map[string]bool{
+			"time_zone": x.TimeZone != "", "overlap": x.Overlap != "", "start_within": x.StartWithin != "",
+			"keep_completed": x.KeepCompleted != 0, "keep_failed": x.KeepFailed != 0,
+		} {
+			if given {
+				o.invalid(tuttiKey+"."+key, "it has no effect without a schedule beside it")
+			}
+		}
+		return
+	}
+	switch {
+	case o.w.Type.PerNode():
+		o.unsupported(tuttiKey+".schedule", "what runs on every node cannot be scheduled yet; leave deploy.mode out")
+	case o.ends[o.Name] != "":
+		o.invalid(tuttiKey+".schedule", "%s waits for it to complete, which a schedule never does", o.ends[o.Name])
+	}
+	o.w.Type = model.CronWorkload
+	if _, err := cron.Parse(x.Schedule, x.TimeZone); err != nil {
+		o.invalid(tuttiKey+".schedule", "%v", err)
+	}
+	o.w.Cron = model.CronPolicy{
+		Schedule: x.Schedule, TimeZone: x.TimeZone, StartWithin: o.duration("start_within", x.StartWithin),
+		Overlap:       choice(o, "overlap", x.Overlap, map[string]model.CronOverlap{"allow": "", "forbid": model.OverlapForbid, "replace": model.OverlapReplace}),
+		KeepCompleted: o.count("keep_completed", x.KeepCompleted), KeepFailed: o.count("keep_failed", x.KeepFailed),
+	}
+}
+
+func (o *one) extraJob(x *extras) {
+	o.w.Job = model.JobPolicy{
+		Parallelism: o.count("parallelism", x.Parallelism), BackoffLimit: o.count("backoff_limit", x.BackoffLimit), Deadline: o.duration("deadline", x.Deadline),
+	}
+	o.w.Template.Indexed = x.Indexed
+	if o.w.Type.Ends() {
+		return
+	}
+	for key, given := range map[string]bool{"parallelism": x.Parallelism != 0, "backoff_limit": x.BackoffLimit != 0, "deadline": x.Deadline != "", "indexed": x.Indexed} {
+		if given {
+			o.invalid(tuttiKey+"."+key, "it is for jobs: write deploy.mode: replicated-job or global-job, or give a schedule")
+		}
+	}
+}
+
+func (o *one) count(key string, n int) int {
+	if n < 0 {
+		o.invalid(tuttiKey+"."+key, "%d is negative", n)
+	}
+	return n
+}
+
+func (o *one) duration(key, text string) time.Duration {
+	if text == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil || d <= 0 {
+		o.invalid(tuttiKey+"."+key, "%q is not a duration such as 90s, 10m or 1h30m", text)
+	}
+	return d
+}
+
 func (o *one) extraPlacement(x *extras) {
 	p := &o.w.Template.Placement
 	at := func(key, format string, args ...any) { o.invalid(tuttiKey+"."+key, format, args...) }
@@ -200,9 +280,7 @@ func (o *one) extraPlacement(x *extras) {
 	p.Priority, p.Gang = x.Priority, x.Gang
 	p.Strategy = choice(o, "strategy", x.Strategy, map[string]model.Strategy{"spread": "", "bin-pack": model.BinPack, "balance": model.Balance})
 	p.Class = choice(o, "class", x.Class, map[string]model.ResourceClass{"guaranteed": "", "burstable": model.Burstable, "best-effort": model.BestEffort})
-	if o.w.MinAvailable = x.MinAvailable; x.MinAvailable < 0 {
-		at("min_available", "%d is negative", x.MinAvailable)
-	}
+	o.w.MinAvailable = o.count("min_available", x.MinAvailable)
 	if x.Gang && o.w.Type == model.GlobalWorkload {
 		at("gang", "a global service has no gang: each node runs its own instance")
 	}

@@ -30,7 +30,19 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "gang":                 {with: "x-tutti: {gang: true}"},
 	ours + "class":                {with: "x-tutti: {class: burstable}"},
 	ours + "min_available":        {with: "x-tutti: {min_available: 1}"},
+	ours + "parallelism":          {with: job + "x-tutti: {parallelism: 2}", without: job},
+	ours + "backoff_limit":        {with: job + "x-tutti: {backoff_limit: 2}", without: job},
+	ours + "deadline":             {with: job + "x-tutti: {deadline: 2m}", without: job},
+	ours + "indexed":              {with: job + "x-tutti: {indexed: true}", without: job},
+	ours + "schedule":             {with: "x-tutti: {schedule: '@daily'}"},
+	ours + "time_zone":            {with: "x-tutti: {schedule: '@daily', time_zone: Europe/Berlin}", without: "x-tutti: {schedule: '@daily'}"},
+	ours + "overlap":              {with: "x-tutti: {schedule: '@daily', overlap: forbid}", without: "x-tutti: {schedule: '@daily'}"},
+	ours + "start_within":         {with: "x-tutti: {schedule: '@daily', start_within: 1h}", without: "x-tutti: {schedule: '@daily'}"},
+	ours + "keep_completed":       {with: "x-tutti: {schedule: '@daily', keep_completed: 1}", without: "x-tutti: {schedule: '@daily'}"},
+	ours + "keep_failed":          {with: "x-tutti: {schedule: '@daily', keep_failed: 1}", without: "x-tutti: {schedule: '@daily'}"},
 }
+
+const job = "deploy: {mode: replicated-job}\n    "
 
 const ours = "services.*." + tuttiKey + "."
 
@@ -78,6 +90,9 @@ func TestOwnKeyIsRefusedByLine(t *testing.T) {
 		"x-tutti: {priority: high}":                                   "compose.yaml:4: services.some.x-tutti.priority: string is not what belongs here; a number is",
 		"x-tutti: {affinity: [db]}":                                   "compose.yaml:4: services.some.x-tutti.affinity: there is no service db; one of another application is written APPLICATION/db",
 		"x-tutti: {max_per: {node.labels.rack: 0}}":                   "compose.yaml:4: services.some.x-tutti.max_per: node.labels.rack: 0 is not a number from 1",
+		"x-tutti: {schedule: often}":                                  `compose.yaml:4: services.some.x-tutti.schedule: "often" is not a schedule: five fields such as */5 * * * *, or @hourly, @daily, @weekly, @monthly and @yearly are accepted`,
+		"x-tutti: {overlap: forbid}":                                  "compose.yaml:4: services.some.x-tutti.overlap: it has no effect without a schedule beside it",
+		"x-tutti: {deadline: 5m}":                                     "compose.yaml:4: services.some.x-tutti.deadline: it is for jobs: write deploy.mode: replicated-job or global-job, or give a schedule",
 		"x-tutti: {spread: [zone]}":                                   `compose.yaml:4: services.some.x-tutti.spread: nodes have no property "zone"; they have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME and node.attributes.NAME`,
 		"deploy: {placement: {constraints: ['node.labels.a =~ (']}}":  "compose.yaml:4: services.some.deploy.placement.constraints: \"node.labels.a =~ (\": \"(\" is no regular expression (error parsing regexp: missing closing ): `(`)",
 		"deploy: {placement: {constraints: ['node.labels.a > big']}}": `compose.yaml:4: services.some.deploy.placement.constraints: "node.labels.a > big": "big" is neither a number nor a version such as v6.1`,

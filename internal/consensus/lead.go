@@ -112,9 +112,15 @@ func (r *Raft) establish(reign int) {
 	}
 }
 
+// reignKey marks the context of a leader's work with its reign: what is proposed with it was
+// decided on what this leader knows, and must not happen under another one, nor under this one once
+// others have led between.
+type reignKey struct{}
+
 // RunAsLeader runs work each time this server comes to lead, after all earlier entries were
 // applied. When leadership ends work's context is cancelled, and nothing follows before it has
-// returned. It blocks until ctx is done.
+// returned: what was proposed with that context is taken up by this server in this reign, or not at
+// all. It blocks until ctx is done.
 func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) error) error {
 	for {
 		reign, established, news := r.standing.own()
@@ -126,7 +132,7 @@ func (r *Raft) RunAsLeader(ctx context.Context, work func(ctx context.Context) e
 			}
 			continue
 		}
-		workCtx, cancel := context.WithCancel(ctx)
+		workCtx, cancel := context.WithCancel(context.WithValue(ctx, reignKey{}, reign))
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			defer cancel()

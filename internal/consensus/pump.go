@@ -51,7 +51,8 @@ type pass struct {
 // Propose replicates a change set and returns once this server's state machine has applied it.
 // While no leader is known it waits for one, as long as ctx allows and ten seconds at most.
 func (r *Raft) Propose(ctx context.Context, set []byte) (store.Result, error) {
-	o := r.propose(ctx, [][]byte{set}, false)[0]
+	reign, asLeader := ctx.Value(reignKey{}).(int)
+	o := r.propose(ctx, [][]byte{set}, asLeader, reign)[0]
 	switch {
 	case o.Index > 0:
 		return o.Result, nil
@@ -66,14 +67,14 @@ func (r *Raft) Propose(ctx context.Context, set []byte) (store.Result, error) {
 // ProposeHere replicates change sets if this server leads; none of them is passed on to another
 // one. It is how servers answer Calls.Propose.
 func (r *Raft) ProposeHere(ctx context.Context, sets [][]byte) []Outcome {
-	return r.propose(ctx, sets, true)
+	return r.propose(ctx, sets, true, 0)
 }
 
-func (r *Raft) propose(ctx context.Context, sets [][]byte, here bool) []Outcome {
+func (r *Raft) propose(ctx context.Context, sets [][]byte, here bool, reign int) []Outcome {
 	if len(sets) == 0 {
 		return nil
 	}
-	c := newCall(len(sets), here)
+	c := newCall(len(sets), here, reign)
 	timer := time.NewTimer(proposeTimeout)
 	defer timer.Stop()
 	for i := r.queue.put(ctx, c, sets); i < len(sets); i++ {
@@ -116,7 +117,8 @@ func (r *Raft) pumpOnce() bool {
 		if !r.acquire(r.entrySlots) {
 			return false
 		}
-		items := r.queue.take(entryBytes)
+		reign, _, _ := r.standing.own() // raft waits until a change of it is known
+		items := ofReign(reign, r.queue.take(entryBytes))
 		if len(items) == 0 {
 			<-r.entrySlots
 			return true
@@ -147,6 +149,23 @@ func (r *Raft) pumpOnce() bool {
 	}
 	r.passes <- pass{reach, leader, items}
 	return true
+}
+
+// ofReign answers those that were decided in another reign, and returns the rest.
+func ofReign(reign int, items []proposal) []proposal {
+	other := func(p proposal) bool { return p.call.reign != 0 && p.call.reign != reign }
+	if !slices.ContainsFunc(items, other) {
+		return items
+	}
+	var rest []proposal
+	for _, p := range items {
+		if other(p) {
+			p.resolve(Outcome{NotTaken: true})
+		} else {
+			rest = append(rest, p)
+		}
+	}
+	return rest
 }
 
 func (r *Raft) acquire(slots chan struct{}) bool {

@@ -27,8 +27,12 @@ type call struct {
 	outcomes []Outcome
 	left     atomic.Int32
 	done     chan struct{} // closed with the last outcome
-	// here keeps the sets from being passed on to another server.
-	here bool
+	// here keeps the sets from being passed on to another server; a reign other than 0 from being
+	// taken up in any other.
+	here  bool
+	reign int
+	// withdrawn says that nobody waits any more: what was not taken up by then must not be.
+	withdrawn atomic.Bool
 }
 
 // proposal is one set of a call.
@@ -38,8 +42,8 @@ type proposal struct {
 	slot int
 }
 
-func newCall(n int, here bool) *call {
-	c := &call{outcomes: make([]Outcome, n), done: make(chan struct{}), here: here}
+func newCall(n int, here bool, reign int) *call {
+	c := &call{outcomes: make([]Outcome, n), done: make(chan struct{}), here: here, reign: reign}
 	c.left.Store(int32(n))
 	return c
 }
@@ -130,6 +134,15 @@ func (q *queue) took(bytes int) {
 
 // putBack puts proposals that were not taken up to the front.
 func (q *queue) putBack(items []proposal) {
+	var gone []proposal
+	items = slices.DeleteFunc(slices.Clone(items), func(p proposal) bool {
+		if p.call.withdrawn.Load() {
+			gone = append(gone, p)
+			return true
+		}
+		return false
+	})
+	resolveAll(gone, Outcome{NotTaken: true})
 	q.mu.Lock()
 	closed := q.closed
 	if !closed {
@@ -147,7 +160,10 @@ func (q *queue) putBack(items []proposal) {
 }
 
 // withdraw removes what of a call still waits and marks it as not taken.
-func (q *queue) withdraw(c *call) { q.drop(func(p proposal) bool { return p.call == c }) }
+func (q *queue) withdraw(c *call) {
+	c.withdrawn.Store(true)
+	q.drop(func(p proposal) bool { return p.call == c })
+}
 
 // dropHere answers those that only this server may take, which it cannot while it does not lead.
 func (q *queue) dropHere() { q.drop(func(p proposal) bool { return p.call.here }) }

@@ -108,7 +108,7 @@ func (p *pass) contest(views map[string]*schedule.NodeView, requests []schedule.
 				}
 			}
 			v.Going = append(v.Going, o)
-		case k.lesser && ok && w.Type != model.GlobalWorkload:
+		case k.lesser && ok && !w.Type.PerNode():
 			v.Occupants = append(v.Occupants, o)
 		}
 	}

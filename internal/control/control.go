@@ -64,10 +64,21 @@ func (c *Controller) Run(ctx context.Context) error {
 	snap := c.Store.Snapshot()
 	watch := c.Store.Watch(snap.Revision())
 	var batches []store.Batch
+	unsure := false // whether what was decided before may still happen
 	for ctx.Err() == nil {
+		var again time.Duration
+		var err error
+		if unsure {
+			// A change that changes nothing comes after all that was proposed earlier: once it shows
+			// here, so does that, or it never will. To decide before would be to decide twice.
+			_, err = c.Store.Commit(ctx, &store.ChangeSet{})
+		}
 		snap = c.Store.Snapshot()
-		again, err := c.pass(ctx, snap, batches)
-		batches = nil
+		if err == nil {
+			again, err = c.pass(ctx, snap, batches)
+			batches = nil
+		}
+		unsure = err != nil
 		if err != nil {
 			if ctx.Err() != nil {
 				return nil
@@ -130,6 +141,9 @@ func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
 			switch o := obj.(type) {
 			case *model.Workload:
 				c.dirty[o.ID] = true
+				if o.OwnerID != "" {
+					c.dirty[o.OwnerID] = true
+				}
 				moved[application{o.Namespace, o.Application}] = true
 				if ch.New == nil {
 					for i := range store.InstancesOfWorkload(snap, o.ID) {
@@ -138,6 +152,9 @@ func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
 				}
 			case *model.Instance:
 				c.dirty[o.WorkloadID], c.touched[o.ID] = true, true
+				if w, ok := store.Get[*model.Workload](snap, o.WorkloadID); ok && w.OwnerID != "" {
+					c.dirty[w.OwnerID] = true
+				}
 				moved[application{o.Namespace, o.Application}] = true
 			case *model.Node:
 				if ch.New == nil {
@@ -265,7 +282,6 @@ type pass struct {
 	ports    map[string][]model.HostPort // host ports by workload ID
 	pools    map[string]*pool            // by network ID
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
-	removed  map[string]bool             // workloads that this pass removes, by ID
 
 	asked    map[*model.Template]schedule.Request
 	avoiding []avoider

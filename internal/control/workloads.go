@@ -14,6 +14,10 @@ import (
 
 // workload takes the next steps of one workload.
 func (p *pass) workload(w *model.Workload) error {
+	if w.Type == model.CronWorkload {
+		p.cron(w)
+		return nil
+	}
 	status := w.Status
 	status.Generation = w.Generation
 	held := p.hold(w, &status)
@@ -21,7 +25,7 @@ func (p *pass) workload(w *model.Workload) error {
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		in.Instances = append(in.Instances, i)
 	}
-	if w.Type == model.GlobalWorkload {
+	if w.Type.PerNode() {
 		in.Nodes = p.nodesOf(w, in.Instances)
 	}
 	out := rollout.Next(in)
@@ -130,17 +134,6 @@ func (p *pass) act(w *model.Workload, a *rollout.Action) error {
 	switch a.Type {
 	case rollout.Create:
 		return p.create(w, a)
-	case rollout.Start, rollout.Hold:
-		i, ok := store.Get[*model.Instance](p.snap, a.InstanceID)
-		if !ok {
-			return nil
-		}
-		c := current(p, i).Clone()
-		c.Desired, c.Starts, c.Cause, c.StopWithin = model.DesiredRun, w.Starts, "", nil
-		if a.Type == rollout.Hold {
-			c.Desired, c.Cause, c.StopWithin = model.DesiredHold, a.Cause, w.StopWithin
-		}
-		p.put(c)
 	case rollout.Drain, rollout.Stop:
 		i, ok := store.Get[*model.Instance](p.snap, a.InstanceID)
 		if !ok {
@@ -172,7 +165,7 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
 		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces,
-		Desired: model.DesiredRun, Starts: w.Starts, Status: model.InstanceStatus{State: model.InstancePending},
+		Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending},
 	}
 	if a.NodeID == "" {
 		p.put(i)

@@ -19,7 +19,7 @@ func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) err
 	}
 	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		switch w.Type {
-		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload:
+		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload, model.CronWorkload:
 		default:
 			return fault.New(fault.Invalid, "%s is of kind %s, which has no count", w.FullName(), w.Type)
 		}
@@ -106,7 +106,7 @@ func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes b
 		case f.Workload != nil:
 			w := f.Workload
 			workloads = append(workloads, w.ID)
-			removeWorkload(snap, cs, w, nil)
+			removeWorkload(snap, cs, w)
 			for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
 				if s.WorkloadID == w.ID {
 					cs.Delete(model.KindService, s.ID)
@@ -133,7 +133,9 @@ func (c *Core) removeApplication(snap *store.Snapshot, cs *store.ChangeSet, a *m
 	cs.Delete(model.KindApplication, a.ID)
 	for w := range store.ByApplication[*model.Workload](snap, ns, app) {
 		*workloads = append(*workloads, w.ID)
-		removeWorkload(snap, cs, w, nil)
+		if _, run := store.Get[*model.Workload](snap, w.OwnerID); !run { // or else it goes with its schedule
+			removeWorkload(snap, cs, w)
+		}
 	}
 	for s := range store.ByApplication[*model.Service](snap, ns, app) {
 		cs.Delete(model.KindService, s.ID)
@@ -233,13 +235,14 @@ func (c *Core) changeNode(ctx context.Context, ref string, change func(*model.No
 	})
 }
 
-// RemoveNode forgets a node that is down, and takes it out of the quorum if it is a server.
+// RemoveNode forgets a node that is down or never came, and takes it out of the quorum if it is a
+// server. Its certificate lets it in no more.
 func (c *Core) RemoveNode(ctx context.Context, who Caller, ref string) error {
 	n, err := findNode(c.Store.Snapshot(), ref)
 	if err != nil {
 		return err
 	}
-	if n.Status.State != model.NodeDown {
+	if n.Status.State != model.NodeDown && n.Status.State != model.NodeUnknown {
 		return fault.New(fault.Invalid, "node %s is %s; only a node that is down can be removed", n.Name, n.Status.State)
 	}
 	if n.Server {
@@ -247,21 +250,38 @@ func (c *Core) RemoveNode(ctx context.Context, who Caller, ref string) error {
 			return fmt.Errorf("take server %s out of the quorum: %w", n.Name, err)
 		}
 	}
-	cs := &store.ChangeSet{}
-	cs.Delete(model.KindNode, n.ID)
-	event(cs, time.Now(), "node removed", n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
-	_, err = c.Store.Commit(ctx, cs)
-	return err
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		n, ok := store.Get[*model.Node](snap, n.ID)
+		if !ok {
+			return nil // somebody else did the same
+		}
+		now := time.Now()
+		cs.Delete(model.KindNode, n.ID)
+		event(cs, now, "node removed", n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		if n.Server {
+			shutOut(snap, cs, n.ID, now)
+		}
+		return nil
+	})
+}
+
+// longestLife is more than any certificate of a node is valid.
+const longestLife = 400 * 24 * time.Hour
+
+// shutOut remembers a removed server: others may have to speak with servers that they have not heard of
+// yet, but never again with this one.
+func shutOut(snap *store.Snapshot, cs *store.ChangeSet, id string, now time.Time) {
+	old, ok := store.Get[*model.Cluster](snap, model.ClusterID)
+	if !ok || len(old.Sealed) == 0 { // of the form of earlier versions, which know nothing of it
+		return
+	}
+	cl := old.Clone()
+	cl.Removed = slices.DeleteFunc(cl.Removed, func(r model.RemovedServer) bool { return now.After(r.Until) })
+	cl.Removed = append(cl.Removed, model.RemovedServer{ID: id, Until: now.Add(longestLife)})
+	put(cs, cl)
 }
 
 // JoinToken returns the token with which a host joins, as a server or as an agent only.
 func (c *Core) JoinToken(ctx context.Context, who Caller, server bool) (string, error) {
-	cl, ok := store.Get[*model.Cluster](c.Store.Snapshot(), model.ClusterID)
-	if !ok {
-		return "", fault.New(fault.Unavailable, "the cluster is still being set up")
-	}
-	if server {
-		return cl.ServerToken, nil
-	}
-	return cl.AgentToken, nil
+	return c.Trust.JoinToken(server)
 }

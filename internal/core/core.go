@@ -18,8 +18,6 @@ import (
 type Remote interface {
 	Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
-	Attach(ctx context.Context, nodeID string, ref wire.TaskRef, s driver.Streams) error
-	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	EnsureImage(ctx context.Context, nodeID, name, digest string) error
 	RemoveImage(ctx context.Context, nodeID, name string) error
 	RemoveVolume(ctx context.Context, nodeID, id string) error
@@ -29,10 +27,6 @@ type Remote interface {
 type Images interface {
 	Import(ctx context.Context, r io.Reader, o image.ImportOptions) ([]image.Info, error)
 	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
-	Describe(ctx context.Context, name, digest string) (image.Detail, error)
-	Tag(ctx context.Context, name, digest, newName string) (image.Info, error)
-	Pull(ctx context.Context, ref string, progress func(image.Progress)) (image.Info, error)
-	Export(ctx context.Context, w io.Writer, names []string) error
 }
 
 // Servers tells of the cluster's servers.
@@ -56,9 +50,17 @@ type Member struct {
 	Leader  bool
 }
 
+// Trust is who believes whom; see package trust.
+type Trust interface {
+	// SecretKey returns the key that encrypts secrets, unless this server is locked.
+	SecretKey() ([]byte, error)
+	JoinToken(server bool) (string, error)
+}
+
 // Deps is what Core works with.
 type Deps struct {
 	Store   *store.Store
+	Trust   Trust
 	Remote  Remote
 	Images  Images
 	Servers Servers

@@ -2,7 +2,6 @@ package core_test
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -18,6 +17,7 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust/trusttest"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -31,7 +31,6 @@ type bench struct {
 	mu      sync.Mutex
 	outrun  func()   // called once, before the next proposal is applied
 	removed []string // volumes
-	signals []string // node, task, signal
 	left    []string // servers taken out of the quorum
 }
 
@@ -39,8 +38,8 @@ func newBench(t *testing.T) *bench {
 	b := &bench{T: t}
 	s := store.New(slog.New(slog.DiscardHandler))
 	s.SetProposer(b)
-	b.Core = core.New(core.Deps{Store: s, Remote: b, Images: b, Servers: quorum{b}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
-	b.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, SecretKey: make([]byte, 32), ServerToken: "server", AgentToken: "agent"})
+	b.Core = &core.Core{Deps: core.Deps{Store: s}} // for Propose, until the rest is there
+	b.Core = core.New(core.Deps{Store: s, Trust: trusttest.Found(t, s), Remote: b, Images: b, Servers: quorum{b}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
 	for _, id := range []string{"n1", "n2"} {
 		b.put(&model.Node{
 			Meta: model.Meta{ID: id, Name: "node-" + id}, Server: id == "n1",
@@ -76,16 +75,6 @@ func (b *bench) Logs(context.Context, string, wire.TaskRef, driver.LogOptions, f
 	return nil
 }
 
-func (b *bench) Attach(_ context.Context, node string, _ wire.TaskRef, s driver.Streams) error {
-	_, err := s.Stdout.Write([]byte(node))
-	return err
-}
-
-func (b *bench) Signal(_ context.Context, node string, ref wire.TaskRef, signal int) error {
-	b.signals = append(b.signals, fmt.Sprint(node, " ", ref.Task, " ", signal))
-	return nil
-}
-
 func (b *bench) Exec(_ context.Context, node string, ref wire.TaskRef, _ driver.ExecSpec, _ driver.Streams) (int, error) {
 	return len(node + ref.Instance), nil
 }
@@ -98,22 +87,6 @@ func (b *bench) RemoveVolume(_ context.Context, node, id string) error {
 	defer b.mu.Unlock()
 	b.removed = append(b.removed, node+" "+id)
 	return nil
-}
-
-func (b *bench) Describe(context.Context, string, string) (image.Detail, error) {
-	return image.Detail{}, errors.New("not asked for in this test")
-}
-
-func (b *bench) Tag(context.Context, string, string, string) (image.Info, error) {
-	return image.Info{}, errors.New("not asked for in this test")
-}
-
-func (b *bench) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
-	return image.Info{}, errors.New("not asked for in this test")
-}
-
-func (b *bench) Export(context.Context, io.Writer, []string) error {
-	return errors.New("not asked for in this test")
 }
 
 func (b *bench) Import(context.Context, io.Reader, image.ImportOptions) ([]image.Info, error) {
@@ -353,7 +326,7 @@ func TestDeployRefuses(t *testing.T) {
 		"twice":            {func(d *core.Deployment) { d.Workloads[0].Name = "db" }, fault.Invalid, "workload db is there twice"},
 		"count":            {func(d *core.Deployment) { d.Workloads[0].Count = -1 }, fault.Invalid, "count -1 is negative"},
 		"no task":          {func(d *core.Deployment) { d.Workloads[0].Template.Tasks = nil }, fault.Invalid, "workload web has no task"},
-		"kind":             {func(d *core.Deployment) { d.Workloads[0].Type = model.CronWorkload }, fault.Unsupported, `kind "cron" is not supported yet`},
+		"kind":             {func(d *core.Deployment) { d.Workloads[0].Type = "daemon" }, fault.Unsupported, `kind "daemon" is not supported yet`},
 		"dependency":       {func(d *core.Deployment) { d.Workloads[0].DependsOn[0].Workload = "cache" }, fault.Invalid, "depends on cache, which does not exist"},
 		"network":          {func(d *core.Deployment) { d.Networks = nil }, fault.NotFound, `network "front" does not exist in application shop`},
 		"external": {func(d *core.Deployment) { d.Workloads[0].Template.Networks[0].Network = "/front" }, fault.NotFound,

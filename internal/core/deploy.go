@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
@@ -30,9 +31,15 @@ func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResu
 	if err != nil {
 		return DeployResult{}, err
 	}
+	var key []byte
+	if len(d.Secrets)+len(d.Configs) > 0 || refersToConfigs(&d) {
+		if key, err = c.Trust.SecretKey(); err != nil {
+			return DeployResult{}, err
+		}
+	}
 	var result DeployResult
 	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}}
+		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}, key: key}
 		if err := p.plan(who); err != nil {
 			return err
 		}
@@ -48,9 +55,22 @@ func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResu
 	return result, err
 }
 
+// refersToConfigs reports whether a deployment's tasks have configs, whose content is identified with
+// the key of secrets.
+func refersToConfigs(d *Deployment) bool {
+	for _, w := range d.Workloads {
+		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
+			if slices.ContainsFunc(t.Mounts, func(m model.Mount) bool { return m.Type == model.MountConfig }) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // checkDeployment refuses what can be refused without looking at the cluster.
 func checkDeployment(d *Deployment) error {
-	if err := model.CheckName(d.Application); err != nil && (d.Application != "" || !d.KeepOthers) {
+	if err := model.CheckName(d.Application); err != nil {
 		return fault.New(fault.Invalid, "application name %w", err)
 	}
 	var problems []string
@@ -84,9 +104,13 @@ func checkDeployment(d *Deployment) error {
 			bad("workload %s has no task", w.Name)
 		}
 		switch w.Type {
-		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload:
+		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload:
+		case model.CronWorkload:
+			if _, err := cron.Parse(w.Cron.Schedule, w.Cron.TimeZone); err != nil {
+				bad("workload %s: schedule %v", w.Name, err)
+			}
 		default:
-			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global and job are", w.Name, w.Type)
+			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob and cron are", w.Name, w.Type)
 		}
 	}
 	for _, w := range d.Workloads {
@@ -154,15 +178,10 @@ type planner struct {
 	refs    map[string]string // kind + " " + name → ID
 	content map[string]string // secret or config ID → what identifies its content
 	result  DeployResult
-	cluster *model.Cluster
+	key     []byte // encrypts secrets
 }
 
 func (p *planner) plan(who Caller) error {
-	cluster, ok := store.Get[*model.Cluster](p.snap, model.ClusterID)
-	if !ok {
-		return fault.New(fault.Unavailable, "the cluster is still being set up")
-	}
-	p.cluster = cluster
 	p.content = map[string]string{}
 	p.result = DeployResult{Application: p.d.Application}
 	steps := []func() error{p.networks, p.volumes, p.secrets, p.configs, p.workloads, p.services}
@@ -195,9 +214,6 @@ func resolve[T model.Object](p *planner, kind model.Kind, ref, where string) (st
 	}
 	if id := p.refs[string(kind)+" "+ref]; id != "" {
 		return id, nil
-	}
-	if obj, ok := store.Get[T](p.snap, ref); ok && obj.GetMeta().Namespace == p.d.Namespace {
-		return ref, nil
 	}
 	if obj, ok := store.ByName[T](p.snap, p.d.Namespace, p.d.Application, ref); ok {
 		return obj.GetMeta().ID, nil
@@ -270,13 +286,13 @@ func (p *planner) volumes() error {
 
 func (p *planner) secrets() error {
 	for _, s := range p.d.Secrets {
-		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.cluster.SecretKey, s.Data)}
+		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.key, s.Data)}
 		fresh := true
 		if old, ok := store.ByName[*model.Secret](p.snap, p.d.Namespace, p.d.Application, s.Name); ok && old.Digest == want.Digest {
 			want.Sealed, fresh = old.Sealed, false
 		}
 		if fresh {
-			sealed, err := secret.Seal(p.cluster.SecretKey, s.Data, []byte(want.Digest))
+			sealed, err := secret.Seal(p.key, s.Data, []byte(want.Digest))
 			if err != nil {
 				return fmt.Errorf("seal secret %s: %w", s.Name, err)
 			}
@@ -296,7 +312,7 @@ func (p *planner) configs() error {
 		if err := settle(p, cfg, func(*model.Config) {}); err != nil {
 			return err
 		}
-		p.content[cfg.ID] = secret.Digest(p.cluster.SecretKey, cfg.Data)
+		p.content[cfg.ID] = secret.Digest(p.key, cfg.Data)
 	}
 	return nil
 }
@@ -406,7 +422,7 @@ func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 		}
 		m.Content = p.content[m.Source]
 		if cfg, ok := store.Get[*model.Config](p.snap, m.Source); ok && m.Content == "" {
-			m.Content = secret.Digest(p.cluster.SecretKey, cfg.Data)
+			m.Content = secret.Digest(p.key, cfg.Data)
 		}
 	}
 	return err
@@ -460,8 +476,7 @@ func (p *planner) services() error {
 
 func (p *planner) portsFree(s *model.Service) error {
 	for other := range store.List[*model.Service](p.snap) {
-		if other.Namespace == p.d.Namespace && other.Application == p.d.Application &&
-			(!p.d.KeepOthers || slices.ContainsFunc(p.d.Services, func(s *model.Service) bool { return s.Name == other.Name })) {
+		if other.Namespace == p.d.Namespace && other.Application == p.d.Application {
 			continue // replaced or removed by this very deployment
 		}
 		for _, a := range s.Ports {
@@ -482,8 +497,8 @@ func (p *planner) removeOthers() {
 	ns, app := p.d.Namespace, p.d.Application
 	gone := func(obj model.Object) bool { return p.refs[string(obj.Kind())+" "+obj.GetMeta().Name] == "" }
 	for w := range store.ByApplication[*model.Workload](p.snap, ns, app) {
-		if gone(w) {
-			removeWorkload(p.snap, p.cs, w, nil)
+		if gone(w) && !p.isRun(w) {
+			removeWorkload(p.snap, p.cs, w)
 			p.note("removed", w)
 		}
 	}
@@ -509,19 +524,31 @@ func (p *planner) removeOthers() {
 	}
 }
 
+// isRun reports whether a workload is a run of a schedule, which goes with that.
+func (p *planner) isRun(w *model.Workload) bool {
+	_, ok := store.Get[*model.Workload](p.snap, w.OwnerID)
+	return ok
+}
+
 func (p *planner) drop(obj model.Object) {
 	p.cs.Delete(obj.Kind(), obj.GetMeta().ID)
 	p.note("removed", obj)
 }
 
-// removeWorkload deletes a workload and its revisions; its instances end and are forgotten. within
-// takes the place of the templates' StopGrace, unless it is nil.
-func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, within *time.Duration) {
+// removeWorkload deletes a workload and its revisions; its instances end and are forgotten.
+func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
 	cs.Delete(model.KindWorkload, w.ID)
+	if w.Type == model.CronWorkload {
+		for job := range store.ByApplication[*model.Workload](snap, w.Namespace, w.Application) {
+			if job.OwnerID == w.ID {
+				removeWorkload(snap, cs, job)
+			}
+		}
+	}
 	for i := range store.InstancesOfWorkload(snap, w.ID) {
 		if i.Desired != model.DesiredRemove {
 			c := i.Clone()
-			c.Desired, c.Cause, c.StopWithin = model.DesiredRemove, "its workload was removed", within
+			c.Desired, c.Cause = model.DesiredRemove, "its workload was removed"
 			cs.Put(c)
 		}
 	}
@@ -530,9 +557,6 @@ func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload
 func (p *planner) application(who Caller) error {
 	a := &model.Application{Meta: model.Meta{Name: p.d.Application, Namespace: p.d.Namespace}, Source: p.d.Source, Version: 1}
 	old, ok := store.ByName[*model.Application](p.snap, p.d.Namespace, "", p.d.Application)
-	if p.d.Application == "" || p.d.Members && ok {
-		return nil
-	}
 	if ok {
 		a.Meta = old.Clone().Meta
 		a.Version = old.Version + 1

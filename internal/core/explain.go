@@ -59,21 +59,25 @@ func (e *explainer) advise(format string, args ...any) {
 }
 
 func (e *explainer) workload(w *model.Workload) {
+	if w.Type == model.CronWorkload {
+		e.schedule(w)
+		return
+	}
 	ready, wanted := 0, w.Count
 	var shown []*model.Instance
 	for i := range store.InstancesOfWorkload(e.snap, w.ID) {
-		if i.Serving() || (w.Type == model.JobWorkload && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID) {
+		if i.Serving() || (w.Type.Job() && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID) {
 			ready++
 		}
 		if i.WantsToRun() || i.Status.State == model.InstanceFailed {
 			shown = append(shown, i)
 		}
 	}
-	if w.Type == model.GlobalWorkload {
+	if w.Type.PerNode() {
 		wanted = len(shown)
 	}
 	word := "ready"
-	if w.Type == model.JobWorkload {
+	if w.Type.Job() {
 		word = "completed"
 	}
 	e.say("%s: %d of %d %s", w.FullName(), ready, wanted, word)
@@ -100,6 +104,31 @@ func (e *explainer) workload(w *model.Workload) {
 	}
 	if ready < wanted && e.out.State == "" {
 		e.out.State = fmt.Sprintf("%d of %d %s", ready, wanted, word)
+	}
+}
+
+// schedule tells of a cron workload; its runs are workloads of their own.
+func (e *explainer) schedule(w *model.Workload) {
+	st := &w.Status.Cron
+	zone := w.Cron.TimeZone
+	if zone == "" {
+		zone = "UTC"
+	}
+	e.say("%s starts a run at %s, %s; %d runs have not ended", w.FullName(), w.Cron.Schedule, zone, st.Active)
+	switch {
+	case w.Status.Rollout.State == model.RolloutFailed:
+		e.out.State = "its schedule is not understood"
+		e.say("  %s", w.Status.Rollout.Message)
+	case w.Suspended:
+		e.say("  it is suspended: nothing is started")
+	case !st.Next.IsZero():
+		e.say("  the next run is due at %s", st.Next.Format("2006-01-02 15:04 MST"))
+	}
+	if st.Skipped != "" {
+		e.say("  left out: %s", st.Skipped)
+		if w.Cron.Overlap == model.OverlapForbid {
+			e.advise("runs of %s take longer than the time between them: start them less often, or let them overlap (x-tutti.overlap)", w.FullName())
+		}
 	}
 }
 
@@ -267,10 +296,13 @@ func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
 	}
 	for w := range store.List[*model.Workload](snap) {
 		s.Workloads++
+		if w.Type == model.CronWorkload {
+			continue // its runs count by themselves
+		}
 		ready, pending := 0, 0
 		for i := range store.InstancesOfWorkload(snap, w.ID) {
 			if !i.WantsToRun() {
-				if w.Type == model.JobWorkload && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID {
+				if w.Type.Job() && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID {
 					ready++
 				}
 				continue
@@ -294,7 +326,7 @@ func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
 			problem(advice, "%d instances of %s have no node", pending, w.FullName())
 		case w.Status.Waiting != "" && w.Status.Released != w.RevisionID:
 			problem(advice, "%s is %s", w.FullName(), w.Status.Waiting)
-		case w.Type != model.GlobalWorkload && !w.Suspended && ready < w.Count:
+		case !w.Type.PerNode() && !w.Suspended && ready < w.Count:
 			problem(advice, "%s has %d of %d ready", w.FullName(), ready, w.Count)
 		}
 		if st := w.Status.Rollout.State; st == model.RolloutPaused || st == model.RolloutRolledBack || st == model.RolloutFailed {

@@ -32,7 +32,9 @@ type Deps struct {
 	Servers Servers
 	// Open decrypts a secret.
 	Open func(*model.Secret) ([]byte, error)
-	Log  *slog.Logger
+	// Trust is whom nodes should believe; nil tells them nothing.
+	Trust func() wire.Trust
+	Log   *slog.Logger
 }
 
 // Sessions serves the agents that are connected to this server.
@@ -116,6 +118,19 @@ func (s *Sessions) follow(ctx context.Context) error {
 	}
 }
 
+// Wake makes the sessions look again at what their nodes should have, though the state is the same:
+// secrets can be opened that could not before.
+func (s *Sessions) Wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for sess := range s.sessions {
+		select {
+		case sess.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
 // refresh computes the network state anew and wakes the sessions.
 func (s *Sessions) refresh(snap *store.Snapshot) error {
 	n := networkOf(snap)
@@ -141,13 +156,8 @@ func (s *Sessions) refresh(snap *store.Snapshot) error {
 	}
 	s.mu.Lock()
 	s.network = v
-	for sess := range s.sessions {
-		select {
-		case sess.wake <- struct{}{}:
-		default:
-		}
-	}
 	s.mu.Unlock()
+	s.Wake()
 	return nil
 }
 
@@ -238,7 +248,7 @@ func (s *Sessions) Serve(ctx context.Context, stream *wire.Stream) error {
 	defer cancel()
 	g, ctx := errgroup.WithContext(ctx)
 	reports := newReports(s.Store, sess)
-	g.Go(func() error { defer cancel(); return s.read(stream, sess, hello.Session, reports) })
+	g.Go(func() error { defer cancel(); return s.read(ctx, stream, sess, hello.Session, reports) })
 	g.Go(func() error { return s.write(ctx, stream, sess) })
 	g.Go(func() error { return reports.run(ctx) })
 	g.Go(func() error { <-ctx.Done(); stream.Close(); return nil })
@@ -262,12 +272,8 @@ func (s *Sessions) greet(ctx context.Context, stream *wire.Stream) (*wire.Hello,
 	if hello == nil || hello.Node == nil {
 		return nil, fault.New(fault.Invalid, "a session begins with a greeting")
 	}
-	if hello.Node.ID != peer.NodeID {
-		return nil, fault.New(fault.Forbidden, "node %s greets as node %s", peer.NodeID, hello.Node.ID)
-	}
-	hello.Node.Server = peer.Role == wire.RoleServer // its certificate says so, not the node
-	if err := s.register(ctx, hello.Node); err != nil {
-		return nil, fmt.Errorf("register node %s: %w", hello.Node.Name, err)
+	if err := s.register(ctx, peer, hello.Node); err != nil {
+		return nil, err
 	}
 	if hello.Revision <= s.Store.Snapshot().Revision() {
 		return hello, nil
@@ -285,36 +291,52 @@ func (s *Sessions) greet(ctx context.Context, stream *wire.Stream) (*wire.Hello,
 }
 
 // register writes what the agent says of its host, where it differs from what is known. What
-// people set (availability, labels, taints) is theirs.
-func (s *Sessions) register(ctx context.Context, n *model.Node) error {
-	c := n.Clone()
-	if old, ok := store.Get[*model.Node](s.Store.Snapshot(), n.ID); ok {
-		c.Meta = old.Clone().Meta
-		c.Name = n.Name
-		c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
-		c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
-		a, err := wire.Marshal(c)
-		if err != nil {
-			return err
-		}
-		b, err := wire.Marshal(old)
-		if err != nil {
-			return err
-		}
-		if bytes.Equal(a, b) {
-			return nil
-		}
-	} else {
-		c.Created = time.Now()
-		c.Status = model.NodeStatus{State: model.NodeUnknown}
+// people set (availability, labels, taints) is theirs. A node that was not admitted, or was
+// removed, does not become one by saying so.
+func (s *Sessions) register(ctx context.Context, peer wire.Peer, n *model.Node) error {
+	if n.ID != peer.NodeID {
+		return fault.New(fault.Forbidden, "node %s greets as node %s", peer.NodeID, n.ID)
 	}
-	cs := &store.ChangeSet{}
-	cs.Put(c)
-	_, err := s.Store.Commit(ctx, cs)
-	return err
+	for attempt := 1; ; attempt++ {
+		err := s.tryRegister(ctx, peer, n)
+		if attempt == 5 || !fault.Is(err, fault.Conflict) {
+			return err
+		}
+	}
 }
 
-func (s *Sessions) read(stream *wire.Stream, sess *session, id string, reports *reports) error {
+func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Node) error {
+	old, ok := store.Get[*model.Node](s.Store.Snapshot(), n.ID)
+	if !ok {
+		return fault.New(fault.Forbidden, "node %s is not, or no more, of this cluster: empty its data directory and join again", n.Name)
+	}
+	c := n.Clone()
+	c.Meta = old.Clone().Meta
+	c.Name = n.Name
+	c.Server = peer.Role == wire.RoleServer // its certificate says so, not the node
+	c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
+	c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
+	a, err := wire.Marshal(c)
+	if err != nil {
+		return err
+	}
+	b, err := wire.Marshal(old)
+	if err != nil {
+		return err
+	}
+	if bytes.Equal(a, b) {
+		return nil
+	}
+	cs := &store.ChangeSet{}
+	cs.Expect(model.KindNode, c.ID, old.Revision) // whoever removes it meanwhile has the last word
+	cs.Put(c)
+	if _, err := s.Store.Commit(ctx, cs); err != nil {
+		return fmt.Errorf("register node %s: %w", n.Name, err)
+	}
+	return nil
+}
+
+func (s *Sessions) read(ctx context.Context, stream *wire.Stream, sess *session, id string, reports *reports) error {
 	for {
 		var m wire.AgentMessage
 		if err := stream.Receive(&m); err != nil {
@@ -325,6 +347,10 @@ func (s *Sessions) read(stream *wire.Stream, sess *session, id string, reports *
 			s.hear(sess, Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
 		case m.Status != nil:
 			reports.add(m.Status)
+		case m.Node != nil:
+			if err := s.register(ctx, wire.PeerOf(ctx), m.Node); err != nil {
+				return err // it greets anew
+			}
 		}
 	}
 }
@@ -335,6 +361,7 @@ func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session
 	full := true
 	var serial, revision uint64
 	var servers []wire.ServerAddress
+	var trust wire.Trust
 	from := s.Store.Snapshot().Revision() // nothing older is told, however busy this server is
 	for {
 		select {
@@ -358,6 +385,14 @@ func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session
 		s.mu.Unlock()
 		if v == nil || v.revision < from {
 			continue // woken again as soon as it is there
+		}
+		if s.Trust != nil {
+			if now := s.Trust(); !bytes.Equal(now.CA, trust.CA) || !bytes.Equal(now.Cross, trust.Cross) {
+				trust = now
+				if err := stream.Send(wire.ServerMessage{Trust: &now}); err != nil {
+					return err
+				}
+			}
 		}
 		// The network comes first, so that an instance finds the way to its peers when it starts.
 		if v.serial != serial {

@@ -144,9 +144,26 @@ func (h *hall) listen(id string, role wire.Role) *wire.Port {
 	return port
 }
 
+// admit makes a node of which nothing has been heard, as joining does.
+func (h *hall) admit(id string) {
+	h.Helper()
+	if _, ok := store.Get[*model.Node](h.store.Snapshot(), id); !ok {
+		h.commit(&model.Node{Meta: model.Meta{ID: id, Name: "node-" + id}, Status: model.NodeStatus{State: model.NodeUnknown}})
+	}
+}
+
 // client serves a port of a node for as long as the test lasts, and returns its client.
 func (h *hall) client(id string, role wire.Role) *wire.Client {
+	h.Helper()
+	h.admit(id)
 	port := h.listen(id, role)
+	h.serve(port)
+	return port.Client()
+}
+
+// listenAs is client for an agent that is not admitted.
+func (h *hall) listenAs(id string) *wire.Client {
+	port := h.listen(id, wire.RoleAgent)
 	h.serve(port)
 	return port.Client()
 }
@@ -590,7 +607,7 @@ func TestGreetings(t *testing.T) {
 			}
 		})
 	}
-	if n := h.node("n1"); n != nil {
+	if n := h.node("n1"); n.WireAddress != "" || n.Name != "node-n1" {
 		t.Errorf("a node that was refused is registered: %+v", n)
 	}
 }
@@ -603,7 +620,7 @@ func TestNodesRegisterWhatTheyKnow(t *testing.T) {
 	hello.Node.Status.State = model.NodeReady
 	h.connect("n1", hello).assign()
 	n := h.node("n1")
-	if n.Name != "node-n1" || n.Server || n.Status.State != model.NodeUnknown || n.Labels["zone"] != "a" || n.Created.IsZero() {
+	if n.Name != "node-n1" || n.Server || n.Status.State != model.NodeUnknown || n.WireAddress != "n1:1" || len(n.Labels) > 0 {
 		t.Errorf("a new node is registered as %+v", n)
 	}
 	c := n.Clone()
@@ -625,6 +642,19 @@ func TestNodesRegisterWhatTheyKnow(t *testing.T) {
 	h.connectAs(h.client("s1", wire.RoleServer), wire.AgentMessage{Hello: server}).assign()
 	if !h.node("s1").Server {
 		t.Error("a server's node is registered as none")
+	}
+	// A node that was removed does not come back by saying that it is there.
+	cs := &store.ChangeSet{}
+	cs.Delete(model.KindNode, "n1")
+	if _, err := h.store.Commit(t.Context(), cs); err != nil {
+		t.Fatal(err)
+	}
+	g := h.connectAs(h.listenAs("n1"), wire.AgentMessage{Hello: hello})
+	if m, _ := g.next(); m.Refused == nil || m.Refused.Kind != fault.Forbidden.String() {
+		t.Errorf("a removed node is told %+v", m)
+	}
+	if n := h.node("n1"); n != nil {
+		t.Errorf("a removed node is registered again: %+v", n)
 	}
 }
 
@@ -708,6 +738,7 @@ func (h *hall) openInn(addresses ...string) *inn {
 	if err != nil {
 		h.Fatal(err)
 	}
+	h.admit("n1")
 	port := h.listen("n1", wire.RoleAgent)
 	n.agent.Handle(port, blobs{})
 	h.serve(port)

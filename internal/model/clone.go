@@ -32,6 +32,7 @@ func (n *Node) Clone() *Node {
 	c.Capacity = n.Capacity.clone()
 	c.Reserved = n.Reserved.clone()
 	c.Attributes = maps.Clone(n.Attributes)
+	c.Certificate.Trusts = slices.Clone(n.Certificate.Trusts)
 	return &c
 }
 
@@ -48,7 +49,6 @@ func (w *Workload) Clone() *Workload {
 	c.Meta = w.Meta.clone()
 	c.Template = w.Template.Clone()
 	c.DependsOn = slices.Clone(w.DependsOn)
-	c.StopWithin = clonePointer(w.StopWithin)
 	return &c
 }
 
@@ -67,15 +67,6 @@ func (i *Instance) Clone() *Instance {
 	c.Addresses = slices.Clone(i.Addresses)
 	c.HostPorts = slices.Clone(i.HostPorts)
 	c.Status.Tasks = slices.Clone(i.Status.Tasks)
-	c.StopWithin = clonePointer(i.StopWithin)
-	return &c
-}
-
-func clonePointer[T any](p *T) *T {
-	if p == nil {
-		return nil
-	}
-	c := *p
 	return &c
 }
 
@@ -155,7 +146,26 @@ func (c *Cluster) Clone() *Cluster {
 	d.CACertificate = slices.Clone(c.CACertificate)
 	d.CAKey = slices.Clone(c.CAKey)
 	d.SecretKey = slices.Clone(c.SecretKey)
+	d.Sealed = slices.Clone(c.Sealed)
+	d.Removed = slices.Clone(c.Removed)
+	if c.Retiring != nil {
+		r := *c.Retiring
+		r.Certificate, r.Cross = slices.Clone(r.Certificate), slices.Clone(r.Cross)
+		d.Retiring = &r
+	}
 	return &d
+}
+
+// Clone returns a deep copy.
+func (u *User) Clone() *User {
+	c := *u
+	c.Meta = u.Meta.clone()
+	c.Grants = slices.Clone(u.Grants)
+	c.Tokens = slices.Clone(u.Tokens)
+	for i := range c.Tokens {
+		c.Tokens[i].Hash = slices.Clone(c.Tokens[i].Hash)
+	}
+	return &c
 }
 
 // Clone returns a deep copy; nil gives nil.

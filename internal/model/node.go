@@ -25,7 +25,16 @@ type Node struct {
 	// half as much again. Up to 1: not at all.
 	Overcommit float64           `json:"overcommit,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"` // os, arch, kernel, hostname, version …
-	Status     NodeStatus        `json:"status"`
+	// Certificate is what the node says of the certificate that it proves itself with.
+	Certificate NodeCertificate `json:"certificate,omitzero"`
+	Status      NodeStatus      `json:"status"`
+}
+
+// NodeCertificate is how a node's certificate is. Authorities go by the hash that join tokens have.
+type NodeCertificate struct {
+	Authority string    `json:"authority,omitempty"` // that signed it
+	Trusts    []string  `json:"trusts,omitempty"`    // those that the node believes
+	Ends      time.Time `json:"ends,omitzero"`
 }
 
 // Availability is the operator's wish for a node.

@@ -25,6 +25,7 @@ const (
 	KindImage       Kind = "image"
 	KindEvent       Kind = "event"
 	KindCluster     Kind = "cluster"
+	KindUser        Kind = "user"
 )
 
 // DefaultNamespace is where objects live whose creator named no namespace.

@@ -23,10 +23,8 @@ type Template struct {
 	// StopGrace is how long tasks have between the stop signal and the kill.
 	StopGrace time.Duration     `json:"stopGrace"`
 	Labels    map[string]string `json:"labels,omitempty"` // of instances
-	// KeepEnded keeps an instance whose tasks have ended for good, or that was suspended, as it is:
-	// its node, root file system, addresses and logs stay, and it can be started again. It is not
-	// restarted for being unhealthy.
-	KeepEnded bool `json:"keepEnded,omitempty"`
+	// Indexed tells each instance its number, from 0, in the variable JOB_COMPLETION_INDEX.
+	Indexed bool `json:"indexed,omitempty"`
 	// ForceUpdate makes an otherwise equal template a new revision.
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }

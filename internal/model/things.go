@@ -139,14 +139,39 @@ type Cluster struct {
 	NodePool string `json:"nodePool"`
 	// Namespaces have a share of the cluster of their own, by name; others weigh 1 and have no quota.
 	Namespaces map[string]NamespaceShare `json:"namespaces,omitempty"`
-	// JoinTokens admit servers and agents.
-	ServerToken string `json:"serverToken"`
-	AgentToken  string `json:"agentToken"`
-	// CACertificate is PEM; CAKey is PEM, kept on servers only.
+	// CACertificate is that of the authority that signs, in PEM.
 	CACertificate []byte `json:"caCertificate"`
-	CAKey         []byte `json:"caKey"`
-	// SecretKey encrypts secrets (32 bytes).
-	SecretKey []byte `json:"secretKey"`
+	// Retiring is the authority before, while another takes over from it.
+	Retiring *RetiringAuthority `json:"retiring,omitempty"`
+	// Removed are servers that were removed and whose certificates have not ended yet.
+	Removed []RemovedServer `json:"removed,omitempty"`
+	// Sealed are the cluster's own keys, sealed with the key in each server's key file: see package
+	// trust, which alone looks into it.
+	Sealed []byte `json:"sealed,omitempty"`
+
+	// Earlier versions kept the keys here, in clear; they are empty once Sealed is set. The tokens
+	// admit servers and agents; CAKey is PEM; SecretKey encrypts secrets (32 bytes).
+	ServerToken string `json:"serverToken,omitempty"`
+	AgentToken  string `json:"agentToken,omitempty"`
+	CAKey       []byte `json:"caKey,omitempty"`
+	SecretKey   []byte `json:"secretKey,omitempty"`
+}
+
+// RetiringAuthority is one that signs nothing any more and is believed for a while.
+type RetiringAuthority struct {
+	Certificate []byte `json:"certificate"` // PEM
+	// Cross is the key of the authority that signs, certified by this one, in PEM: it lets nodes
+	// that know only this one believe the new one.
+	Cross []byte    `json:"cross"`
+	Since time.Time `json:"since"`
+	// Until is when it is dropped, at the latest: nodes that were away all the time must join anew.
+	Until time.Time `json:"until"`
+}
+
+// RemovedServer is a server whose certificate must not let it in any more.
+type RemovedServer struct {
+	ID    string    `json:"id"`
+	Until time.Time `json:"until"` // no certificate of it can be valid after
 }
 
 func (s *Service) Kind() Kind              { return KindService }

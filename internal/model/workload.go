@@ -39,16 +39,13 @@ type Workload struct {
 	DependsOn          []Dependency `json:"dependsOn,omitempty"`
 	// MinAvailable is how many instances stay ready when others are to give way to more important
 	// work; 0 lets all of them.
-	MinAvailable int `json:"minAvailable,omitempty"`
+	MinAvailable int        `json:"minAvailable,omitempty"`
+	Job          JobPolicy  `json:"job,omitzero"`  // of job, globalJob and cron
+	Cron         CronPolicy `json:"cron,omitzero"` // of cron
+	// OwnerID is the cron workload that a job is a run of.
+	OwnerID string `json:"ownerID,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
-	// Starts counts how often people started it. An instance that is behind runs once more: in
-	// place if it is kept (Template.KeepEnded), in its slot's next instance otherwise.
-	Starts uint64 `json:"starts,omitempty"`
-	// StopWithin, while suspended, takes the place of the template's StopGrace.
-	StopWithin *time.Duration `json:"stopWithin,omitempty"`
-	// RemoveWhenEnded removes the workload once its instances have ended for good.
-	RemoveWhenEnded bool `json:"removeWhenEnded,omitempty"`
 	// Generation grows with every change that people make; Status.Generation follows it.
 	Generation uint64         `json:"generation"`
 	Status     WorkloadStatus `json:"status"`
@@ -58,6 +55,7 @@ type Workload struct {
 type WorkloadStatus struct {
 	Generation uint64        `json:"generation"`
 	Rollout    RolloutStatus `json:"rollout,omitzero"`
+	Cron       CronStatus    `json:"cron,omitzero"`
 	// Released is the revision whose dependencies were all met once: its instances start
 	// without waiting again.
 	Released string `json:"released,omitempty"`

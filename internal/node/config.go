@@ -44,6 +44,9 @@ type Config struct {
 	// DeadServerAfter is for how long a server is dead before the others remove it, in nanoseconds;
 	// negative is never, 0 ten minutes.
 	DeadServerAfter time.Duration `json:"deadServerAfter,omitempty"`
+	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
+	// days. It is for trying renewal.
+	CertificateLife time.Duration `json:"certificateLife,omitempty"`
 	// LogLevel is debug, info, warn or error; it is for whoever makes Log.
 	LogLevel string `json:"logLevel,omitempty"`
 	Version  string `json:"-"`
@@ -59,10 +62,6 @@ const (
 	DefaultAddressPool = "10.210.0.0/16"
 	DefaultNodePool    = "10.211.0.0/16"
 )
-
-// DockerSocket returns the path of the socket at which a node with that run directory answers the
-// Docker Engine's API.
-func DockerSocket(runDir string) string { return filepath.Join(runDir, "docker.sock") }
 
 // Socket returns the path of the API socket of a node with that run directory.
 func Socket(runDir string) string { return filepath.Join(runDir, "tutti.sock") }

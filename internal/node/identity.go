@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"syscall"
@@ -13,6 +14,8 @@ import (
 	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -129,7 +132,9 @@ func (c *Config) found() (*identity, error) {
 		return nil, err
 	}
 	nodeID := model.NewID()
-	cert, err := a.Sign(csr, nodeID, wire.RoleServer)
+	cert, err := a.Issue(csr, wire.Holder{
+		Name: nodeID, Role: wire.RoleServer, DNS: []string{c.Name}, IPs: []net.IP{net.ParseIP(c.Address)}, Life: c.CertificateLife,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -163,14 +168,14 @@ const joinPatience = 20 * time.Second
 func (c *Config) join(ctx context.Context) (*identity, error) {
 	ctx, cancel := context.WithTimeout(ctx, joinPatience)
 	defer cancel()
-	nodeID := model.NewID()
+	who := wire.Newcomer{NodeID: model.NewID(), Name: c.Name, Address: c.Address, Port: c.Port}
 	for {
-		id, servers, err := wire.Join(ctx, c.JoinAddress, c.JoinToken, nodeID)
+		joined, err := wire.Join(ctx, c.JoinAddress, c.JoinToken, who)
 		if err == nil {
-			if err := c.remember(servers); err != nil {
+			if err := c.keep(joined); err != nil {
 				return nil, err
 			}
-			return &identity{Identity: id, servers: servers, joined: true}, id.Save(c.identityDir())
+			return &identity{Identity: joined.Identity, servers: joined.Servers, joined: true}, nil
 		}
 		if !fault.Is(err, fault.Unavailable) {
 			return nil, fmt.Errorf("join the cluster of %s: %w", c.JoinAddress, err)
@@ -181,6 +186,23 @@ func (c *Config) join(ctx context.Context) (*identity, error) {
 		case <-time.After(100 * time.Millisecond):
 		}
 	}
+}
+
+// keep writes down what a newcomer was given; the identity comes last, as it says that all is there.
+func (c *Config) keep(joined *wire.Joined) error {
+	if len(joined.Key) > 0 {
+		keys, err := secret.LoadKeyFile(server.KeyFile(c.DataDir))
+		if err == nil {
+			err = keys.Keep(joined.Key)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := c.remember(joined.Servers); err != nil {
+		return err
+	}
+	return joined.Save(c.identityDir())
 }
 
 // remember keeps the list of servers for the next start.

@@ -26,9 +26,10 @@ import (
 
 // worker is the half of a node that runs instances.
 type worker struct {
-	agent      *agent.Agent
-	connection *agent.Connection
-	ready      func()
+	agent       *agent.Agent
+	connection  *agent.Connection
+	credentials *credentials
+	ready       func()
 }
 
 // openImages opens this node's images; blobs that it lacks come from servers.
@@ -74,16 +75,26 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	if id.Role == wire.RoleServer {
 		servers = append([]wire.ServerAddress{{ID: id.NodeID, Address: cfg.wireAddress()}}, servers...)
 	}
+	held := newCredentials(cfg, port)
 	c := agent.NewConnection(agent.ConnectionDeps{
 		Client: port.Client(), Log: cfg.Log,
-		Node: func() *model.Node { return cfg.node(id.NodeID, id.Role == wire.RoleServer) },
+		Believe: held.believe,
+		Node: func() *model.Node {
+			n := cfg.node(id.NodeID, id.Role == wire.RoleServer)
+			n.Certificate = held.standing()
+			return n
+		},
 		Remember: func(servers []wire.ServerAddress) {
 			if err := cfg.remember(servers); err != nil {
 				cfg.Log.Warn("the list of servers could not be kept", "error", err)
 			}
 		},
 	}, a, servers)
-	return &worker{agent: a, connection: c, ready: cfg.Ready}, nil
+	held.servers, held.changed = c.Servers, c.NodeChanged
+	if id.Role == wire.RoleAgent {
+		port.SetGate(func(peer wire.Peer, _ bool) error { return c.Knows(peer) })
+	}
+	return &worker{agent: a, connection: c, credentials: held, ready: cfg.Ready}, nil
 }
 
 func namesProcess(cfg *Config) *names.Process {
@@ -95,6 +106,7 @@ func (w *worker) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return w.agent.Run(ctx, &session{Connection: w.connection, ready: w.ready}) })
 	g.Go(func() error { return w.connection.Run(ctx) })
+	g.Go(func() error { return w.credentials.run(ctx) })
 	return g.Wait()
 }
 

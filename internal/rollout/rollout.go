@@ -30,8 +30,6 @@ type ActionType string
 // The actions.
 const (
 	Create ActionType = "create" // a new instance
-	Start  ActionType = "start"  // once more, in place
-	Hold   ActionType = "hold"   // stopped, and kept to be started again
 	Drain  ActionType = "drain"  // no new connections; stopped once all balancers have followed
 	Stop   ActionType = "stop"
 	Forget ActionType = "forget" // delete the record of an instance that has ended
@@ -102,11 +100,11 @@ func Next(in Input) Output {
 	p := &plan{Input: in}
 	p.out.Rollout = in.Workload.Status.Rollout
 	switch in.Workload.Type {
-	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload:
+	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload:
 	default:
 		p.out.Rollout = model.RolloutStatus{
 			State: model.RolloutFailed, Revision: in.Workload.RevisionID,
-			Message: fmt.Sprintf("workloads of kind %q are not supported yet; service, global and job are", in.Workload.Type),
+			Message: fmt.Sprintf("workloads of kind %q are not rolled out; service, global, job and globalJob are", in.Workload.Type),
 		}
 		return p.out
 	}
@@ -116,18 +114,22 @@ func Next(in Input) Output {
 	if p.out.RollBackTo != "" {
 		return p.out // the slots are looked at again once the workload has changed
 	}
+	job := in.Workload.Type.Job()
+	if job {
+		p.judgeJob()
+	}
 	for _, s := range p.slots {
 		p.trim(s)
 		switch {
 		case !s.wanted:
 			p.empty(s)
-		case in.Workload.Type == model.JobWorkload:
+		case job:
 			p.runJob(s)
 		default:
 			p.settle(s)
 		}
 	}
-	if in.Workload.Type != model.JobWorkload {
+	if !job {
 		p.advance()
 	}
 	p.complete()
@@ -159,7 +161,7 @@ func (p *plan) collect() {
 		byKey[key] = s
 		p.slots = append(p.slots, s)
 	}
-	global := w.Type == model.GlobalWorkload
+	global := w.Type.PerNode()
 	if global {
 		for _, n := range p.Nodes {
 			add(n.ID, &slot{nodeID: n.ID, counts: true, wanted: !w.Suspended})
@@ -182,7 +184,7 @@ func (p *plan) collect() {
 		switch {
 		case i.Status.State.Final():
 			s.dead = append(s.dead, i)
-		case i.Desired != model.DesiredRun && i.Desired != model.DesiredHold:
+		case i.Desired != model.DesiredRun:
 			s.going = append(s.going, i)
 		case p.Leaving[i.NodeID]:
 			s.leaving = append(s.leaving, i)
@@ -210,7 +212,7 @@ func (p *plan) begin() {
 	w, r := p.Workload, &p.out.Rollout
 	if r.Revision != w.RevisionID {
 		*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r)}
-		if w.Type != model.JobWorkload && (r.From != "" || p.anyOld()) {
+		if !w.Type.Job() && (r.From != "" || p.anyOld()) {
 			r.State, r.Started = model.RolloutUpdating, p.Now
 		}
 	}
@@ -363,9 +365,8 @@ func (p *plan) judge() {
 // trim forgets all but the latest ended instances of a slot.
 func (p *plan) trim(s *slot) {
 	keep := 0
-	// A job that is suspended must know what it has done.
-	if s.wanted || s.counts && (p.Workload.Type == model.JobWorkload || p.Workload.Template.KeepEnded) {
-		keep = keptDead
+	if s.wanted || p.remembers(s) {
+		keep = max(keptDead, p.Workload.Job.BackoffLimit+1)
 	}
 	for n, i := range s.dead {
 		if n >= keep {
@@ -390,19 +391,8 @@ func (p *plan) endAll(cause string, lists ...[]*model.Instance) {
 }
 
 func (p *plan) empty(s *slot) {
-	if p.Workload.Suspended && p.Workload.Template.KeepEnded && s.counts {
-		for _, i := range slices.Concat(s.current, s.old, s.leaving) {
-			switch {
-			case i.NodeID == "":
-				p.end(i, "the workload is suspended")
-			case i.Desired != model.DesiredHold:
-				p.do(Action{Type: Hold, InstanceID: i.ID, Cause: "the workload is suspended"})
-			}
-		}
-		return
-	}
 	cause := "scaled down"
-	if p.Workload.Type == model.GlobalWorkload {
+	if p.Workload.Type.PerNode() {
 		cause = "its node no longer matches"
 	}
 	if p.Workload.Suspended {
@@ -446,11 +436,6 @@ func (p *plan) single(list []*model.Instance) []*model.Instance {
 // settle fills a slot and ends what was replaced in it.
 func (p *plan) settle(s *slot) {
 	s.current, s.old, s.leaving = p.single(s.current), p.single(s.old), p.single(s.leaving)
-	for _, i := range slices.Concat(s.current, s.old, s.leaving) {
-		if i.Desired == model.DesiredHold || i.Starts < p.Workload.Starts {
-			p.do(Action{Type: Start, InstanceID: i.ID})
-		}
-	}
 	cause := func(by *model.Instance) string { return "replaced by " + by.Name + " " + model.ShortID(by.ID) }
 	switch {
 	case ready(s.current) != nil:
@@ -545,7 +530,7 @@ func (p *plan) mayReplace(s *slot) bool {
 // before it is replaced.
 func (p *plan) stays(s *slot) (stay bool, wait time.Duration) {
 	last := s.dead[0]
-	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost || last.Starts < p.Workload.Starts {
+	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost {
 		return false, 0
 	}
 	policy := p.Workload.Template.Restart
@@ -562,30 +547,6 @@ func (p *plan) stays(s *slot) (stay bool, wait time.Duration) {
 		pause = 10 * time.Second
 	}
 	return false, p.told(last, last.Status.Finished).Add(pause).Sub(p.Now)
-}
-
-// runJob runs a slot of a job until it has completed once, or failed for good.
-func (p *plan) runJob(s *slot) {
-	if n := len(s.current); n > 1 { // the first has come furthest
-		for _, i := range s.current[:n-1] {
-			p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "another instance has its place"})
-		}
-	}
-	for _, i := range slices.Concat(s.old, s.leaving) {
-		// One whose node is being drained is left to finish.
-		if i.RevisionID != p.Workload.RevisionID && !p.Held {
-			p.do(Action{Type: Stop, InstanceID: i.ID, Cause: "a new revision runs instead"})
-		}
-	}
-	if !s.vacant() || len(s.going) > 0 || p.Held {
-		return
-	}
-	for _, i := range s.dead {
-		if i.RevisionID == p.Workload.RevisionID && i.Status.State != model.InstanceLost && i.Desired == model.DesiredRun {
-			return
-		}
-	}
-	p.create(s, p.Workload.RevisionID, s.dead)
 }
 
 // advance begins the next batch of an update, and moves work off leaving nodes.

@@ -2,9 +2,9 @@ package server
 
 import (
 	"context"
-	"crypto/subtle"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"time"
 
@@ -20,6 +20,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/secret"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -46,9 +47,14 @@ type Config struct {
 	// AddressPool and NodePool are those of a cluster that this server founds, in CIDR form.
 	AddressPool, NodePool string
 	// Known are servers through which this one can become a member.
-	Known  []wire.ServerAddress
-	Port   *wire.Port
-	Images core.Images // this node's own
+	Known []wire.ServerAddress
+	Port  *wire.Port
+	// Keys opens the cluster's own keys in the state; nil is the file cluster.key in the directory
+	// of the identity below DataDir.
+	Keys *secret.KeyFile
+	// CertificateLife is how long certificates of nodes are valid; 0 is wire.CertificateLife.
+	CertificateLife time.Duration
+	Images          core.Images // this node's own
 	// DeadServerAfter is for how long another server is dead before it is removed, if the others are
 	// enough without it; zero or less is never.
 	DeadServerAfter time.Duration
@@ -69,6 +75,7 @@ type Server struct {
 	liveness *dispatch.Liveness
 	control  *control.Controller
 	core     *core.Core
+	trust    *trust.Trust
 	// caughtUp is closed once the state is as new as the cluster's when this server started.
 	caughtUp chan struct{}
 }
@@ -77,6 +84,11 @@ type Server struct {
 func New(cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg, port: cfg.Port, log: cfg.Log, store: store.New(cfg.Log), caughtUp: make(chan struct{})}
 	var err error
+	if cfg.Keys == nil {
+		if cfg.Keys, err = secret.LoadKeyFile(KeyFile(cfg.DataDir)); err != nil {
+			return nil, err
+		}
+	}
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: filepath.Join(cfg.DataDir, "server"),
 		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), Transport: cfg.Transport, Storage: cfg.Storage,
@@ -86,15 +98,36 @@ func New(cfg Config) (*Server, error) {
 		return nil, err
 	}
 	s.store.SetProposer(s.raft)
+	s.trust = trust.New(trust.Deps{
+		Store: s.store, Keys: cfg.Keys, NodeID: cfg.NodeID, Client: s.port.Client(), Addresses: s.Addresses,
+		CertificateLife: cfg.CertificateLife, Changed: s.trustChanged, Log: cfg.Log,
+	})
+	s.port.SetGate(s.mayPass)
 	s.liveness = dispatch.NewLiveness(s.store, cfg.Log)
-	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.openSecret, Log: cfg.Log})
+	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.trust.OpenSecret, Trust: s.trust.Trust, Log: cfg.Log})
 	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
 	s.core = core.New(core.Deps{
-		Store: s.store, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
+		Store: s.store, Trust: s.trust, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
 	})
 	s.handle()
 	return s, nil
+}
+
+// KeyFile returns the path of a server's key file: what a backup must hold beside the state. See
+// secret.ExportKeyFile and secret.ImportKeyFile.
+func KeyFile(dataDir string) string { return filepath.Join(dataDir, "identity", "cluster.key") }
+
+// mayPass is the port's gate.
+func (s *Server) mayPass(peer wire.Peer, replication bool) error {
+	return s.trust.MayPass(peer, replication, s.hasCaughtUp())
+}
+
+// trustChanged ends the connections of nodes that were removed, and hands out what could not be
+// opened before.
+func (s *Server) trustChanged() {
+	s.port.Enforce()
+	s.sessions.Wake()
 }
 
 // Core returns the use cases over this server's state.
@@ -118,7 +151,11 @@ func (s *Server) handle() {
 		return memberProgress{Applied: s.raft.Applied()}, nil
 	}), wire.RoleServer)
 	s.port.Handle(agent.SessionPath, wire.HandleStream(s.serveSession), wire.RoleServer, wire.RoleAgent)
-	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.admit))
+	s.port.Handle(trust.PathKey, wire.HandleCall(s.trust.ShareKey), wire.RoleServer)
+	s.port.Handle(wire.PathRenew, wire.HandleCall(func(ctx context.Context, r wire.RenewRequest) (wire.RenewResponse, error) {
+		return s.trust.Renew(ctx, wire.PeerOf(ctx), r)
+	}), wire.RoleServer, wire.RoleAgent)
+	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.trust.Admit))
 }
 
 // Run works until ctx is done. It returns after the leader's work has ended, and before the
@@ -129,6 +166,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.raft.RunAsLeader(ctx, s.lead) })
 	g.Go(func() error { return s.stayMember(ctx) })
 	g.Go(func() error { return s.catchUp(ctx) })
+	g.Go(func() error { return s.trust.Run(ctx) })
 	return g.Wait()
 }
 
@@ -159,6 +197,7 @@ func (s *Server) lead(ctx context.Context) error {
 	g.Go(func() error { return s.liveness.Run(ctx) })
 	g.Go(func() error { return s.control.Run(ctx) })
 	g.Go(func() error { return s.keepMembers(ctx) })
+	g.Go(func() error { return s.trust.Lead(ctx) })
 	err := g.Wait()
 	s.log.Info("this server leads no more")
 	return err
@@ -215,60 +254,27 @@ func (s *Server) foundCluster(ctx context.Context) error {
 	if _, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID); ok {
 		return nil
 	}
-	a := s.cfg.Founding
+	now := time.Now()
+	cl := &model.Cluster{
+		Meta:        model.Meta{ID: model.ClusterID, Name: model.ClusterID, Created: now},
+		AddressPool: s.cfg.AddressPool, NetworkBits: networkBits, NodePool: s.cfg.NodePool,
+	}
+	if err := s.trust.Found(cl, s.cfg.Founding); err != nil {
+		return err
+	}
+	host, _, err := net.SplitHostPort(s.cfg.Address)
+	if err != nil {
+		return fmt.Errorf("read this server's address: %w", err)
+	}
 	cs := &store.ChangeSet{}
 	cs.Expect(model.KindCluster, model.ClusterID, 0)
-	cs.Put(&model.Cluster{
-		Meta:        model.Meta{ID: model.ClusterID, Name: model.ClusterID, Created: time.Now()},
-		AddressPool: s.cfg.AddressPool, NetworkBits: networkBits, NodePool: s.cfg.NodePool,
-		ServerToken: a.Token(model.NewID()), AgentToken: a.Token(model.NewID()),
-		CACertificate: a.CertPEM, CAKey: a.KeyPEM, SecretKey: secret.NewKey(),
+	cs.Put(cl)
+	cs.Put(&model.Node{
+		Meta: model.Meta{ID: s.cfg.NodeID, Name: s.cfg.Name, Created: now}, Server: true, Availability: model.Active,
+		WireAddress: s.cfg.Address, HostAddress: host, Status: model.NodeStatus{State: model.NodeUnknown, Since: now},
 	})
-	_, err := s.store.Commit(ctx, cs)
+	_, err = s.store.Commit(ctx, cs)
 	return err
-}
-
-// admit signs the certificate of a newcomer that knows one of the join secrets.
-func (s *Server) admit(ctx context.Context, req wire.JoinRequest) (wire.JoinResponse, error) {
-	snap := s.store.Snapshot()
-	cl, ok := store.Get[*model.Cluster](snap, model.ClusterID)
-	if !ok {
-		return wire.JoinResponse{}, fault.New(fault.Unavailable, "the cluster is still being set up")
-	}
-	var role wire.Role
-	for token, as := range map[string]wire.Role{cl.ServerToken: wire.RoleServer, cl.AgentToken: wire.RoleAgent} {
-		_, secret, err := wire.ParseToken(token)
-		if err == nil && subtle.ConstantTimeCompare([]byte(secret), []byte(req.Secret)) == 1 {
-			role = as
-		}
-	}
-	if role == "" {
-		return wire.JoinResponse{}, fault.New(fault.Forbidden, "the join token is not valid (any more); `tutti token` on a server prints one")
-	}
-	if err := model.CheckName(req.NodeID); err != nil {
-		return wire.JoinResponse{}, fault.New(fault.Invalid, "node ID %w", err)
-	}
-	if _, taken := store.Get[*model.Node](snap, req.NodeID); taken {
-		return wire.JoinResponse{}, fault.New(fault.Conflict, "node %s exists already", req.NodeID)
-	}
-	a, err := wire.LoadAuthority(cl.CACertificate, cl.CAKey)
-	if err != nil {
-		return wire.JoinResponse{}, err
-	}
-	cert, err := a.Sign(req.CSR, req.NodeID, role)
-	if err != nil {
-		return wire.JoinResponse{}, err
-	}
-	s.log.Info("host admitted", "node", req.NodeID, "role", role)
-	return wire.JoinResponse{Role: role, Cert: cert, Servers: s.Addresses()}, nil
-}
-
-func (s *Server) openSecret(sec *model.Secret) ([]byte, error) {
-	cl, ok := store.Get[*model.Cluster](s.store.Snapshot(), model.ClusterID)
-	if !ok {
-		return nil, fault.New(fault.Unavailable, "the cluster is still being set up")
-	}
-	return secret.Open(cl.SecretKey, sec.Sealed, []byte(sec.Digest))
 }
 
 // Addresses implements dispatch.Servers and core.Servers.

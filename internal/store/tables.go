@@ -41,6 +41,7 @@ var kinds = func() map[model.Kind]*kindInfo {
 		{kind: model.KindImage, observed: true, empty: func() model.Object { return new(model.Image) }},
 		{kind: model.KindEvent, repeats: true, empty: func() model.Object { return new(model.Event) }},
 		{kind: model.KindCluster, empty: func() model.Object { return new(model.Cluster) }},
+		{kind: model.KindUser, empty: func() model.Object { return new(model.User) }},
 	} {
 		out[info.kind] = &info
 	}

@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"cmp"
 	"crypto/ecdsa"
+	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
@@ -12,8 +14,10 @@ import (
 	"errors"
 	"fmt"
 	"math/big"
+	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,10 +34,13 @@ const (
 	RoleAgent  Role = "agent"
 )
 
-const (
-	authorityLife   = 10 * 365 * 24 * time.Hour
-	certificateLife = 365 * 24 * time.Hour
-)
+// RoleUser is in the certificates of people; no path between nodes is theirs.
+const RoleUser Role = "user"
+
+// CertificateLife is how long certificates of nodes are valid, unless something else is chosen.
+const CertificateLife = 90 * 24 * time.Hour
+
+const authorityLife = 10 * 365 * 24 * time.Hour
 
 // Authority is the cluster's own certificate authority.
 type Authority struct {
@@ -50,8 +57,10 @@ func NewAuthority() (*Authority, error) {
 		return nil, fmt.Errorf("make a key: %w", err)
 	}
 	now := time.Now()
+	number := serial()
 	template := &x509.Certificate{
-		SerialNumber: serial(), Subject: pkix.Name{CommonName: "Tutti cluster authority"},
+		// Names differ, so that two authorities of a cluster are told apart.
+		SerialNumber: number, Subject: pkix.Name{CommonName: "Tutti cluster authority " + number.Text(36)[:6]},
 		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(authorityLife),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
@@ -109,9 +118,71 @@ func decodeCert(certPEM []byte) (*x509.Certificate, error) {
 	return x509.ParseCertificate(block.Bytes)
 }
 
+// Hash identifies the authority; join tokens carry it.
+func (a *Authority) Hash() string { return authorityHash(a.cert.Raw) }
+
+// CrossSign certifies another authority's key by this one: who believes only this one then
+// believes what the other has signed.
+func (a *Authority) CrossSign(other *Authority) ([]byte, error) {
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: serial(), Subject: other.cert.Subject, SubjectKeyId: other.cert.SubjectKeyId,
+		NotBefore: other.cert.NotBefore, NotAfter: a.cert.NotAfter,
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
+	}, a.cert, &other.key.PublicKey, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("certify the other authority: %w", err)
+	}
+	return encodeCert(der), nil
+}
+
+// Holder is whom a certificate names, and what else it says.
+type Holder struct {
+	Name string // a node's ID, a user's name
+	Role Role
+	ID   string   // a user's ID, so that a later user of the same name is another one
+	DNS  []string // names besides the one that all nodes share
+	IPs  []net.IP
+	Life time.Duration // 0 is CertificateLife
+}
+
 // Sign issues a certificate for a node: its common name is the node's ID, its organizational unit
 // the role. Nothing but the public key is taken from the request.
 func (a *Authority) Sign(csrPEM []byte, nodeID string, role Role) ([]byte, error) {
+	return a.Issue(csrPEM, Holder{Name: nodeID, Role: role})
+}
+
+// Issue issues a certificate for the holder; nothing but the public key is taken from the request.
+func (a *Authority) Issue(csrPEM []byte, h Holder) ([]byte, error) {
+	key, err := requestedKey(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	now := time.Now()
+	end := now.Add(cmp.Or(h.Life, CertificateLife))
+	if end.After(a.cert.NotAfter) {
+		end = a.cert.NotAfter
+	}
+	template := &x509.Certificate{
+		SerialNumber: serial(),
+		Subject:      pkix.Name{CommonName: h.Name, OrganizationalUnit: []string{string(h.Role)}, SerialNumber: h.ID},
+		NotBefore:    now.Add(-time.Hour), NotAfter: end,
+		KeyUsage:    x509.KeyUsageDigitalSignature,
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}
+	if h.Role != RoleUser {
+		template.DNSNames, template.IPAddresses = append([]string{tlsName}, h.DNS...), h.IPs
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	return encodeCert(der), nil
+}
+
+// requestedKey returns the public key of a certificate request, whose owner has proved to have the
+// private one.
+func requestedKey(csrPEM []byte) (any, error) {
 	block, _ := pem.Decode(csrPEM)
 	if block == nil {
 		return nil, fault.New(fault.Invalid, "the certificate request is not PEM")
@@ -123,19 +194,11 @@ func (a *Authority) Sign(csrPEM []byte, nodeID string, role Role) ([]byte, error
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "the certificate request cannot be read: %w", err)
 	}
-	now := time.Now()
-	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: serial(),
-		Subject:      pkix.Name{CommonName: nodeID, OrganizationalUnit: []string{string(role)}},
-		DNSNames:     []string{tlsName},
-		NotBefore:    now.Add(-time.Hour), NotAfter: now.Add(certificateLife),
-		KeyUsage:    x509.KeyUsageDigitalSignature,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}, a.cert, csr.PublicKey, a.key)
-	if err != nil {
-		return nil, fmt.Errorf("sign certificate: %w", err)
+	switch csr.PublicKey.(type) {
+	case *ecdsa.PublicKey, ed25519.PublicKey:
+		return csr.PublicKey, nil
 	}
-	return encodeCert(der), nil
+	return nil, fault.New(fault.Invalid, "the certificate request has a %s key; ECDSA and Ed25519 are accepted", csr.PublicKeyAlgorithm)
 }
 
 // NewRequest makes a key and a certificate request for it.
@@ -163,8 +226,11 @@ const tokenPrefix = "tutti1"
 
 // Token makes a join token: it admits whoever knows the secret, and names the authority that the
 // newcomer is to trust.
-func (a *Authority) Token(secret string) string {
-	return strings.Join([]string{tokenPrefix, authorityHash(a.cert.Raw), secret}, "-")
+func (a *Authority) Token(secret string) string { return JoinToken(a.Hash(), secret) }
+
+// JoinToken is Token for who knows the authority by its hash.
+func JoinToken(hash, secret string) string {
+	return strings.Join([]string{tokenPrefix, hash, secret}, "-")
 }
 
 // ParseToken splits a join token into the authority's hash and the secret.
@@ -176,18 +242,24 @@ func ParseToken(token string) (hash, secret string, err error) {
 	return parts[1], parts[2], nil
 }
 
-// Identity is what a node proves itself with.
+// Identity is what a node proves itself with, and whom it believes. All of it is PEM.
 type Identity struct {
-	NodeID                 string
-	Role                   Role
-	CertPEM, KeyPEM, CAPEM []byte
+	NodeID          string
+	Role            Role
+	CertPEM, KeyPEM []byte
+	// CAPEM are the authorities that the node believes, the one that signs first; CrossPEM leads
+	// from that one to the one before, while there are two.
+	CAPEM, CrossPEM []byte
 }
 
 // LoadIdentity reads an identity that Save wrote; fault.NotFound when there is none.
 func LoadIdentity(dir string) (*Identity, error) {
 	id := &Identity{}
-	for name, to := range map[string]*[]byte{"node.crt": &id.CertPEM, "node.key": &id.KeyPEM, "ca.crt": &id.CAPEM} {
+	for name, to := range map[string]*[]byte{certFile: &id.CertPEM, keyFile: &id.KeyPEM, caFile: &id.CAPEM, crossFile: &id.CrossPEM} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
+		if errors.Is(err, os.ErrNotExist) && (name == keyFile || name == crossFile) {
+			continue
+		}
 		if errors.Is(err, os.ErrNotExist) {
 			return nil, fault.New(fault.NotFound, "this host has no identity yet")
 		}
@@ -195,6 +267,9 @@ func LoadIdentity(dir string) (*Identity, error) {
 			return nil, fmt.Errorf("read identity: %w", err)
 		}
 		*to = data
+	}
+	if len(id.KeyPEM) == 0 {
+		id.CertPEM, id.KeyPEM = splitKey(id.CertPEM)
 	}
 	cert, err := decodeCert(id.CertPEM)
 	if err != nil {
@@ -208,7 +283,30 @@ func LoadIdentity(dir string) (*Identity, error) {
 	return id, nil
 }
 
-// Save writes the identity, readable by its owner alone.
+const (
+	certFile = "node.crt" // the certificate and its key, so that both are replaced at once
+	keyFile  = "node.key" // the key, as earlier versions kept it
+	caFile   = "ca.crt"
+	// crossFile is empty but for the time in which an authority takes over from another.
+	crossFile = "cross.crt"
+)
+
+// splitKey takes the certificates and the key of a file apart.
+func splitKey(data []byte) (certPEM, keyPEM []byte) {
+	for {
+		var block *pem.Block
+		if block, data = pem.Decode(data); block == nil {
+			return certPEM, keyPEM
+		}
+		if strings.HasSuffix(block.Type, "PRIVATE KEY") {
+			keyPEM = append(keyPEM, pem.EncodeToMemory(block)...)
+		} else {
+			certPEM = append(certPEM, pem.EncodeToMemory(block)...)
+		}
+	}
+}
+
+// Save writes the identity, readable by its owner alone. A crash in the middle leaves one that works.
 func (id *Identity) Save(dir string) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("save identity: %w", err)
@@ -216,10 +314,13 @@ func (id *Identity) Save(dir string) error {
 	for _, f := range []struct {
 		name string
 		data []byte
-	}{{"ca.crt", id.CAPEM}, {"node.key", id.KeyPEM}, {"node.crt", id.CertPEM}} {
-		if err := atomicfile.Write(filepath.Join(dir, f.name), f.data); err != nil {
+	}{{caFile, id.CAPEM}, {crossFile, id.CrossPEM}, {certFile, slices.Concat(id.CertPEM, id.KeyPEM)}} {
+		if err := atomicfile.WriteSynced(filepath.Join(dir, f.name), f.data); err != nil {
 			return fmt.Errorf("save identity: %w", err)
 		}
+	}
+	if err := os.Remove(filepath.Join(dir, keyFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("save identity: %w", err)
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/fxamacker/cbor/v2"
@@ -57,33 +58,74 @@ const (
 	headerKind = "Tutti-Fault"
 )
 
-// Client connects to other nodes. It is safe for concurrent use.
+// Client connects to other nodes. It is safe for concurrent use. What is for servers, paths below
+// /server/ and /node/, is told to servers only.
 type Client struct {
-	transport *http2.Transport
-	http      *http.Client
+	network Underlay
+	config  func(ofServers bool) *tls.Config
+	now     atomic.Pointer[transports]
+	http    *http.Client
 }
 
-func newClient(network Underlay, config *tls.Config) *Client {
-	config = config.Clone()
-	config.NextProtos = []string{protoHTTP}
-	t := &http2.Transport{
-		TLSClientConfig: config,
+// transports are the connections made with one certificate.
+type transports struct{ servers, nodes *http2.Transport }
+
+func newClient(network Underlay, config func(ofServers bool) *tls.Config) *Client {
+	c := &Client{network: network, config: config}
+	c.http = &http.Client{Transport: c}
+	c.renew()
+	return c
+}
+
+// renew makes new calls use new connections. Those that are under way end on the old ones.
+func (c *Client) renew() {
+	old := c.now.Swap(&transports{servers: c.transport(true), nodes: c.transport(false)})
+	if old != nil {
+		old.close()
+		time.AfterFunc(longCall, old.close)
+	}
+}
+
+// longCall is how long a call may be under way before its connection is closed once it is idle.
+const longCall = 15 * time.Second
+
+func (t *transports) close() {
+	t.servers.CloseIdleConnections()
+	t.nodes.CloseIdleConnections()
+}
+
+func (c *Client) transport(ofServers bool) *http2.Transport {
+	return &http2.Transport{
+		TLSClientConfig: &tls.Config{}, // not used: see below
 		DialTLSContext: func(ctx context.Context, _, address string, _ *tls.Config) (net.Conn, error) {
 			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 			defer cancel()
-			return dialTLS(ctx, network, address, config)
+			return dialTLS(ctx, c.network, address, c.config(ofServers))
 		},
 		// Without an answer to a ping within these, a silent connection is given up.
 		ReadIdleTimeout: time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
+		IdleConnTimeout:    5 * time.Minute,
 		DisableCompression: true,
 	}
-	return &Client{transport: t, http: &http.Client{Transport: t}}
 }
 
-func (c *Client) close() { c.transport.CloseIdleConnections() }
+// RoundTrip implements http.RoundTripper.
+func (c *Client) RoundTrip(r *http.Request) (*http.Response, error) {
+	t := c.now.Load()
+	if forServers(r.URL.Path) {
+		return t.servers.RoundTrip(r)
+	}
+	return t.nodes.RoundTrip(r)
+}
+
+func forServers(path string) bool {
+	return strings.HasPrefix(path, "/server/") || strings.HasPrefix(path, "/node/")
+}
+
+func (c *Client) close() { c.now.Load().close() }
 
 // Transport returns the round tripper, for reverse proxies. URLs are https://host:port/….
-func (c *Client) Transport() http.RoundTripper { return c.transport }
+func (c *Client) Transport() http.RoundTripper { return c }
 
 // WriteError answers a request with an error and its kind.
 func WriteError(w http.ResponseWriter, err error) {
@@ -276,7 +318,7 @@ func (c *Client) Stream(ctx context.Context, address, path string) (*Stream, err
 		cancel()
 		return nil, fmt.Errorf("open stream %s: %w", path, err)
 	}
-	res, err := c.transport.RoundTrip(r)
+	res, err := c.RoundTrip(r)
 	if err != nil {
 		cancel()
 		return nil, unreachable(address, err)

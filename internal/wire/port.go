@@ -7,10 +7,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -32,14 +34,42 @@ const (
 
 // Port is this node's end of all connections between nodes.
 type Port struct {
-	identity *Identity
-	log      *slog.Logger
-	listener net.Listener
-	mux      *http.ServeMux
-	raft     *RaftLayer
-	client   *Client
-	clientTL *tls.Config
+	identity    atomic.Pointer[Identity]
+	credentials atomic.Pointer[credentials]
+	log         *slog.Logger
+	listener    net.Listener
+	mux         *http.ServeMux
+	raft        *RaftLayer
+	client      *Client
+	open        *openConns
+	gate        Gate
+	routes      []Route
 }
+
+// Gate decides about peers whose certificate is right: whether they are, still, of the cluster.
+// replication is set for connections of the replication, which a server needs to get to know of
+// others in the first place.
+type Gate func(peer Peer, replication bool) error
+
+// SetGate sets the gate; without one, every certificate of the cluster opens. It is for the time of
+// building, before anything is served.
+func (p *Port) SetGate(g Gate) { p.gate = g }
+
+func (p *Port) mayPass(peer Peer, replication bool) error {
+	if p.gate == nil {
+		return nil
+	}
+	return p.gate(peer, replication)
+}
+
+// Route is a path that a port serves, and to whom; to anybody when no role is there.
+type Route struct {
+	Pattern string
+	Roles   []Role
+}
+
+// Routes lists what the port serves, beside the replication, which is for servers.
+func (p *Port) Routes() []Route { return slices.Clone(p.routes) }
 
 // Listen binds the port; nothing is answered until Serve.
 func Listen(address string, identity *Identity, log *slog.Logger) (*Port, error) {
@@ -48,37 +78,25 @@ func Listen(address string, identity *Identity, log *slog.Logger) (*Port, error)
 
 // ListenOn is Listen on a network of choice.
 func ListenOn(network Underlay, address string, identity *Identity, log *slog.Logger) (*Port, error) {
-	cert, err := tls.X509KeyPair(identity.CertPEM, identity.KeyPEM)
+	c, err := newCredentials(identity)
 	if err != nil {
-		return nil, fmt.Errorf("use this node's certificate: %w", err)
+		return nil, err
 	}
-	authorities := x509.NewCertPool()
-	if !authorities.AppendCertsFromPEM(identity.CAPEM) {
-		return nil, errors.New("use the cluster's authority: its certificate cannot be read")
-	}
-	caBlock, err := decodeCert(identity.CAPEM)
-	if err != nil {
-		return nil, fmt.Errorf("use the cluster's authority: %w", err)
-	}
-	cert.Certificate = append(cert.Certificate, caBlock.Raw) // newcomers compare it with their token
 	inner, err := network.Listen(context.Background(), address)
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	clientTLS := &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
-		RootCAs: authorities, ServerName: tlsName,
-	}
-	p := &Port{
-		identity: identity, log: log, mux: http.NewServeMux(), clientTL: clientTLS,
-		listener: tls.NewListener(inner, &tls.Config{
-			MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{cert},
-			ClientCAs: authorities, ClientAuth: tls.VerifyClientCertIfGiven,
-			NextProtos: []string{protoHTTP, protoRaft},
-		}),
-	}
-	p.raft = newRaftLayer(network, inner.Addr(), clientTLS)
-	p.client = newClient(network, clientTLS)
+	p := &Port{log: log, mux: http.NewServeMux(), open: &openConns{all: map[net.Conn]*openConn{}}}
+	p.identity.Store(identity)
+	p.credentials.Store(c)
+	p.listener = tls.NewListener(inner, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return p.credentials.Load().server, nil },
+		// What is asked for by the configuration itself is there for form's sake only.
+		Certificates: []tls.Certificate{c.cert}, NextProtos: c.server.NextProtos,
+	})
+	p.raft = newRaftLayer(network, inner.Addr(), func() *tls.Config { return p.credentials.Load().client(protoRaft, true) })
+	p.client = newClient(network, func(ofServers bool) *tls.Config { return p.credentials.Load().client(protoHTTP, ofServers) })
 	return p, nil
 }
 
@@ -101,10 +119,14 @@ func PeerOf(ctx context.Context) Peer {
 
 // Handle serves a path to peers that have one of the roles.
 func (p *Port) Handle(pattern string, h http.Handler, allow ...Role) {
+	p.routes = append(p.routes, Route{pattern, allow})
 	p.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		peer, err := requestPeer(r)
 		if err == nil && !slices.Contains(allow, peer.Role) {
 			err = fault.New(fault.Forbidden, "a node with the role %s may not use %s", peer.Role, r.URL.Path)
+		}
+		if err == nil {
+			err = p.mayPass(peer, false)
 		}
 		if err != nil {
 			WriteError(w, err)
@@ -115,7 +137,10 @@ func (p *Port) Handle(pattern string, h http.Handler, allow ...Role) {
 }
 
 // HandleOpen serves a path to anybody, certificate or not.
-func (p *Port) HandleOpen(pattern string, h http.Handler) { p.mux.Handle(pattern, h) }
+func (p *Port) HandleOpen(pattern string, h http.Handler) {
+	p.routes = append(p.routes, Route{Pattern: pattern})
+	p.mux.Handle(pattern, h)
+}
 
 func requestPeer(r *http.Request) (Peer, error) {
 	if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 {
@@ -142,8 +167,7 @@ func (p *Port) Serve(ctx context.Context) error {
 		p.raft.Close()
 	})
 	defer stop()
-	open := &openConns{all: map[net.Conn]struct{}{}}
-	defer func() { open.closeAll(); conns.Wait(); p.client.close() }()
+	defer func() { p.open.closeAll(); conns.Wait(); p.client.close() }()
 	for {
 		c, err := p.listener.Accept()
 		if err != nil {
@@ -156,8 +180,7 @@ func (p *Port) Serve(ctx context.Context) error {
 			return fmt.Errorf("accept connections: %w", err)
 		}
 		conns.Go(func() {
-			open.add(c)
-			defer open.remove(c)
+			p.open.add(c)
 			p.serveConn(ctx, c.(*tls.Conn), h2, srv)
 		})
 	}
@@ -169,34 +192,67 @@ func (p *Port) serveConn(ctx context.Context, c *tls.Conn, h2 *http2.Server, srv
 	cancel()
 	if err != nil {
 		p.log.Debug("handshake failed", "from", c.RemoteAddr(), "error", err)
+		p.open.remove(c)
 		c.Close()
 		return
 	}
 	state := c.ConnectionState()
-	if state.NegotiatedProtocol != protoRaft {
+	replication := state.NegotiatedProtocol == protoRaft
+	p.open.know(c, state.PeerCertificates, replication)
+	if !replication {
+		defer p.open.remove(c)
 		h2.ServeConn(c, &http2.ServeConnOpts{Context: ctx, BaseConfig: srv, Handler: p.mux})
 		return
 	}
+	reason := fault.New(fault.Forbidden, "it is no server")
 	if len(state.VerifiedChains) > 0 {
 		if peer, err := peerOf(state.VerifiedChains[0][0]); err == nil && peer.Role == RoleServer {
-			p.raft.deliver(c)
-			return
+			if reason = p.mayPass(peer, true); reason == nil {
+				p.raft.deliver(&replicationConn{Conn: c, closed: func() { p.open.remove(c) }})
+				return
+			}
 		}
 	}
-	p.log.Warn("replication refused to a peer that is no server", "from", c.RemoteAddr())
+	p.log.Warn("replication refused", "from", c.RemoteAddr(), "reason", reason)
+	p.open.remove(c)
 	c.Close()
 }
 
-// openConns closes what is still open when the port ends.
+// replicationConn says when it is closed.
+type replicationConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *replicationConn) Close() error {
+	c.closed()
+	return c.Conn.Close()
+}
+
+// openConns knows the connections that are open and whose they are.
 type openConns struct {
 	mu  sync.Mutex
-	all map[net.Conn]struct{}
+	all map[net.Conn]*openConn
+}
+
+type openConn struct {
+	conn        net.Conn
+	chain       []*x509.Certificate // as the peer showed it; empty for one without a certificate
+	replication bool
+	believedBy  atomic.Pointer[credentials] // those by which the chain was verified last
 }
 
 func (o *openConns) add(c net.Conn) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.all[c] = struct{}{}
+	o.all[c] = &openConn{conn: c}
+}
+
+// know notes whose a connection is, after the handshake.
+func (o *openConns) know(c net.Conn, chain []*x509.Certificate, replication bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.all[c] = &openConn{conn: c, chain: chain, replication: replication}
 }
 
 func (o *openConns) remove(c net.Conn) {
@@ -205,11 +261,18 @@ func (o *openConns) remove(c net.Conn) {
 	delete(o.all, c)
 }
 
-func (o *openConns) closeAll() {
+func (o *openConns) list() []*openConn {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	for c := range o.all {
-		c.Close()
+	return slices.Collect(maps.Values(o.all))
+}
+
+// closeAll closes the connections of calls and streams; those of the replication are its own.
+func (o *openConns) closeAll() {
+	for _, c := range o.list() {
+		if !c.replication {
+			c.conn.Close()
+		}
 	}
 }
 
@@ -217,16 +280,14 @@ func (o *openConns) closeAll() {
 type RaftLayer struct {
 	network Underlay
 	addr    net.Addr
-	config  *tls.Config
+	config  func() *tls.Config
 	conns   chan net.Conn
 	closed  chan struct{}
 	once    sync.Once
 }
 
-func newRaftLayer(network Underlay, addr net.Addr, config *tls.Config) *RaftLayer {
-	c := config.Clone()
-	c.NextProtos = []string{protoRaft}
-	return &RaftLayer{network: network, addr: addr, config: c, conns: make(chan net.Conn, 16), closed: make(chan struct{})}
+func newRaftLayer(network Underlay, addr net.Addr, config func() *tls.Config) *RaftLayer {
+	return &RaftLayer{network: network, addr: addr, config: config, conns: make(chan net.Conn, 16), closed: make(chan struct{})}
 }
 
 func (l *RaftLayer) deliver(c net.Conn) {
@@ -260,7 +321,7 @@ func (l *RaftLayer) Addr() net.Addr { return l.addr }
 func (l *RaftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), min(timeout, dialTimeout))
 	defer cancel()
-	return dialTLS(ctx, l.network, string(address), l.config)
+	return dialTLS(ctx, l.network, string(address), l.config())
 }
 
 // dialTLS connects and shakes hands.

@@ -14,6 +14,8 @@ type AgentMessage struct {
 	Hello     *Hello     `json:"hello,omitempty"`
 	Heartbeat *Heartbeat `json:"heartbeat,omitempty"`
 	Status    *Report    `json:"status,omitempty"`
+	// Node is what the agent knows of its host when that has changed since the greeting.
+	Node *model.Node `json:"node,omitempty"`
 }
 
 // Hello opens a session. The node's identity comes from its certificate, not from here.
@@ -46,6 +48,8 @@ type ServerMessage struct {
 	Lease *Lease `json:"lease,omitempty"`
 	// Servers are all servers of the cluster, for when this one goes away.
 	Servers []ServerAddress `json:"servers,omitempty"`
+	// Trust is whom the node should believe from now on.
+	Trust *Trust `json:"trust,omitempty"`
 	// Refused ends the session and says why.
 	Refused *End `json:"refused,omitempty"`
 }

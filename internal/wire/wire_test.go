@@ -3,6 +3,7 @@ package wire
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -125,32 +126,32 @@ func TestJoin(t *testing.T) {
 	p.Handle("/who", HandleCall(func(ctx context.Context, _ Empty) (Peer, error) { return PeerOf(ctx), nil }), RoleAgent)
 	address := serve(t, p)
 
-	id, servers, err := Join(t.Context(), address, a.Token("right"), "node-7")
+	id, err := Join(t.Context(), address, a.Token("right"), Newcomer{NodeID: "node-7"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if id.NodeID != "node-7" || id.Role != RoleAgent || len(servers) != 1 || servers[0].Address != "there:1" {
-		t.Errorf("joined as %+v with servers %v", id, servers)
+	if id.NodeID != "node-7" || id.Role != RoleAgent || len(id.Servers) != 1 || id.Servers[0].Address != "there:1" {
+		t.Errorf("joined as %+v with servers %v", id.Identity, id.Servers)
 	}
-	mine := listen(t, id)
+	mine := listen(t, id.Identity)
 	serve(t, mine)
 	if peer, err := Call[Empty, Peer](t.Context(), mine.Client(), address, "/who", Empty{}); err != nil || peer != (Peer{"node-7", RoleAgent}) {
 		t.Errorf("the server knows the newcomer as %+v, %v", peer, err)
 	}
 
-	_, _, err = Join(t.Context(), address, a.Token("wrong"), "node-8")
+	_, err = Join(t.Context(), address, a.Token("wrong"), Newcomer{NodeID: "node-8"})
 	if !fault.Is(err, fault.Forbidden) || !strings.Contains(err.Error(), "not valid") {
 		t.Errorf("a wrong secret gave %v, want the server's refusal", err)
 	}
 	before := asked.Load()
-	_, _, err = Join(t.Context(), address, authority(t).Token("right"), "node-9")
+	_, err = Join(t.Context(), address, authority(t).Token("right"), Newcomer{NodeID: "node-9"})
 	if !fault.Is(err, fault.Forbidden) || !strings.Contains(err.Error(), "another cluster") {
 		t.Errorf("a token of another cluster gave %v", err)
 	}
 	if asked.Load() != before {
 		t.Error("the secret was sent to a server that the token does not name")
 	}
-	_, _, err = Join(t.Context(), "127.0.0.1:1", a.Token("right"), "node-9")
+	_, err = Join(t.Context(), "127.0.0.1:1", a.Token("right"), Newcomer{NodeID: "node-9"})
 	if !fault.Is(err, fault.Unavailable) {
 		t.Errorf("nobody there gave %v, want that it is unavailable", err)
 	}
@@ -163,7 +164,7 @@ func TestJoinSendsNothingToAnAgent(t *testing.T) {
 	p := listen(t, identity(t, a, "agent-1", RoleAgent))
 	p.HandleOpen(PathJoin, admit(a, &asked))
 	address := serve(t, p)
-	_, _, err := Join(t.Context(), address, a.Token("right"), "node-7")
+	_, err := Join(t.Context(), address, a.Token("right"), Newcomer{NodeID: "node-7"})
 	if !fault.Is(err, fault.Forbidden) || asked.Load() != 0 {
 		t.Fatalf("joining at an agent gave %v, and it was asked %d times", err, asked.Load())
 	}
@@ -178,7 +179,7 @@ func TestRoles(t *testing.T) {
 	p.HandleOpen("/open", answer)
 	address := serve(t, p)
 
-	clients := map[string]*Client{"stranger": newClient(TCP{}, p.clientTL.Clone())}
+	clients := map[string]*Client{}
 	for _, role := range []Role{RoleServer, RoleAgent} {
 		other := listen(t, identity(t, a, "other", role))
 		serve(t, other)
@@ -187,9 +188,9 @@ func TestRoles(t *testing.T) {
 	foreign := listen(t, identity(t, authority(t), "other", RoleServer))
 	serve(t, foreign)
 	clients["foreign"] = foreign.Client()
-	without := p.clientTL.Clone()
+	without := p.credentials.Load().client(protoHTTP, false)
 	without.Certificates = nil
-	clients["stranger"] = newClient(TCP{}, without)
+	clients["stranger"] = newClient(TCP{}, func(bool) *tls.Config { return without })
 	t.Cleanup(clients["stranger"].close)
 
 	for who, want := range map[string]map[string]fault.Kind{

@@ -41,20 +41,25 @@ var house = map[string][]string{
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
 		"internal/agent", "internal/api/native", "internal/consensus", "internal/control", "internal/core",
-		"internal/dispatch", "internal/secret", "internal/store", "internal/wire",
+		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
 	// Adapters translate into use cases.
 	"internal/api/...": {"internal/core"},
-	"internal/compose": {"internal/core"},
+	"internal/compose": {"internal/core", "internal/cron"},
 
 	// Use cases.
-	"internal/core": {"internal/store", "internal/secret"},
+	"internal/core": {"internal/store", "internal/secret", "internal/cron"},
 
 	// Decisions.
-	"internal/control":  {"internal/schedule", "internal/rollout", "internal/store"},
+	"internal/control":  {"internal/schedule", "internal/rollout", "internal/cron", "internal/store"},
 	"internal/schedule": {},
 	"internal/rollout":  {},
+	"internal/cron":     {},
+
+	// Who believes whom.
+	"internal/trust":           {"internal/secret", "internal/store", "internal/wire"},
+	"internal/trust/trusttest": {"internal/secret", "internal/store", "internal/trust", "internal/wire"},
 
 	// Node sessions and replication.
 	"internal/dispatch":  {"internal/store", "internal/wire"},
@@ -98,9 +103,6 @@ var departures = map[string]string{
 
 	"internal/balance/names -> internal/wire": "the same",
 	"internal/compose -> internal/image":      "image names are completed in one place",
-	"internal/api/docker -> internal/store":   "the same as for native",
-	"internal/api/docker -> internal/driver":  "logs, exec and attached streams, as core has them",
-	"internal/api/docker -> internal/image":   "images, as core has them",
 	"internal/api/native -> internal/store":   "reading is reading a snapshot: core hands out the store's",
 	"internal/api/native -> internal/driver":  "logs and exec, as core has them",
 	"internal/api/native -> internal/image":   "images, as core has them",
@@ -109,7 +111,7 @@ var departures = map[string]string{
 
 // pure packages decide from their arguments alone: they know the ground and the parts of the
 // standard library that neither look at the world nor change it.
-var pure = []string{"internal/schedule", "internal/rollout"}
+var pure = []string{"internal/schedule", "internal/rollout", "internal/cron"}
 
 // worldly is what pure packages, and the store when it applies a change, keep away from.
 var worldly = []string{

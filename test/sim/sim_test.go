@@ -26,6 +26,7 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
 )
 
 var (
@@ -82,7 +83,7 @@ func simulate(t *testing.T, seed uint64) (course uint64) {
 		c.quorum.store = c.store
 		c.store.SetProposer(&c.quorum)
 		c.liveness = dispatch.NewLiveness(c.store, slog.New(slog.DiscardHandler))
-		c.core = core.New(core.Deps{Store: c.store, NodeID: "n0", Log: slog.New(slog.DiscardHandler)})
+		c.core = core.New(core.Deps{Store: c.store, Trust: trust.New(trust.Deps{Store: c.store}), NodeID: "n0", Log: slog.New(slog.DiscardHandler)})
 		c.watcher, c.watch = c.store.Watch(0), newWatch(c)
 		c.found()
 		c.lead()

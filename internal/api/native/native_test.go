@@ -27,6 +27,8 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
+	"github.com/tutti-run/tutti/internal/trust/trusttest"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -47,14 +49,6 @@ func (f *fakeNodes) Logs(ctx context.Context, _ string, ref wire.TaskRef, o driv
 	return f.logs(ctx, ref, o, yield)
 }
 
-func (f *fakeNodes) Attach(context.Context, string, wire.TaskRef, driver.Streams) error {
-	return errors.New("the command line attaches to nothing")
-}
-
-func (f *fakeNodes) Signal(context.Context, string, wire.TaskRef, int) error {
-	return errors.New("the command line sends no signals")
-}
-
 func (f *fakeNodes) Exec(ctx context.Context, _ string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error) {
 	return f.exec(ctx, ref, spec, s)
 }
@@ -64,22 +58,6 @@ func (f *fakeNodes) RemoveVolume(context.Context, string, string) error        {
 
 // fakeImages takes any archive for one image whose name it is given, or the archive's content.
 type fakeImages struct{}
-
-func (fakeImages) Describe(context.Context, string, string) (image.Detail, error) {
-	return image.Detail{}, errors.New("not asked for in this test")
-}
-
-func (fakeImages) Tag(context.Context, string, string, string) (image.Info, error) {
-	return image.Info{}, errors.New("not asked for in this test")
-}
-
-func (fakeImages) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
-	return image.Info{}, errors.New("not asked for in this test")
-}
-
-func (fakeImages) Export(context.Context, io.Writer, []string) error {
-	return errors.New("not asked for in this test")
-}
 
 func (fakeImages) Import(_ context.Context, r io.Reader, o image.ImportOptions) ([]image.Info, error) {
 	n, err := io.Copy(io.Discard, r)
@@ -111,6 +89,7 @@ type house struct {
 	t      *testing.T
 	core   *core.Core
 	nodes  *fakeNodes
+	trust  *trust.Trust
 	socket string
 }
 
@@ -120,12 +99,11 @@ func newHouse(t *testing.T) *house {
 	t.Helper()
 	s := store.New(quiet())
 	s.SetProposer(direct{s})
-	h := &house{t: t, nodes: &fakeNodes{}, socket: filepath.Join(t.TempDir(), "tutti.sock")}
+	h := &house{t: t, nodes: &fakeNodes{}, trust: trusttest.Found(t, s), socket: filepath.Join(t.TempDir(), "tutti.sock")}
 	h.core = core.New(core.Deps{
-		Store: s, Remote: h.nodes, Images: fakeImages{}, Servers: fakeServers{leader: "node1"}, NodeID: "node1", Log: quiet(),
+		Store: s, Trust: h.trust, Remote: h.nodes, Images: fakeImages{}, Servers: fakeServers{leader: "node1"}, NodeID: "node1", Log: quiet(),
 	})
 	h.put(
-		&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: "cluster"}, ServerToken: "for-servers", AgentToken: "for-agents"},
 		&model.Node{Meta: model.Meta{ID: "node1", Name: "alpha"}, Server: true, Status: model.NodeStatus{State: model.NodeReady}},
 	)
 	h.serve(native.New(native.Deps{Core: h.core, NodeName: "alpha", Version: "v0", Log: quiet()}))
@@ -256,7 +234,8 @@ func TestReading(t *testing.T) {
 	if e := must(h.Explain(ctx, "shop/web"))(t); e.Subject != "workload shop/web" {
 		t.Errorf("the explanation is of %q", e.Subject)
 	}
-	for server, want := range map[bool]string{true: "for-servers", false: "for-agents"} {
+	for _, server := range []bool{true, false} {
+		want := must(h.trust.JoinToken(server))(t)
 		if token := must(h.Token(ctx, server))(t); token != want {
 			t.Errorf("the token is %q, want %q", token, want)
 		}
@@ -436,7 +415,7 @@ func TestErrorsAreSentencesWithAKind(t *testing.T) {
 		{"POST", "/v1/scale", "", 400, "invalid", "no body"},
 		{"POST", "/v1/exec", `{"ref":"shop/web"}`, 400, "invalid", "no command"},
 		{"POST", "/v1/rollback", `{"ref":"shop/web"}`, 400, "invalid", "no earlier revision"},
-		{"POST", "/v1/deploy", `{"application":"x","workloads":[{"name":"a","type":"cron","template":{"tasks":[{"name":"a"}]}}]}`, 501, "unsupported", "not supported yet"},
+		{"POST", "/v1/deploy", `{"application":"x","workloads":[{"name":"a","type":"daemon","template":{"tasks":[{"name":"a"}]}}]}`, 501, "unsupported", "not supported yet"},
 		{"GET", "/v1/nothing", "", 404, "not found", "GET /v1/nothing is not part of this API"},
 		{"DELETE", "/v1/status", "", 404, "not found", "not part of this API"},
 	} {

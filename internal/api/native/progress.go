@@ -63,8 +63,8 @@ func ProgressOf(w *model.Workload, instances []*model.Instance) Progress {
 	p := Progress{Probed: true}
 	places := placesOf(w, instances)
 	switch {
-	case w.Suspended:
-	case w.Type == model.GlobalWorkload:
+	case w.Suspended, w.Type == model.CronWorkload:
+	case w.Type.PerNode():
 		p.Wanted = len(places)
 	default:
 		p.Wanted = w.Count
@@ -96,12 +96,12 @@ func placesOf(w *model.Workload, instances []*model.Instance) []*place {
 	}
 	places := map[key]*place{}
 	for _, i := range instances {
-		surplus := w.Suspended || (w.Type != model.GlobalWorkload && i.Slot > w.Count)
+		surplus := w.Suspended || (!w.Type.PerNode() && i.Slot > w.Count)
 		if i.Desired != model.DesiredRun || i.Status.State == model.InstanceLost || surplus {
 			continue
 		}
 		k := key{slot: i.Slot}
-		if w.Type == model.GlobalWorkload {
+		if w.Type.PerNode() {
 			k = key{node: i.NodeID}
 		}
 		p := places[k]
@@ -126,7 +126,7 @@ func placesOf(w *model.Workload, instances []*model.Instance) []*place {
 func (p *Progress) count(w *model.Workload, at *place) string {
 	i := at.current
 	switch {
-	case i != nil && w.Type != model.JobWorkload && i.Serving():
+	case i != nil && !w.Type.Job() && i.Serving():
 		p.Ready++
 		p.Updated++
 		p.Probed = p.Probed && i.Status.Health != model.HealthNone
@@ -136,7 +136,7 @@ func (p *Progress) count(w *model.Workload, at *place) string {
 		return ""
 	case i != nil && i.Status.State == model.InstanceFailed && staysEnded(w, i):
 		p.Failed++
-	case at.serves && w.Type != model.JobWorkload:
+	case at.serves && !w.Type.Job():
 		p.Ready++
 	}
 	if i == nil {
@@ -148,7 +148,7 @@ func (p *Progress) count(w *model.Workload, at *place) string {
 // staysEnded reports whether nothing takes the place of an ended instance.
 func staysEnded(w *model.Workload, i *model.Instance) bool {
 	policy := w.Template.Restart
-	return w.Type == model.JobWorkload || policy.Condition == model.RestartNever ||
+	return w.Type.Job() || policy.Condition == model.RestartNever ||
 		(policy.Condition == model.RestartOnFailure && i.Status.State == model.InstanceCompleted) ||
 		(policy.MaxAttempts > 0 && i.Status.Restarts >= policy.MaxAttempts)
 }
@@ -180,6 +180,8 @@ func (p *Progress) standing(w *model.Workload, held string) (Standing, string) {
 		return StandingSuspended, ""
 	case st.Generation < w.Generation:
 		return StandingProgressing, "the change is being taken up"
+	case w.Type == model.CronWorkload && st.Rollout.State != model.RolloutFailed:
+		return StandingReady, "the next run is due at " + st.Cron.Next.Format("2006-01-02 15:04 MST")
 	case st.Waiting != "" && st.Released != w.RevisionID:
 		return StandingWaiting, st.Waiting
 	case st.Rollout.State == model.RolloutRolling:
@@ -190,7 +192,7 @@ func (p *Progress) standing(w *model.Workload, held string) (Standing, string) {
 		return StandingFailed, st.Rollout.Message
 	case p.Failed > 0:
 		return StandingFailed, held
-	case w.Type == model.JobWorkload && p.Completed >= p.Wanted, p.Completed > 0 && p.Completed == p.Wanted:
+	case w.Type.Job() && p.Completed >= p.Wanted, p.Completed > 0 && p.Completed == p.Wanted:
 		return StandingCompleted, ""
 	case p.Updated+p.Completed >= p.Wanted:
 		return StandingReady, ""
