@@ -21,9 +21,10 @@ const (
 	Unsupported             // understood, but not built: named in docs/compatibility.md
 	Exhausted               // a quota, capacity or queue is full; the same request may succeed later
 	Unavailable             // no leader, no quorum, node unreachable: try again
+	TooOld                  // what was asked for is no longer kept: list again, and go on from there
 )
 
-var kindNames = [...]string{"internal", "invalid", "not found", "conflict", "forbidden", "unsupported", "exhausted", "unavailable"}
+var kindNames = [...]string{"internal", "invalid", "not found", "conflict", "forbidden", "unsupported", "exhausted", "unavailable", "too old"}
 
 // String names the kind in lower case, as it travels between nodes.
 func (k Kind) String() string {

@@ -198,6 +198,7 @@ func (s *Server) lead(ctx context.Context) error {
 	g.Go(func() error { return s.control.Run(ctx) })
 	g.Go(func() error { return s.keepMembers(ctx) })
 	g.Go(func() error { return s.trust.Lead(ctx) })
+	g.Go(func() error { return (&control.Expiry{Store: s.store, Log: s.log}).Run(ctx) })
 	err := g.Wait()
 	s.log.Info("this server leads no more")
 	return err

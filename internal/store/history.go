@@ -3,14 +3,15 @@ package store
 import (
 	"cmp"
 	"context"
-	"errors"
 	"slices"
 	"sync"
 	"sync/atomic"
+
+	"github.com/tutti-run/tutti/internal/fault"
 )
 
 // ErrTooOld says that the changes asked for are no longer kept: list again, and go on from there.
-var ErrTooOld = errors.New("the changes since then are no longer kept; list again")
+var ErrTooOld = fault.New(fault.TooOld, "the changes since then are no longer kept; list again")
 
 const (
 	// keptBytes bounds what history holds that the present state does not, about.

@@ -39,6 +39,8 @@ func statusOf(err error) int {
 		return http.StatusTooManyRequests
 	case fault.Unavailable:
 		return http.StatusServiceUnavailable
+	case fault.TooOld:
+		return http.StatusGone
 	default:
 		return http.StatusInternalServerError
 	}

@@ -39,6 +39,7 @@ func New(d Deps) http.Handler {
 	s.changeRoutes(mux)
 	s.policyRoutes(mux)
 	s.streamRoutes(mux)
+	s.keyRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))
 	})
