@@ -42,8 +42,11 @@ func (s Storage) openLog(log hclog.Logger, applied func() uint64) (*wal, error) 
 	dir := filepath.Join(s.Dir, "log")
 	w := &wal{index: s.Index, log: log, pause: s.Pause, applied: applied}
 	w.open = func() (*raftwal.WAL, error) {
-		return raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(segments{segment.NewFiler(dir, files)}),
-			raftwal.WithSegmentSize(or(s.SegmentBytes, raftwal.DefaultSegmentSize)), raftwal.WithLogger(log))
+		filer, bytes := segments{segment.NewFiler(dir, files)}, or(s.SegmentBytes, raftwal.DefaultSegmentSize)
+		if err := filer.finishTail(dir, s.Index, bytes); err != nil {
+			return nil, err
+		}
+		return raftwal.Open(dir, raftwal.WithMetaStore(s.Index), raftwal.WithSegmentFiler(filer), raftwal.WithSegmentSize(bytes), raftwal.WithLogger(log))
 	}
 	opened, err := w.open()
 	if err != nil {

@@ -118,3 +118,64 @@ func (c *crowded) Create(dir, name string, size uint64) (types.WritableFile, err
 	}
 	return c.VFS.Create(dir, name, size)
 }
+
+// A crash may come when the last file of the log is full and its index written, but the next one
+// not begun.
+func TestTheLogGoesOnAfterACrashBetweenTwoOfItsFiles(t *testing.T) {
+	s, err := onDisk(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	index := &stubborn{MetaStore: s.Index}
+	s.Index, s.SegmentBytes = index, 4096
+	open := func() *wal {
+		t.Helper()
+		w, err := s.openLog(hclog.NewNullLogger(), func() uint64 { return 0 })
+		if err != nil {
+			t.Fatal(err)
+		}
+		return w
+	}
+	w := open()
+	next := uint64(1)
+	index.refuse.Store(true)
+	for ; next < 100; next++ {
+		if w.StoreLogs([]*raft.Log{{Index: next, Term: 1, Data: make([]byte, 500)}}) != nil {
+			break
+		}
+	}
+	if next == 100 {
+		t.Fatal("the log went on without its index")
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	index.refuse.Store(false)
+	w = open()
+	defer w.Close()
+	for range 20 {
+		if err := w.StoreLogs([]*raft.Log{{Index: next, Term: 1, Data: make([]byte, 500)}}); err != nil {
+			t.Fatalf("after the crash: %v", err)
+		}
+		next++
+	}
+	for i := uint64(1); i < next; i++ {
+		var l raft.Log
+		if err := w.GetLog(i, &l); err != nil || len(l.Data) != 500 {
+			t.Errorf("entry %d has %d bytes, %v", i, len(l.Data), err)
+		}
+	}
+}
+
+// stubborn is an index that may refuse to change.
+type stubborn struct {
+	types.MetaStore
+	refuse atomic.Bool
+}
+
+func (s *stubborn) CommitState(state types.PersistentState) error {
+	if s.refuse.Load() {
+		return syscall.EIO
+	}
+	return s.MetaStore.CommitState(state)
+}
