@@ -81,8 +81,9 @@ func rootCommand(g *globals) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add(groupRun, deployCommand(g), listCommand(g), psCommand(g), scaleCommand(g), restartCommand(g), rollbackCommand(g),
+	add(groupRun, deployCommand(g), listCommand(g), psCommand(g), scaleCommand(g), restartCommand(g), rollbackCommand(g), rolloutCommand(g),
 		removeCommand(g), execCommand(g), imageCommand(g))
+	add(groupRun, suspendCommands(g)...)
 	add(groupLook, statusCommand(g), explainCommand(g), inspectCommand(g), logsCommand(g), eventsCommand(g),
 		servicesCommand(g), networksCommand(g), volumesCommand(g))
 	add(groupCluster, clusterCommands(g)...)

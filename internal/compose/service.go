@@ -50,6 +50,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.networks()
 	o.ports()
 	o.updates()
+	o.extraRollout(&extra)
 	o.dependsOn()
 	o.hints()
 	t.out.Workloads = append(t.out.Workloads, o.w)

@@ -33,6 +33,11 @@ var tuttiRules = keys{
 	"class":         well,
 	"min_available": well,
 
+	"rollout": within(keys{
+		"canary": within(keys{"percent": well, "hold": well, "manual": well}), "blue_green": well, "manual": well, "domains": well,
+		"max_surge": well, "max_unavailable": well,
+	}),
+
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
 }
@@ -52,6 +57,15 @@ type extras struct {
 	Gang         bool            `json:"gang"`
 	Class        string          `json:"class"`
 	MinAvailable int             `json:"min_available"`
+
+	Rollout struct {
+		Canary         []canaryEntry `json:"canary"`
+		BlueGreen      bool          `json:"blue_green"`
+		Manual         bool          `json:"manual"`
+		Domains        string        `json:"domains"`
+		MaxSurge       int           `json:"max_surge"`
+		MaxUnavailable int           `json:"max_unavailable"`
+	} `json:"rollout"`
 
 	Parallelism  int    `json:"parallelism"`
 	BackoffLimit int    `json:"backoff_limit"`
@@ -81,6 +95,12 @@ type affinityEntry struct {
 	To     texts  `json:"to"`
 	Within string `json:"within"`
 	Weight int    `json:"weight"`
+}
+
+type canaryEntry struct {
+	Percent int    `json:"percent"`
+	Hold    string `json:"hold"`
+	Manual  bool   `json:"manual"`
 }
 
 type tolerated struct {
@@ -213,6 +233,39 @@ func (o *one) extraJob(x *extras) {
 			o.invalid(tuttiKey+"."+key, "it is for jobs: write deploy.mode: replicated-job or global-job, or give a schedule")
 		}
 	}
+}
+
+// extraRollout reads how a new revision reaches the instances; updates has read the rest.
+func (o *one) extraRollout(x *extras) {
+	r, key := &x.Rollout, tuttiKey+".rollout"
+	asked := len(r.Canary) > 0 || r.BlueGreen || r.Manual || r.Domains != "" || r.MaxSurge != 0 || r.MaxUnavailable != 0
+	switch {
+	case !asked:
+		return
+	case o.w.Type.Ends():
+		o.invalid(key, "a job is not updated step by step: it runs again when its definition changed")
+	case r.BlueGreen && (len(r.Canary) > 0 || r.Domains != "" || r.MaxSurge != 0 || r.MaxUnavailable != 0):
+		o.invalid(key+".blue_green", "it brings up all instances at once: canary, domains, max_surge and max_unavailable have no place beside it")
+	case r.BlueGreen && (o.w.Type != model.ServiceWorkload || o.safeOrder() == model.StopFirst):
+		o.invalid(key+".blue_green", "two instances at once would be in each other's way: it shares a folder, a volume, a port or an address, or runs on every node")
+	case r.Manual && !r.BlueGreen:
+		o.invalid(key+".manual", "it belongs to blue_green, or to a step of canary")
+	case r.MaxSurge > 0 && o.w.Type.PerNode():
+		o.invalid(key+".max_surge", "a global service stops the old instance of a node first")
+	}
+	o.w.Plan = model.RolloutPlan{BlueGreen: r.BlueGreen, Manual: r.Manual}
+	last := 0
+	for _, s := range r.Canary {
+		if s.Percent <= last || s.Percent > 99 {
+			o.invalid(key+".canary", "%d percent: steps rise from 1 to 99", s.Percent)
+		}
+		last = s.Percent
+		o.w.Plan.Canary = append(o.w.Plan.Canary, model.CanaryStep{Percent: s.Percent, Hold: o.duration("rollout.canary", s.Hold), Manual: s.Manual})
+	}
+	if r.Domains != "" && o.nodeKey(key+".domains", r.Domains) {
+		o.w.Plan.Domains = r.Domains
+	}
+	o.w.Update.MaxSurge, o.w.Update.MaxUnavailable = o.count("rollout.max_surge", r.MaxSurge), o.count("rollout.max_unavailable", r.MaxUnavailable)
 }
 
 func (o *one) count(key string, n int) int {

@@ -28,6 +28,12 @@ func (p *pass) workload(w *model.Workload) error {
 	if w.Type.PerNode() {
 		in.Nodes = p.nodesOf(w, in.Instances)
 	}
+	if key := w.Plan.Domains; key != "" {
+		in.Domains = map[string]string{}
+		for _, n := range p.allNodes().list {
+			in.Domains[n.ID], _ = schedule.Value(n, key)
+		}
+	}
 	out := rollout.Next(in)
 	if out.RollBackTo != "" {
 		p.rollBack(w, &out)
@@ -148,6 +154,12 @@ func (p *pass) act(w *model.Workload, a *rollout.Action) error {
 			c.Desired = model.DesiredRemove // nobody has to stop it
 		}
 		p.put(c)
+	case rollout.Release:
+		if i, ok := store.Get[*model.Instance](p.snap, a.InstanceID); ok {
+			c := current(p, i).Clone()
+			c.Standby = false
+			p.put(c)
+		}
 	case rollout.Forget:
 		p.cs.Delete(model.KindInstance, a.InstanceID)
 	}
@@ -164,7 +176,7 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 			ID: model.NewID(), Namespace: w.Namespace, Application: w.Application,
 			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
-		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces,
+		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
 		Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending},
 	}
 	if a.NodeID == "" {

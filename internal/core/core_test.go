@@ -677,3 +677,50 @@ func TestNamespacesAndTaints(t *testing.T) {
 		t.Errorf("half of what is there: %v", err)
 	}
 }
+
+func TestRollouts(t *testing.T) {
+	b := newBench(t)
+	b.deploy(shop())
+	ctx, ref := t.Context(), "shop/web"
+	first := b.workload("web").RevisionID
+	for range 2 {
+		if err := b.RestartWorkload(ctx, anna, ref); err != nil {
+			t.Fatal(err)
+		}
+	}
+	info, err := b.Rollout(ctx, ref)
+	if err != nil || len(info.Revisions) != 3 || !info.Revisions[0].Present || !info.Revisions[1].Previous || info.Revisions[2].Number != 1 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	if err := b.Undo(ctx, anna, ref, 7); !fault.Is(err, fault.NotFound) || !strings.Contains(err.Error(), "kept are [3 2 1]") {
+		t.Errorf("a revision that is not kept: %v", err)
+	}
+	if err := b.Undo(ctx, anna, ref, 1); err != nil || b.workload("web").RevisionID != first {
+		t.Errorf("undo: %v, at %s", err, b.workload("web").RevisionID)
+	}
+	if err := b.Undo(ctx, anna, ref, 1); !fault.Is(err, fault.Invalid) {
+		t.Errorf("undo to where it is: %v", err)
+	}
+	if err := b.ResumeRollout(ctx, anna, ref); !fault.Is(err, fault.Invalid) {
+		t.Errorf("resume of what is not paused: %v", err)
+	}
+	if err := b.PauseRollout(ctx, anna, ref); err != nil || !b.workload("web").Paused {
+		t.Errorf("pause: %v", err)
+	}
+	if err := b.ResumeRollout(ctx, anna, ref); err != nil || b.workload("web").Paused {
+		t.Errorf("resume: %v", err)
+	}
+	if err := b.Promote(ctx, anna, ref, false); !fault.Is(err, fault.Invalid) {
+		t.Errorf("promotion of nothing: %v", err)
+	}
+	if err := b.Suspend(ctx, anna, ref, true); err != nil || !b.workload("web").Suspended || b.workload("web").Count != shop().Workloads[0].Count {
+		t.Errorf("suspend: %v, %+v", err, b.workload("web"))
+	}
+	b.deploy(shop()) // a deployment neither wakes it up nor lets it be updated
+	if w := b.workload("web"); !w.Suspended {
+		t.Errorf("deploying again has resumed it")
+	}
+	if err := b.Suspend(ctx, anna, ref, false); err != nil || b.workload("web").Suspended {
+		t.Errorf("resume: %v", err)
+	}
+}

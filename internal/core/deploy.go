@@ -334,7 +334,8 @@ func (p *planner) workloads() error {
 		w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		var previous string
 		err := settle(p, w, func(old *model.Workload) {
-			w.Generation, w.Suspended = old.Generation, old.Suspended
+			w.Generation, w.Suspended, w.Paused = old.Generation, old.Suspended, old.Paused
+			w.Proceed, w.Promoted = old.Proceed, old.Promoted
 			w.RevisionID, w.PreviousRevisionID = old.RevisionID, old.PreviousRevisionID
 			if next := model.RevisionIDOf(w.ID, hash); next != old.RevisionID {
 				w.PreviousRevisionID, w.RevisionID = old.RevisionID, next

@@ -91,8 +91,12 @@ func (e *explainer) workload(w *model.Workload) {
 	if r := w.Status.Rollout; r.State != model.RolloutNone && r.State != model.RolloutCompleted {
 		e.say("  update: %s %s", r.State, r.Message)
 		if r.State == model.RolloutPaused {
-			e.advise("fix %s and deploy again, or return with `tutti rollback %s`", w.FullName(), w.FullName())
+			e.advise("fix %s and deploy again, return with `tutti rollback %s`, or let it go on with `tutti rollout resume %s`", w.FullName(), w.FullName(), w.FullName())
 		}
+	}
+	if w.Paused {
+		e.say("  it is paused by people: what runs is kept up, and nothing is updated")
+		e.advise("let it be updated again: `tutti rollout resume %s`", w.FullName())
 	}
 	for _, i := range shown {
 		if !i.Status.Ready {

@@ -49,6 +49,7 @@ func (w *Workload) Clone() *Workload {
 	c.Meta = w.Meta.clone()
 	c.Template = w.Template.Clone()
 	c.DependsOn = slices.Clone(w.DependsOn)
+	c.Plan.Canary = slices.Clone(w.Plan.Canary)
 	return &c
 }
 

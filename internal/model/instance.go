@@ -19,6 +19,8 @@ type Instance struct {
 	// DrainRevision is the store revision at which Desired became drain: balancers that have
 	// applied it send no new connections.
 	Cause string `json:"cause,omitempty"` // why Desired is no longer run
+	// Standby keeps it out of traffic, ready as it may be, until its revision takes over.
+	Standby bool `json:"standby,omitempty"`
 	// Addresses are assigned with the node: one per attachment of the template, in its order.
 	Addresses []Address `json:"addresses,omitempty"`
 	// PublishedPorts are host-mode ports held on the node.
@@ -130,4 +132,4 @@ func (i *Instance) AdoptDesired(from Object) {
 func (i *Instance) WantsToRun() bool { return i.Desired == DesiredRun && !i.Status.State.Final() }
 
 // Serving reports whether balancers should send it new connections.
-func (i *Instance) Serving() bool { return i.Desired == DesiredRun && i.Status.Ready }
+func (i *Instance) Serving() bool { return i.Desired == DesiredRun && i.Status.Ready && !i.Standby }

@@ -36,6 +36,7 @@ type Workload struct {
 	PreviousRevisionID string       `json:"previousRevisionID,omitempty"`
 	Update             UpdatePolicy `json:"update"`
 	Rollback           UpdatePolicy `json:"rollback"`
+	Plan               RolloutPlan  `json:"plan,omitzero"`
 	DependsOn          []Dependency `json:"dependsOn,omitempty"`
 	// MinAvailable is how many instances stay ready when others are to give way to more important
 	// work; 0 lets all of them.
@@ -46,6 +47,12 @@ type Workload struct {
 	OwnerID string `json:"ownerID,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
+	// Paused freezes the workload: what runs is kept up, and no instance gets another revision.
+	Paused bool `json:"paused,omitempty"`
+	// Proceed grows when people want an update that failed to go on; Promoted is how far they let
+	// one go that waits for them.
+	Proceed  uint64    `json:"proceed,omitempty"`
+	Promoted Promotion `json:"promoted,omitzero"`
 	// Generation grows with every change that people make; Status.Generation follows it.
 	Generation uint64         `json:"generation"`
 	Status     WorkloadStatus `json:"status"`
@@ -89,6 +96,12 @@ type RolloutStatus struct {
 	LastStep time.Time `json:"lastStep,omitzero"`
 	// Failures counts instances of the revision that failed within the monitor window.
 	Failures int `json:"failures,omitempty"`
+	// Step counts the steps of the plan that are behind, StepSince is since when the next one is
+	// reached and held, Domain the upgrade domain that is being walked.
+	Step      int       `json:"step,omitempty"`
+	StepSince time.Time `json:"stepSince,omitzero"`
+	Domain    string    `json:"domain,omitempty"`
+	Proceeded uint64    `json:"proceeded,omitempty"` // follows the workload's Proceed
 }
 
 // UpdatePolicy says how one revision replaces another.
@@ -99,6 +112,10 @@ type UpdatePolicy struct {
 	MaxFailureRatio float64       `json:"maxFailureRatio,omitempty"`
 	Order           UpdateOrder   `json:"order,omitempty"`
 	OnFailure       FailureAction `json:"onFailure,omitempty"`
+	// MaxSurge and MaxUnavailable, where one of them is not 0, take the place of Parallelism and
+	// Order: so many new instances beside old ones, and so many slots that do not serve, at a time.
+	MaxSurge       int `json:"maxSurge,omitempty"`
+	MaxUnavailable int `json:"maxUnavailable,omitempty"`
 }
 
 // UpdateOrder says whether the new instance or the end of the old one comes first.

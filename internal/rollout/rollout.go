@@ -21,7 +21,9 @@ type Input struct {
 	// Held is true while the revision waits for its dependencies: nothing of it is created, and
 	// what runs of an earlier one stays and is kept up.
 	Held bool
-	Now  time.Time
+	// Domains are the upgrade domains of nodes, by node ID, where the workload's plan names a key.
+	Domains map[string]string
+	Now     time.Time
 }
 
 // ActionType says what to do.
@@ -32,7 +34,9 @@ const (
 	Create ActionType = "create" // a new instance
 	Drain  ActionType = "drain"  // no new connections; stopped once all balancers have followed
 	Stop   ActionType = "stop"
-	Forget ActionType = "forget" // delete the record of an instance that has ended
+	// Release lets an instance take part in traffic that was on standby.
+	Release ActionType = "release"
+	Forget  ActionType = "forget" // delete the record of an instance that has ended
 )
 
 // Action is one step.
@@ -45,6 +49,7 @@ type Action struct {
 	NodeID     string // Create, for a global workload
 	RevisionID string // Create
 	Replaces   string // Create: the instance whose place it takes
+	Standby    bool   // Create: no traffic until it is released
 }
 
 // Output is what to do now.
@@ -110,6 +115,7 @@ func Next(in Input) Output {
 	}
 	p.collect()
 	p.begin()
+	p.proceed()
 	p.judge()
 	if p.out.RollBackTo != "" {
 		return p.out // the slots are looked at again once the workload has changed
@@ -129,7 +135,11 @@ func Next(in Input) Output {
 			p.settle(s)
 		}
 	}
-	if !job {
+	switch {
+	case job:
+	case p.beside() && !p.Held && !p.frozen():
+		p.blueGreen()
+	default:
 		p.advance()
 	}
 	p.complete()
@@ -211,7 +221,7 @@ func (p *plan) collect() {
 func (p *plan) begin() {
 	w, r := p.Workload, &p.out.Rollout
 	if r.Revision != w.RevisionID {
-		*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r)}
+		*r = model.RolloutStatus{Revision: w.RevisionID, From: p.returnTo(r), Proceeded: w.Proceed}
 		if !w.Type.Job() && (r.From != "" || p.anyOld()) {
 			r.State, r.Started = model.RolloutUpdating, p.Now
 		}
@@ -327,7 +337,7 @@ func (p *plan) failing(s *slot) string {
 // judge counts the slots that failed in an update under way, and acts on too many.
 func (p *plan) judge() {
 	r := &p.out.Rollout
-	if !p.moving() {
+	if !p.moving() || p.frozen() {
 		return
 	}
 	total, failures, told := 0, 0, ""
@@ -354,7 +364,7 @@ func (p *plan) judge() {
 		r.Message = told
 	case r.State == model.RolloutUpdating && p.policy.OnFailure == model.RollBackOnFailure && r.From != "":
 		p.out.RollBackTo = r.From
-		*r = model.RolloutStatus{State: model.RolloutRolling, Revision: r.From, From: r.Revision, Message: told, Started: p.Now}
+		*r = model.RolloutStatus{State: model.RolloutRolling, Revision: r.From, From: r.Revision, Message: told, Started: p.Now, Proceeded: r.Proceeded}
 	case r.State == model.RolloutRolling:
 		r.State, r.Message, r.Finished = model.RolloutFailed, "rolling back failed too: "+told, p.Now
 	default:
@@ -401,9 +411,10 @@ func (p *plan) empty(s *slot) {
 	p.endAll(cause, s.current, s.old, s.leaving)
 }
 
+// ready returns the first that serves as soon as it may: ready, and not on standby.
 func ready(list []*model.Instance) *model.Instance {
 	for _, i := range list {
-		if i.Status.Ready {
+		if i.Status.Ready && !i.Standby {
 			return i
 		}
 	}
@@ -446,6 +457,8 @@ func (p *plan) settle(s *slot) {
 		s.leaving = nil
 	case s.vacant():
 		p.fill(s)
+	case !p.beside():
+		p.leaveStandby(s)
 	}
 }
 
@@ -475,7 +488,7 @@ func (p *plan) fill(s *slot) {
 // one. It returns "" for a slot that gets the present revision.
 func (p *plan) keeps(s *slot) string {
 	r := &p.out.Rollout
-	stalled := p.Held || r.State == model.RolloutPaused
+	stalled := p.Held || p.frozen() || r.State == model.RolloutPaused
 	switch {
 	case !stalled && r.State != model.RolloutUpdating:
 		return ""
@@ -600,7 +613,7 @@ func (p *plan) move(s *slot) {
 // returns their number.
 func (p *plan) batch(busy int, waiting []*slot) int {
 	r := &p.out.Rollout
-	if !p.moving() || p.Held {
+	if !p.moving() || p.Held || p.frozen() {
 		return 0
 	}
 	// Slots that serve nobody anyway come first: updating them takes nothing away. Next are those
@@ -615,8 +628,10 @@ func (p *plan) batch(busy int, waiting []*slot) int {
 		return 2
 	}
 	slices.SortStableFunc(waiting, func(a, b *slot) int { return cmp.Compare(rank(a), rank(b)) })
-	room := len(waiting)
-	if p.policy.Parallelism > 0 {
+	room := min(len(p.domain(busy, waiting)), p.canary(busy, len(waiting)))
+	if p.mixed() {
+		room = min(room, p.policy.MaxSurge+p.policy.MaxUnavailable-busy)
+	} else if p.policy.Parallelism > 0 {
 		room = min(room, p.policy.Parallelism-busy)
 	}
 	if room <= 0 {
@@ -627,6 +642,9 @@ func (p *plan) batch(busy int, waiting []*slot) int {
 		return 0
 	}
 	r.LastStep = p.Now
+	if p.mixed() {
+		return p.mix(waiting[:room])
+	}
 	for _, s := range waiting[:room] {
 		if s.vacant() || p.startFirst() {
 			p.create(s, p.Workload.RevisionID, s.old, s.leaving, s.dead)
@@ -659,7 +677,7 @@ func (p *plan) unproven(s *slot) bool {
 // Those that fail, within what the policy allows, do not hold it up.
 func (p *plan) complete() {
 	r := &p.out.Rollout
-	if !p.moving() || p.Held {
+	if !p.moving() || p.Held || p.beside() {
 		return
 	}
 	done, failing := true, false

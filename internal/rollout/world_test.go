@@ -102,7 +102,7 @@ func (w *world) leaving() map[string]bool {
 }
 
 func (w *world) input() rollout.Input {
-	in := rollout.Input{Workload: w.w.Clone(), Leaving: w.leaving(), Held: w.held, Now: w.now}
+	in := rollout.Input{Workload: w.w.Clone(), Leaving: w.leaving(), Held: w.held, Now: w.now, Domains: map[string]string{"n0": "a", "n1": "b", "n2": "a", "n3": "b"}}
 	for _, i := range w.list() {
 		in.Instances = append(in.Instances, i.Clone())
 	}
@@ -203,14 +203,14 @@ func (w *world) apply(out rollout.Output) {
 			id := fmt.Sprintf("i%04d", w.serial)
 			w.instances[id] = &model.Instance{
 				Meta: model.Meta{ID: id, Name: fmt.Sprintf("web.%d", a.Slot), Created: w.now}, WorkloadID: "w", Slot: a.Slot,
-				RevisionID: a.RevisionID, NodeID: a.NodeID, Replaces: a.Replaces, Desired: model.DesiredRun,
+				RevisionID: a.RevisionID, NodeID: a.NodeID, Replaces: a.Replaces, Desired: model.DesiredRun, Standby: a.Standby,
 				Status: model.InstanceStatus{State: model.InstancePending},
 			}
 		case rollout.Drain, rollout.Stop:
 			if i.Desired != model.DesiredRun || i.Status.State.Final() {
 				w.fail("%s of an instance that is %s and %s", a.Type, i.Desired, i.Status.State)
 			}
-			if a.Type == rollout.Stop && i.Status.Ready && w.w.Type != model.JobWorkload {
+			if a.Type == rollout.Stop && i.Serving() && w.w.Type != model.JobWorkload {
 				w.fail("%s serves and is stopped without being drained", i.ID)
 			}
 			i.Desired = model.DesiredStop
@@ -220,6 +220,11 @@ func (w *world) apply(out rollout.Output) {
 			if i.NodeID == "" {
 				delete(w.instances, i.ID)
 			}
+		case rollout.Release:
+			if !i.Standby || i.Desired != model.DesiredRun {
+				w.fail("%s, which is %s, is released", i.ID, i.Desired)
+			}
+			i.Standby = false
 		case rollout.Forget:
 			if !i.Status.State.Final() {
 				w.fail("an instance that is %s is forgotten", i.Status.State)
@@ -246,13 +251,18 @@ func (w *world) checkFloor(before map[string]bool, out rollout.Output) {
 	if out.Rollout.State == model.RolloutRolling && w.w.Rollback != (model.UpdatePolicy{}) {
 		policy = w.w.Rollback
 	}
-	if policy.Order == model.StartFirst && w.w.Type != model.GlobalWorkload {
+	most := policy.Parallelism
+	if mixed := policy.MaxSurge+policy.MaxUnavailable > 0; mixed {
+		if most = policy.MaxUnavailable; most == 0 {
+			w.fail("slots %v were taken out of traffic, though none may be", lost)
+		}
+	} else if policy.Order == model.StartFirst && w.w.Type != model.GlobalWorkload {
 		w.fail("slots %v were taken out of traffic, though new instances are to start first", lost)
 	}
 	if out.Rollout.State != model.RolloutUpdating && out.Rollout.State != model.RolloutRolling {
 		w.fail("slots %v were taken out of traffic without an update (%s)", lost, out.Rollout.State)
 	}
-	if policy.Parallelism == 0 {
+	if most == 0 {
 		return
 	}
 	tolerant := policy.MaxFailureRatio > 0 || policy.OnFailure == model.ContinueOnFailure
@@ -262,8 +272,8 @@ func (w *world) checkFloor(before map[string]bool, out rollout.Output) {
 			down++
 		}
 	}
-	if down > policy.Parallelism {
-		w.fail("%d slots do not serve now that %v were taken out of traffic; %d may at a time", down, lost, policy.Parallelism)
+	if down > most {
+		w.fail("%d slots do not serve now that %v were taken out of traffic; %d may at a time", down, lost, most)
 	}
 }
 
@@ -437,6 +447,18 @@ func (w *world) chaos() {
 			w.w.Update = randomPolicy(w.rnd)
 			w.tell("update policy is now %+v", w.w.Update)
 		}
+	case 12:
+		w.w.Paused = w.rnd.IntN(3) == 0
+		w.tell("paused: %v", w.w.Paused)
+	case 13:
+		w.w.Promoted = model.Promotion{RevisionID: w.w.RevisionID, Steps: w.w.Status.Rollout.Step + 1}
+		w.w.Proceed++
+		w.tell("promoted and resumed")
+	case 14:
+		if w.rnd.IntN(4) == 0 {
+			w.w.Plan = randomPlan(w.rnd)
+			w.tell("plan is now %+v", w.w.Plan)
+		}
 	}
 }
 
@@ -492,8 +514,25 @@ func (w *world) checkComplete(revision string) {
 	}
 }
 
+func randomPlan(rnd *rand.Rand) (plan model.RolloutPlan) {
+	switch rnd.IntN(5) {
+	case 0:
+		plan.Canary = []model.CanaryStep{{Percent: 20, Hold: 30 * time.Second}, {Percent: 60, Manual: rnd.IntN(2) == 0}}
+	case 1:
+		plan.BlueGreen, plan.Manual = true, rnd.IntN(2) == 0
+	case 2:
+		plan.Domains = "node.labels.ud"
+	}
+	return plan
+}
+
 func randomPolicy(rnd *rand.Rand) model.UpdatePolicy {
+	surge, unavailable := 0, 0
+	if rnd.IntN(4) == 0 {
+		surge, unavailable = rnd.IntN(3), rnd.IntN(3)
+	}
 	return model.UpdatePolicy{
+		MaxSurge: surge, MaxUnavailable: unavailable,
 		Parallelism:     rnd.IntN(4),
 		Order:           []model.UpdateOrder{"", model.StopFirst, model.StartFirst}[rnd.IntN(3)],
 		OnFailure:       []model.FailureAction{"", model.PauseOnFailure, model.ContinueOnFailure, model.RollBackOnFailure, model.RollBackOnFailure}[rnd.IntN(5)],
@@ -516,7 +555,10 @@ func TestWhateverHappens(t *testing.T) {
 			if rnd.IntN(2) == 0 {
 				w.w.Rollback = randomPolicy(rnd)
 			}
-			w.tell("%s, update %+v, rollback %+v", kind, w.w.Update, w.w.Rollback)
+			if w.w.Plan = randomPlan(rnd); kind == model.GlobalWorkload {
+				w.w.Update.MaxSurge, w.w.Rollback.MaxSurge = 0, 0
+			}
+			w.tell("%s, update %+v, rollback %+v, plan %+v", kind, w.w.Update, w.w.Rollback, w.w.Plan)
 			w.deploy(probed)
 			for range 50 + rnd.IntN(250) {
 				w.chaos()
@@ -530,6 +572,7 @@ func TestWhateverHappens(t *testing.T) {
 			}
 			w.nodes[0].Availability, w.held, w.w.Suspended = model.Active, false, false
 			w.deploy([]conduct{probed, plain}[rnd.IntN(2)])
+			w.w.Paused, w.w.Promoted = false, model.Promotion{RevisionID: w.w.RevisionID, Steps: 9}
 			w.settle()
 			w.checkComplete(w.w.RevisionID)
 			if s := w.w.Status.Rollout.State; s != model.RolloutCompleted && s != model.RolloutNone {

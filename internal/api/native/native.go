@@ -38,6 +38,7 @@ func New(d Deps) http.Handler {
 	s.readRoutes(mux)
 	s.changeRoutes(mux)
 	s.policyRoutes(mux)
+	s.rolloutRoutes(mux)
 	s.streamRoutes(mux)
 	s.keyRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -187,7 +187,10 @@ func (p *Progress) standing(w *model.Workload, held string) (Standing, string) {
 	case st.Rollout.State == model.RolloutRolling:
 		return StandingProgressing, "rolling back: " + st.Rollout.Message
 	case st.Rollout.State == model.RolloutUpdating:
-		return StandingProgressing, cmp.Or(held, fmt.Sprintf("%d of %d updated", p.Updated+p.Completed, p.Wanted))
+		if w.Paused {
+			return StandingProgressing, "paused by people: `tutti rollout resume` lets it go on"
+		}
+		return StandingProgressing, cmp.Or(held, st.Rollout.Message, fmt.Sprintf("%d of %d updated", p.Updated+p.Completed, p.Wanted))
 	case st.Rollout.State == model.RolloutPaused, st.Rollout.State == model.RolloutFailed:
 		return StandingFailed, st.Rollout.Message
 	case p.Failed > 0:
