@@ -39,7 +39,7 @@ func (noNodes) Logs(_ context.Context, _ string, _ wire.TaskRef, _ driver.LogOpt
 
 func (noNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 
-type noImages struct{}
+type noImages struct{ core.Images }
 
 func (noImages) Import(_ context.Context, r io.Reader, _ image.ImportOptions) ([]image.Info, error) {
 	n, err := io.Copy(io.Discard, r)

@@ -27,7 +27,7 @@ import (
 
 // clusterCommands make and end nodes on this machine.
 func clusterCommands(g *globals) []*cobra.Command {
-	return []*cobra.Command{upCommand(g), downCommand(g), joinCommand(g), hostCommand(g), serveCommand(g), hostPortsCommand(g)}
+	return []*cobra.Command{upCommand(g), downCommand(g), joinCommand(g), hostCommand(g), serveCommand(g), hostPortsCommand(g), envCommand(g)}
 }
 
 // nodeFlags are those that say what node to be.

@@ -33,7 +33,8 @@ func save(path string, v any) error {
 // keptStatus is what is kept of an instance's status.
 type keptStatus struct {
 	Status   model.InstanceStatus `json:"status"`
-	Attempts int                  `json:"attempts"` // restarts that its policy counts
+	Attempts int                  `json:"attempts"`         // restarts that its policy counts
+	Starts   uint64               `json:"starts,omitempty"` // that it has followed
 }
 
 // saveStatus keeps the latest status, so that an agent that is restarted neither forgets that

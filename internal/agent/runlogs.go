@@ -94,7 +94,7 @@ func (w *worker) nextRun(ctx context.Context, task string, after int) (int, bool
 	for {
 		w.mu.Lock()
 		runs, changed := w.runs[task], w.changed
-		over := w.hasStatus && w.status.State.Final() || w.removing
+		over := w.hasStatus && (w.status.State.Final() || w.status.State == model.InstanceHeld) || w.removing
 		w.mu.Unlock()
 		for _, n := range runs {
 			if n > after {

@@ -24,6 +24,14 @@ type Blobs interface {
 func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathLogs, wire.HandleStream(a.serveLogs), wire.RoleServer)
 	p.Handle(wire.PathExec, wire.HandleStream(a.serveExec), wire.RoleServer)
+	p.Handle(wire.PathAttach, wire.HandleStream(a.serveAttach), wire.RoleServer)
+	p.Handle(wire.PathSignal, wire.HandleCall(func(ctx context.Context, r wire.SignalRequest) (wire.Empty, error) {
+		d, id, err := a.find(r.Instance, r.Task)
+		if err != nil {
+			return wire.Empty{}, err
+		}
+		return wire.Empty{}, d.Signal(ctx, id, r.Signal)
+	}), wire.RoleServer)
 	p.Handle(wire.PathStats, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) (driver.Stats, error) {
 		return a.Stats(ctx, r.Instance, r.Task)
 	}), wire.RoleServer)
@@ -113,5 +121,21 @@ func (a *Agent) serveExec(ctx context.Context, s *wire.Stream) error {
 	send := func(o wire.ExecOutput) error { return s.Send(o) }
 	return wire.ServeExec(ctx, start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
 		return a.Exec(ctx, start.Instance, start.Task, start.Spec, streams)
+	})
+}
+
+func (a *Agent) serveAttach(ctx context.Context, s *wire.Stream) error {
+	var start wire.ExecStart
+	if err := s.Receive(&start); err != nil {
+		return err
+	}
+	receive := func(in *wire.ExecInput) error { return s.Receive(in) }
+	send := func(o wire.ExecOutput) error { return s.Send(o) }
+	return wire.ServeExec(ctx, start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
+		d, id, err := a.find(start.Instance, start.Task)
+		if err != nil {
+			return 0, err
+		}
+		return 0, d.Attach(ctx, id, streams)
 	})
 }

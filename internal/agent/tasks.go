@@ -212,6 +212,9 @@ func (w *worker) stopTask(ctx context.Context, p *prepared, t *model.TaskSpec, i
 		return st
 	}
 	grace := p.template.StopGrace
+	if as, _, _ := w.desired(); as.Instance.StopWithin != nil {
+		grace = *as.Instance.StopWithin
+	}
 	if grace > 0 {
 		if err := d.Signal(ctx, id, stopSignal(t, p.images[t.Name])); err != nil && !fault.Is(err, fault.NotFound) {
 			w.log.Warn("stop signal could not be sent", "task", t.Name, "error", err)

@@ -31,6 +31,7 @@ type worker struct {
 	status     model.InstanceStatus
 	hasStatus  bool
 	attempts   int           // restarts that the policy counts
+	starts     uint64        // how many of the instance's starts were followed
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
 }
@@ -93,7 +94,7 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	st.Ready = ready
 	same := w.hasStatus && equalStatus(&w.status, &st)
 	w.status, w.hasStatus = st, true
-	kept := keptStatus{Status: st, Attempts: w.attempts}
+	kept := keptStatus{Status: st, Attempts: w.attempts, Starts: w.starts}
 	if !same {
 		close(w.changed)
 		w.changed = make(chan struct{})
@@ -135,7 +136,7 @@ func (w *worker) run(ctx context.Context) {
 	if w.adopted {
 		if kept, ok := loadStatus(w.agent.assignments(), w.id); ok {
 			w.mu.Lock()
-			w.status, w.hasStatus, w.attempts = kept.Status, true, kept.Attempts
+			w.status, w.hasStatus, w.attempts, w.starts = kept.Status, true, kept.Attempts, kept.Starts
 			w.mu.Unlock()
 			w.agent.session.Report(w.id, kept.Status)
 		}
@@ -181,19 +182,38 @@ func (w *worker) live(ctx context.Context) {
 	}
 	w.mu.Lock()
 	restarts := &restartCount{policy: p.template.Restart, attempts: w.attempts}
+	held := w.adopted && w.status.State == model.InstanceHeld
+	if !w.adopted {
+		w.starts = w.assignment.Instance.Starts
+	}
 	w.mu.Unlock()
 	for {
-		outcome := w.runOnce(ctx, p, w.adopted)
+		var outcome outcome
+		if !held {
+			outcome = w.runOnce(ctx, p, w.adopted)
+		}
 		w.adopted = false
 		if ctx.Err() != nil {
 			return
 		}
+		if !held && w.startedAnew() { // it was told to run once more while it ran
+			w.countStarts(restarts)
+			continue
+		}
 		_, want, _ := w.desired()
+		again, delay := restarts.next(outcome)
+		if held || w.mayHold() && (!want || !again) {
+			if !w.hold(ctx, p, outcome, held) {
+				return
+			}
+			held = false
+			w.countStarts(restarts)
+			continue
+		}
 		if !want {
 			w.finish(ctx, p, outcome, "stopped")
 			return
 		}
-		again, delay := restarts.next(outcome)
 		if !again {
 			w.finish(ctx, p, outcome, "")
 			return
@@ -207,6 +227,13 @@ func (w *worker) live(ctx context.Context) {
 		if !w.sleep(ctx, delay) {
 			if ctx.Err() != nil {
 				return
+			}
+			if w.mayHold() {
+				if !w.hold(ctx, p, outcome, false) {
+					return
+				}
+				w.countStarts(restarts)
+				continue
 			}
 			w.finish(ctx, p, outcome, "stopped")
 			return
@@ -398,7 +425,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 		case <-ctx.Done():
 			return outcome{message: "the agent is stopping"}
 		case <-w.wake:
-			if _, want, _ := w.desired(); !want {
+			if _, want, _ := w.desired(); !want || w.startedAnew() {
 				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
 				return w.stopTasks(ctx, p)
 			}
@@ -426,7 +453,7 @@ func (w *worker) probed(ctx context.Context, p *prepared, h verdict) (outcome, b
 			}
 		}
 	})
-	if h.health != model.HealthUnhealthy {
+	if h.health != model.HealthUnhealthy || p.template.KeepEnded {
 		return outcome{}, false
 	}
 	message := "unhealthy: " + h.output

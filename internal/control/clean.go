@@ -92,8 +92,10 @@ func (p *pass) behind(i *model.Instance) string {
 // tidy forgets instances that nobody needs any more.
 func (p *pass) tidy() {
 	for i := range p.candidates {
-		_, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
+		w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
 		switch {
+		case ok && w.RemoveWhenEnded && p.endedForGood(w):
+			p.removeWorkload(w)
 		case i.Desired == model.DesiredRemove && (i.Status.State.Final() || i.NodeID == ""):
 			p.cs.Delete(model.KindInstance, i.ID)
 		case !ok && i.Desired != model.DesiredRemove:
@@ -103,6 +105,46 @@ func (p *pass) tidy() {
 		}
 		p.cut()
 	}
+}
+
+// endedForGood reports whether every instance that a workload wants has ended and will not be
+// started again by itself.
+func (p *pass) endedForGood(w *model.Workload) bool {
+	ended := 0
+	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
+		st := &i.Status
+		switch {
+		case i.Starts < w.Starts:
+		case st.State == model.InstanceHeld && (w.Suspended || i.Desired == model.DesiredRun),
+			st.State == model.InstanceCompleted, st.State == model.InstanceFailed:
+			ended++
+		}
+	}
+	return ended > 0 && ended >= w.Count
+}
+
+// removeWorkload removes a workload that asked for it, and the services that lead to it.
+func (p *pass) removeWorkload(w *model.Workload) {
+	if p.removed[w.ID] {
+		return
+	}
+	if p.removed == nil {
+		p.removed = map[string]bool{}
+	}
+	p.removed[w.ID] = true
+	p.cs.Expect(model.KindWorkload, w.ID, w.Revision)
+	p.cs.Delete(model.KindWorkload, w.ID)
+	for s := range store.ByApplication[*model.Service](p.snap, w.Namespace, w.Application) {
+		if s.WorkloadID == w.ID {
+			p.cs.Delete(model.KindService, s.ID)
+		}
+	}
+	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
+		c := current(p, i).Clone()
+		c.Desired, c.Cause = model.DesiredRemove, "its workload has ended"
+		p.put(c)
+	}
+	p.event("workload removed", w, "it has ended, and was to be removed then")
 }
 
 // keptRevisions is how many revisions of a workload are kept to return to.

@@ -282,6 +282,7 @@ type pass struct {
 	ports    map[string][]model.HostPort // host ports by workload ID
 	pools    map[string]*pool            // by network ID
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
+	removed  map[string]bool             // workloads that this pass removes, by ID
 
 	asked    map[*model.Template]schedule.Request
 	avoiding []avoider

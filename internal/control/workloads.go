@@ -140,6 +140,17 @@ func (p *pass) act(w *model.Workload, a *rollout.Action) error {
 	switch a.Type {
 	case rollout.Create:
 		return p.create(w, a)
+	case rollout.Start, rollout.Hold:
+		i, ok := store.Get[*model.Instance](p.snap, a.InstanceID)
+		if !ok {
+			return nil
+		}
+		c := current(p, i).Clone()
+		c.Desired, c.Starts, c.Cause, c.StopWithin = model.DesiredRun, w.Starts, "", nil
+		if a.Type == rollout.Hold {
+			c.Desired, c.Cause, c.StopWithin = model.DesiredHold, a.Cause, w.StopWithin
+		}
+		p.put(c)
 	case rollout.Drain, rollout.Stop:
 		i, ok := store.Get[*model.Instance](p.snap, a.InstanceID)
 		if !ok {
@@ -177,7 +188,7 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
 		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
-		Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending},
+		Desired: model.DesiredRun, Starts: w.Starts, Status: model.InstanceStatus{State: model.InstancePending},
 	}
 	if a.NodeID == "" {
 		p.put(i)

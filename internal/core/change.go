@@ -106,7 +106,7 @@ func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes b
 		case f.Workload != nil:
 			w := f.Workload
 			workloads = append(workloads, w.ID)
-			removeWorkload(snap, cs, w)
+			removeWorkload(snap, cs, w, nil)
 			for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
 				if s.WorkloadID == w.ID {
 					cs.Delete(model.KindService, s.ID)
@@ -134,7 +134,7 @@ func (c *Core) removeApplication(snap *store.Snapshot, cs *store.ChangeSet, a *m
 	for w := range store.ByApplication[*model.Workload](snap, ns, app) {
 		*workloads = append(*workloads, w.ID)
 		if _, run := store.Get[*model.Workload](snap, w.OwnerID); !run { // or else it goes with its schedule
-			removeWorkload(snap, cs, w)
+			removeWorkload(snap, cs, w, nil)
 		}
 	}
 	for s := range store.ByApplication[*model.Service](snap, ns, app) {

@@ -18,6 +18,8 @@ import (
 type Remote interface {
 	Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
+	Attach(ctx context.Context, nodeID string, ref wire.TaskRef, s driver.Streams) error
+	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	EnsureImage(ctx context.Context, nodeID, name, digest string) error
 	RemoveImage(ctx context.Context, nodeID, name string) error
 	RemoveVolume(ctx context.Context, nodeID, id string) error
@@ -27,6 +29,10 @@ type Remote interface {
 type Images interface {
 	Import(ctx context.Context, r io.Reader, o image.ImportOptions) ([]image.Info, error)
 	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
+	Describe(ctx context.Context, name, digest string) (image.Detail, error)
+	Tag(ctx context.Context, name, digest, newName string) (image.Info, error)
+	Pull(ctx context.Context, ref string, progress func(image.Progress)) (image.Info, error)
+	Export(ctx context.Context, w io.Writer, names []string) error
 }
 
 // Servers tells of the cluster's servers.

@@ -2,6 +2,7 @@ package core_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -31,6 +32,7 @@ type bench struct {
 	mu      sync.Mutex
 	outrun  func()   // called once, before the next proposal is applied
 	removed []string // volumes
+	signals []string // node, task, signal
 	left    []string // servers taken out of the quorum
 }
 
@@ -75,6 +77,16 @@ func (b *bench) Logs(context.Context, string, wire.TaskRef, driver.LogOptions, f
 	return nil
 }
 
+func (b *bench) Attach(_ context.Context, node string, _ wire.TaskRef, s driver.Streams) error {
+	_, err := s.Stdout.Write([]byte(node))
+	return err
+}
+
+func (b *bench) Signal(_ context.Context, node string, ref wire.TaskRef, signal int) error {
+	b.signals = append(b.signals, fmt.Sprint(node, " ", ref.Task, " ", signal))
+	return nil
+}
+
 func (b *bench) Exec(_ context.Context, node string, ref wire.TaskRef, _ driver.ExecSpec, _ driver.Streams) (int, error) {
 	return len(node + ref.Instance), nil
 }
@@ -87,6 +99,22 @@ func (b *bench) RemoveVolume(_ context.Context, node, id string) error {
 	defer b.mu.Unlock()
 	b.removed = append(b.removed, node+" "+id)
 	return nil
+}
+
+func (b *bench) Describe(context.Context, string, string) (image.Detail, error) {
+	return image.Detail{}, errors.New("not asked for in this test")
+}
+
+func (b *bench) Tag(context.Context, string, string, string) (image.Info, error) {
+	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (b *bench) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
+	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (b *bench) Export(context.Context, io.Writer, []string) error {
+	return errors.New("not asked for in this test")
 }
 
 func (b *bench) Import(context.Context, io.Reader, image.ImportOptions) ([]image.Info, error) {

@@ -70,7 +70,7 @@ func refersToConfigs(d *Deployment) bool {
 
 // checkDeployment refuses what can be refused without looking at the cluster.
 func checkDeployment(d *Deployment) error {
-	if err := model.CheckName(d.Application); err != nil {
+	if err := model.CheckName(d.Application); err != nil && (d.Application != "" || !d.KeepOthers) {
 		return fault.New(fault.Invalid, "application name %w", err)
 	}
 	var problems []string
@@ -214,6 +214,9 @@ func resolve[T model.Object](p *planner, kind model.Kind, ref, where string) (st
 	}
 	if id := p.refs[string(kind)+" "+ref]; id != "" {
 		return id, nil
+	}
+	if obj, ok := store.Get[T](p.snap, ref); ok && obj.GetMeta().Namespace == p.d.Namespace {
+		return ref, nil
 	}
 	if obj, ok := store.ByName[T](p.snap, p.d.Namespace, p.d.Application, ref); ok {
 		return obj.GetMeta().ID, nil
@@ -477,7 +480,8 @@ func (p *planner) services() error {
 
 func (p *planner) portsFree(s *model.Service) error {
 	for other := range store.List[*model.Service](p.snap) {
-		if other.Namespace == p.d.Namespace && other.Application == p.d.Application {
+		if other.Namespace == p.d.Namespace && other.Application == p.d.Application &&
+			(!p.d.KeepOthers || slices.ContainsFunc(p.d.Services, func(s *model.Service) bool { return s.Name == other.Name })) {
 			continue // replaced or removed by this very deployment
 		}
 		for _, a := range s.Ports {
@@ -499,7 +503,7 @@ func (p *planner) removeOthers() {
 	gone := func(obj model.Object) bool { return p.refs[string(obj.Kind())+" "+obj.GetMeta().Name] == "" }
 	for w := range store.ByApplication[*model.Workload](p.snap, ns, app) {
 		if gone(w) && !p.isRun(w) {
-			removeWorkload(p.snap, p.cs, w)
+			removeWorkload(p.snap, p.cs, w, nil)
 			p.note("removed", w)
 		}
 	}
@@ -536,20 +540,21 @@ func (p *planner) drop(obj model.Object) {
 	p.note("removed", obj)
 }
 
-// removeWorkload deletes a workload and its revisions; its instances end and are forgotten.
-func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
+// removeWorkload deletes a workload and its revisions; its instances end and are forgotten. within
+// takes the place of the templates' StopGrace, unless it is nil.
+func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, within *time.Duration) {
 	cs.Delete(model.KindWorkload, w.ID)
 	if w.Type == model.CronWorkload {
 		for job := range store.ByApplication[*model.Workload](snap, w.Namespace, w.Application) {
 			if job.OwnerID == w.ID {
-				removeWorkload(snap, cs, job)
+				removeWorkload(snap, cs, job, within)
 			}
 		}
 	}
 	for i := range store.InstancesOfWorkload(snap, w.ID) {
 		if i.Desired != model.DesiredRemove {
 			c := i.Clone()
-			c.Desired, c.Cause = model.DesiredRemove, "its workload was removed"
+			c.Desired, c.Cause, c.StopWithin = model.DesiredRemove, "its workload was removed", within
 			cs.Put(c)
 		}
 	}
@@ -558,6 +563,9 @@ func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload
 func (p *planner) application(who Caller) error {
 	a := &model.Application{Meta: model.Meta{Name: p.d.Application, Namespace: p.d.Namespace}, Source: p.d.Source, Version: 1}
 	old, ok := store.ByName[*model.Application](p.snap, p.d.Namespace, "", p.d.Application)
+	if p.d.Application == "" || p.d.Members && ok {
+		return nil
+	}
 	if ok {
 		a.Meta = old.Clone().Meta
 		a.Version = old.Version + 1

@@ -14,7 +14,8 @@ type Caller struct {
 // Deployment is a whole application as desired. Its members refer to each other by name:
 // Attachment.Network, Mount.Source of volumes, secrets and configs, Service.WorkloadID,
 // Service.Networks and the keys of Service.Aliases hold "x" for this application's x and "/x"
-// for an object outside any application. Deploy turns names into IDs.
+// for an object outside any application; an ID stands for itself. Deploy turns names into IDs.
+// With KeepOthers, Application may be empty: the members then belong to none.
 type Deployment struct {
 	Namespace   string            `json:"namespace,omitempty"`
 	Application string            `json:"application"`
@@ -27,6 +28,9 @@ type Deployment struct {
 	Configs     []*model.Config   `json:"configs,omitempty"`
 	// KeepOthers leaves members that the application has and the deployment lacks.
 	KeepOthers bool `json:"keepOthers,omitempty"`
+	// Members adds to an application whose members come and go one by one: its version counts none
+	// of it. It goes with KeepOthers.
+	Members bool `json:"members,omitempty"`
 	// DryRun checks everything and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }

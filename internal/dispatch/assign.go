@@ -21,7 +21,7 @@ func (s *Sessions) assignments(snap *store.Snapshot, sess *session, sent map[str
 			continue
 		}
 		wanted[inst.ID] = true
-		key := fmt.Sprint(inst.Desired, inst.Addresses, inst.HostPorts, inst.RevisionID)
+		key := fmt.Sprint(inst.Desired, inst.Starts, inst.Addresses, inst.HostPorts, inst.RevisionID)
 		if sent[inst.ID] == key {
 			continue
 		}

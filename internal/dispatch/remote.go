@@ -66,15 +66,35 @@ func (r *Remote) Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec
 	if err != nil {
 		return 0, err
 	}
+	return r.converse(ctx, address, wire.PathExec, wire.ExecStart{TaskRef: ref, Spec: spec}, st)
+}
+
+// Attach connects to the streams of a task on a node; see driver.Driver.
+func (r *Remote) Attach(ctx context.Context, nodeID string, ref wire.TaskRef, st driver.Streams) error {
+	address, err := r.address(nodeID)
+	if err != nil {
+		return err
+	}
+	_, err = r.converse(ctx, address, wire.PathAttach, wire.ExecStart{TaskRef: ref, FromStart: st.FromStart}, st)
+	return err
+}
+
+// Signal sends a signal to the first process of a task on a node.
+func (r *Remote) Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error {
+	return r.call(ctx, nodeID, wire.PathSignal, wire.SignalRequest{TaskRef: ref, Signal: signal}, &wire.Empty{})
+}
+
+// converse passes the streams of a process on a node both ways until it ends.
+func (r *Remote) converse(ctx context.Context, address, path string, start wire.ExecStart, st driver.Streams) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	s, err := r.Client.Stream(ctx, address, wire.PathExec)
+	s, err := r.Client.Stream(ctx, address, path)
 	if err != nil {
 		return 0, err
 	}
 	defer s.Close()
-	err = s.Send(wire.ExecStart{TaskRef: ref, Spec: spec, Stdin: st.Stdin != nil, Stdout: st.Stdout != nil, Stderr: st.Stderr != nil})
-	if err != nil {
+	start.Stdin, start.Stdout, start.Stderr = st.Stdin != nil, st.Stdout != nil, st.Stderr != nil
+	if err := s.Send(start); err != nil {
 		return 0, err
 	}
 	send := func(in wire.ExecInput) error { return s.Send(in) }

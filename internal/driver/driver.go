@@ -106,6 +106,8 @@ type Streams struct {
 	Resize <-chan Size
 	// Signals carries signals to send to the process.
 	Signals <-chan os.Signal
+	// FromStart asks Attach for what the task printed in its first moments, too: see its promise.
+	FromStart bool
 }
 
 // Size of a terminal in characters.
@@ -156,6 +158,8 @@ type Driver interface {
 	// Exec runs a process in the task and returns its exit code (128+n for signal n).
 	Exec(ctx context.Context, id string, spec ExecSpec, s Streams) (exitCode int, err error)
 	// Attach connects to the task's own streams until it exits or ctx is done; any number at once.
+	// With FromStart, whoever comes within the run's first five seconds gets all that was printed
+	// before, up to 64 KiB.
 	Attach(ctx context.Context, id string, s Streams) error
 	// Logs calls yield for each entry in order until done or yield returns an error.
 	Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error

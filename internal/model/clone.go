@@ -50,6 +50,7 @@ func (w *Workload) Clone() *Workload {
 	c.Template = w.Template.Clone()
 	c.DependsOn = slices.Clone(w.DependsOn)
 	c.Plan.Canary = slices.Clone(w.Plan.Canary)
+	c.StopWithin = clonePointer(w.StopWithin)
 	return &c
 }
 
@@ -68,6 +69,15 @@ func (i *Instance) Clone() *Instance {
 	c.Addresses = slices.Clone(i.Addresses)
 	c.HostPorts = slices.Clone(i.HostPorts)
 	c.Status.Tasks = slices.Clone(i.Status.Tasks)
+	c.StopWithin = clonePointer(i.StopWithin)
+	return &c
+}
+
+func clonePointer[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	c := *p
 	return &c
 }
 

@@ -26,8 +26,12 @@ type Instance struct {
 	// PublishedPorts are host-mode ports held on the node.
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
 	// Replaces is the instance whose slot this one takes over.
-	Replaces string         `json:"replaces,omitempty"`
-	Status   InstanceStatus `json:"status"`
+	Replaces string `json:"replaces,omitempty"`
+	// Starts is the workload's count of starts that this instance follows.
+	Starts uint64 `json:"starts,omitempty"`
+	// StopWithin takes the place of the template's StopGrace when it is held.
+	StopWithin *time.Duration `json:"stopWithin,omitempty"`
+	Status     InstanceStatus `json:"status"`
 }
 
 // Address is an instance's address on a network.
@@ -46,17 +50,18 @@ type HostPort struct {
 // DesiredState is what the cluster wants of an instance.
 type DesiredState string
 
-// An instance should run; or lose its traffic and then be stopped (drain); or end (stop); or
-// end and be forgotten (remove).
+// An instance should run; or be stopped and kept to be started again (hold); or lose its traffic
+// and then be stopped (drain); or end (stop); or end and be forgotten (remove).
 const (
 	DesiredRun    DesiredState = "run"
+	DesiredHold   DesiredState = "hold"
 	DesiredDrain  DesiredState = "drain"
 	DesiredStop   DesiredState = "stop"
 	DesiredRemove DesiredState = "remove"
 )
 
 // InstanceState is observed. It only moves forward, apart from a restart in place, which
-// leads from running or waiting back to starting.
+// leads from running, waiting or held back to starting.
 type InstanceState string
 
 // The instance states, in order. Completed, failed and lost are final.
@@ -67,6 +72,7 @@ const (
 	InstanceRunning   InstanceState = "running"   // every task runs
 	InstanceWaiting   InstanceState = "waiting"   // a task ended and will be restarted
 	InstanceStopping  InstanceState = "stopping"
+	InstanceHeld      InstanceState = "held"      // its tasks have ended; it is kept, and can be started again
 	InstanceCompleted InstanceState = "completed" // ended as it should: exit code 0, or stopped on request
 	InstanceFailed    InstanceState = "failed"
 	InstanceLost      InstanceState = "lost" // its node is gone; written by the leader

@@ -25,6 +25,10 @@ type Template struct {
 	Labels    map[string]string `json:"labels,omitempty"` // of instances
 	// Indexed tells each instance its number, from 0, in the variable JOB_COMPLETION_INDEX.
 	Indexed bool `json:"indexed,omitempty"`
+	// KeepEnded keeps an instance whose tasks have ended for good, or that was suspended, as it is:
+	// its node, root file system, addresses and logs stay, and it can be started again. It is not
+	// restarted for being unhealthy.
+	KeepEnded bool `json:"keepEnded,omitempty"`
 	// ForceUpdate makes an otherwise equal template a new revision.
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }

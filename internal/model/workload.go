@@ -53,6 +53,13 @@ type Workload struct {
 	// one go that waits for them.
 	Proceed  uint64    `json:"proceed,omitempty"`
 	Promoted Promotion `json:"promoted,omitzero"`
+	// Starts counts how often people started it. An instance that is behind runs once more: in
+	// place if it is kept (Template.KeepEnded), in its slot's next instance otherwise.
+	Starts uint64 `json:"starts,omitempty"`
+	// StopWithin, while suspended, takes the place of the template's StopGrace.
+	StopWithin *time.Duration `json:"stopWithin,omitempty"`
+	// RemoveWhenEnded removes the workload once its instances have ended for good.
+	RemoveWhenEnded bool `json:"removeWhenEnded,omitempty"`
 	// Generation grows with every change that people make; Status.Generation follows it.
 	Generation uint64         `json:"generation"`
 	Status     WorkloadStatus `json:"status"`

@@ -63,6 +63,10 @@ const (
 	DefaultNodePool    = "10.211.0.0/16"
 )
 
+// DockerSocket returns the path of the socket at which a node with that run directory answers the
+// Docker Engine's API.
+func DockerSocket(runDir string) string { return filepath.Join(runDir, "docker.sock") }
+
 // Socket returns the path of the API socket of a node with that run directory.
 func Socket(runDir string) string { return filepath.Join(runDir, "tutti.sock") }
 

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/api/docker"
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -73,9 +74,14 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
+	dockerAPI, err := native.Listen(DockerSocket(cfg.RunDir))
+	if err != nil {
+		api.Close()
+		return err
+	}
 	ports.Go(func() error { return port.Serve(portCtx) })
 	cfg.Log.Info("node starts", "node", id.NodeID, "name", cfg.Name, "role", id.Role, "address", cfg.wireAddress(), "version", cfg.Version)
-	return work(ctx, s, w, api, &cfg)
+	return work(ctx, s, w, id, api, dockerAPI, &cfg)
 }
 
 // newServer builds the server half; images is this node's own image store.
@@ -87,18 +93,25 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 	})
 }
 
-// work runs both halves and the API until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, api net.Listener, cfg *Config) error {
+// work runs both halves and the APIs until ctx is done.
+func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI net.Listener, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
 	}
-	handler := native.Refuse(fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name))
+	noServer := fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name)
+	handler, dockerHandler := native.Refuse(noServer), docker.Refuse(noServer)
 	if s != nil {
+		dockerHandler = s.Answer(docker.New(docker.Deps{
+			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,
+			Lifetime: native.Lifetime,
+			Caller:   func(ctx context.Context) core.Caller { return core.Caller{Name: native.Peer(ctx), Via: "docker"} },
+		}))
 		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })
+	g.Go(func() error { return native.Serve(ctx, dockerAPI, dockerHandler) })
 	g.Go(func() error {
 		if s != nil {
 			if err := s.Begin(ctx); err != nil {

@@ -32,6 +32,8 @@ type ActionType string
 // The actions.
 const (
 	Create ActionType = "create" // a new instance
+	Start  ActionType = "start"  // once more, in place
+	Hold   ActionType = "hold"   // stopped, and kept to be started again
 	Drain  ActionType = "drain"  // no new connections; stopped once all balancers have followed
 	Stop   ActionType = "stop"
 	// Release lets an instance take part in traffic that was on standby.
@@ -194,7 +196,7 @@ func (p *plan) collect() {
 		switch {
 		case i.Status.State.Final():
 			s.dead = append(s.dead, i)
-		case i.Desired != model.DesiredRun:
+		case i.Desired != model.DesiredRun && i.Desired != model.DesiredHold:
 			s.going = append(s.going, i)
 		case p.Leaving[i.NodeID]:
 			s.leaving = append(s.leaving, i)
@@ -375,7 +377,7 @@ func (p *plan) judge() {
 // trim forgets all but the latest ended instances of a slot.
 func (p *plan) trim(s *slot) {
 	keep := 0
-	if s.wanted || p.remembers(s) {
+	if s.wanted || p.remembers(s) || s.counts && p.Workload.Template.KeepEnded {
 		keep = max(keptDead, p.Workload.Job.BackoffLimit+1)
 	}
 	for n, i := range s.dead {
@@ -401,6 +403,17 @@ func (p *plan) endAll(cause string, lists ...[]*model.Instance) {
 }
 
 func (p *plan) empty(s *slot) {
+	if p.Workload.Suspended && p.Workload.Template.KeepEnded && s.counts {
+		for _, i := range slices.Concat(s.current, s.old, s.leaving) {
+			switch {
+			case i.NodeID == "":
+				p.end(i, "the workload is suspended")
+			case i.Desired != model.DesiredHold:
+				p.do(Action{Type: Hold, InstanceID: i.ID, Cause: "the workload is suspended"})
+			}
+		}
+		return
+	}
 	cause := "scaled down"
 	if p.Workload.Type.PerNode() {
 		cause = "its node no longer matches"
@@ -447,6 +460,11 @@ func (p *plan) single(list []*model.Instance) []*model.Instance {
 // settle fills a slot and ends what was replaced in it.
 func (p *plan) settle(s *slot) {
 	s.current, s.old, s.leaving = p.single(s.current), p.single(s.old), p.single(s.leaving)
+	for _, i := range slices.Concat(s.current, s.old, s.leaving) {
+		if i.Desired == model.DesiredHold || i.Starts < p.Workload.Starts {
+			p.do(Action{Type: Start, InstanceID: i.ID})
+		}
+	}
 	cause := func(by *model.Instance) string { return "replaced by " + by.Name + " " + model.ShortID(by.ID) }
 	switch {
 	case ready(s.current) != nil:
@@ -543,7 +561,7 @@ func (p *plan) mayReplace(s *slot) bool {
 // before it is replaced.
 func (p *plan) stays(s *slot) (stay bool, wait time.Duration) {
 	last := s.dead[0]
-	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost {
+	if last.Desired != model.DesiredRun || last.Status.State == model.InstanceLost || last.Starts < p.Workload.Starts {
 		return false, 0
 	}
 	policy := p.Workload.Template.Restart

@@ -176,6 +176,8 @@ var decisions = map[string][]wire.Role{
 	// What nodes do for servers.
 	wire.PathLogs:         {wire.RoleServer},
 	wire.PathExec:         {wire.RoleServer},
+	wire.PathAttach:       {wire.RoleServer},
+	wire.PathSignal:       {wire.RoleServer},
 	wire.PathStats:        {wire.RoleServer},
 	wire.PathEnsureImage:  {wire.RoleServer},
 	wire.PathRemoveImage:  {wire.RoleServer},

@@ -8,6 +8,8 @@ import (
 const (
 	PathLogs         = "/agent/logs"          // stream: LogsRequest, then LogsReply until End
 	PathExec         = "/agent/exec"          // stream: ExecStart, then ExecInput and ExecOutput
+	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
+	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathEnsureImage  = "/agent/image/ensure"  // call: ImageRef → ImageRef
 	PathRemoveImage  = "/agent/image/remove"  // call: ImageRef → Empty
@@ -61,6 +63,14 @@ type ExecStart struct {
 	Stdin  bool            `json:"stdin"`
 	Stdout bool            `json:"stdout"`
 	Stderr bool            `json:"stderr"`
+	// FromStart is for attaching; see driver.Streams.
+	FromStart bool `json:"fromStart,omitempty"`
+}
+
+// SignalRequest sends a signal, by number, to a task's first process.
+type SignalRequest struct {
+	TaskRef
+	Signal int `json:"signal"`
 }
 
 // ExecInput travels to the process; one field is set.

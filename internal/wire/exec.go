@@ -41,7 +41,7 @@ func ServeExec(ctx context.Context, start ExecStart, receive func(*ExecInput) er
 	stdin, input := io.Pipe()
 	resize := make(chan driver.Size, 4)
 	signals := make(chan os.Signal, 4)
-	streams := driver.Streams{Resize: resize, Signals: signals}
+	streams := driver.Streams{Resize: resize, Signals: signals, FromStart: start.FromStart}
 	if start.Stdin {
 		streams.Stdin = stdin
 	}

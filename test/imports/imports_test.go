@@ -103,6 +103,9 @@ var departures = map[string]string{
 
 	"internal/balance/names -> internal/wire": "the same",
 	"internal/compose -> internal/image":      "image names are completed in one place",
+	"internal/api/docker -> internal/store":   "the same as for native",
+	"internal/api/docker -> internal/driver":  "logs, exec and attached streams, as core has them",
+	"internal/api/docker -> internal/image":   "images, as core has them",
 	"internal/api/native -> internal/store":   "reading is reading a snapshot: core hands out the store's",
 	"internal/api/native -> internal/driver":  "logs and exec, as core has them",
 	"internal/api/native -> internal/image":   "images, as core has them",

@@ -49,6 +49,14 @@ func (f *fakeNodes) Logs(ctx context.Context, _ string, ref wire.TaskRef, o driv
 	return f.logs(ctx, ref, o, yield)
 }
 
+func (f *fakeNodes) Attach(context.Context, string, wire.TaskRef, driver.Streams) error {
+	return errors.New("the command line attaches to nothing")
+}
+
+func (f *fakeNodes) Signal(context.Context, string, wire.TaskRef, int) error {
+	return errors.New("the command line sends no signals")
+}
+
 func (f *fakeNodes) Exec(ctx context.Context, _ string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error) {
 	return f.exec(ctx, ref, spec, s)
 }
@@ -58,6 +66,22 @@ func (f *fakeNodes) RemoveVolume(context.Context, string, string) error        {
 
 // fakeImages takes any archive for one image whose name it is given, or the archive's content.
 type fakeImages struct{}
+
+func (fakeImages) Describe(context.Context, string, string) (image.Detail, error) {
+	return image.Detail{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Tag(context.Context, string, string, string) (image.Info, error) {
+	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
+	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Export(context.Context, io.Writer, []string) error {
+	return errors.New("not asked for in this test")
+}
 
 func (fakeImages) Import(_ context.Context, r io.Reader, o image.ImportOptions) ([]image.Info, error) {
 	n, err := io.Copy(io.Discard, r)

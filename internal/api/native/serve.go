@@ -90,11 +90,14 @@ func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	return nil
 }
 
-type peerKey struct{}
+type (
+	peerKey     struct{}
+	lifetimeKey struct{}
+)
 
 // withPeer notes who is at the other end of a connection.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(ctx, peerKey{}, peerName(c))
+	return context.WithValue(context.WithValue(ctx, lifetimeKey{}, ctx), peerKey{}, peerName(c))
 }
 
 // peerName is the user name of the process that opened the connection, as the kernel knows it.
@@ -121,7 +124,19 @@ func peerName(c net.Conn) string {
 	return "uid " + uid
 }
 
-func callerOf(ctx context.Context) core.Caller {
-	name, _ := ctx.Value(peerKey{}).(string)
-	return core.Caller{Name: name, Via: "cli"}
+// Lifetime is, for a request that Serve answers, the context that ends with the server: what holds
+// for a connection that was taken over, of which the client may close its half at any time.
+func Lifetime(ctx context.Context) context.Context {
+	if l, ok := ctx.Value(lifetimeKey{}).(context.Context); ok {
+		return l
+	}
+	return ctx
 }
+
+// Peer is the name of the user at the other end of the connection of a request that Serve answers.
+func Peer(ctx context.Context) string {
+	name, _ := ctx.Value(peerKey{}).(string)
+	return name
+}
+
+func callerOf(ctx context.Context) core.Caller { return core.Caller{Name: Peer(ctx), Via: "cli"} }

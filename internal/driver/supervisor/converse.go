@@ -23,7 +23,7 @@ func (d *Driver) Exec(ctx context.Context, id string, spec driver.ExecSpec, s dr
 
 // Attach implements driver.Driver.
 func (d *Driver) Attach(ctx context.Context, id string, s driver.Streams) error {
-	_, err := d.converse(ctx, id, request{Op: "attach", Stdin: s.Stdin != nil}, s)
+	_, err := d.converse(ctx, id, request{Op: "attach", Stdin: s.Stdin != nil, FromStart: s.FromStart}, s)
 	return err
 }
 

@@ -165,7 +165,7 @@ func takeInput(dec *cbor.Decoder, in *os.File, pid int, console *os.File) {
 	}
 }
 
-func (s *supervisor) attach(dec *cbor.Decoder, enc *sender) {
+func (s *supervisor) attach(fromStart bool, dec *cbor.Decoder, enc *sender) {
 	in := s.stdin
 	if s.console != nil {
 		in = s.console
@@ -178,7 +178,7 @@ func (s *supervisor) attach(dec *cbor.Decoder, enc *sender) {
 		defer close(gone)
 		takeInput(dec, in, pid, s.console)
 	}()
-	sub := s.hub.subscribe()
+	sub := s.hub.subscribe(fromStart)
 	defer s.hub.unsubscribe(sub)
 	for {
 		select {

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"io"
 	"sync"
+	"time"
 )
 
 // hub passes a task's output on to everybody attached. One that does not keep up is cut off: it
@@ -11,14 +12,33 @@ type hub struct {
 	mu     sync.Mutex
 	subs   map[chan output]struct{}
 	closed bool
+	// early is the beginning of the output, for who is attached as the task starts; nil once it
+	// has become too much or too old.
+	early      []output
+	earlyBytes int
+	born       time.Time
 }
 
-func newHub() *hub { return &hub{subs: map[chan output]struct{}{}} }
+// What an early attach still gets of the output before it.
+const (
+	earlyTime   = 5 * time.Second
+	earlyBytes  = 64 << 10
+	earlyPieces = 128 // half of what a subscriber may be behind
+)
 
-func (h *hub) subscribe() chan output {
+func newHub() *hub {
+	return &hub{subs: map[chan output]struct{}{}, early: []output{}, born: time.Now()}
+}
+
+func (h *hub) subscribe(fromStart bool) chan output {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	c := make(chan output, 256)
+	c := make(chan output, 2*earlyPieces)
+	if fromStart && time.Since(h.born) < earlyTime {
+		for _, o := range h.early {
+			c <- o
+		}
+	}
 	if h.closed {
 		close(c)
 		return c
@@ -43,6 +63,13 @@ func (h *hub) close() {
 	}
 }
 
+// forgetEarly drops the beginning of the output when it gets too old, or too much with n bytes more.
+func (h *hub) forgetEarly(n int) {
+	if h.earlyBytes+n > earlyBytes || len(h.early) == earlyPieces || time.Since(h.born) > earlyTime {
+		h.early = nil
+	}
+}
+
 func (h *hub) writer(stream string) io.Writer { return hubWriter{h, stream} }
 
 type hubWriter struct {
@@ -53,12 +80,16 @@ type hubWriter struct {
 func (w hubWriter) Write(p []byte) (int, error) {
 	w.hub.mu.Lock()
 	defer w.hub.mu.Unlock()
-	if len(w.hub.subs) == 0 {
+	w.hub.forgetEarly(len(p))
+	if len(w.hub.subs) == 0 && w.hub.early == nil {
 		return len(p), nil
 	}
 	o := output{Stdout: append([]byte(nil), p...)}
 	if w.stream == "stderr" {
 		o = output{Stderr: o.Stdout}
+	}
+	if w.hub.early != nil {
+		w.hub.early, w.hub.earlyBytes = append(w.hub.early, o), w.hub.earlyBytes+len(p)
 	}
 	for c := range w.hub.subs {
 		select {

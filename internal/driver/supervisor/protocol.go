@@ -17,6 +17,8 @@ type request struct {
 	Signal int              `json:"signal,omitempty"`
 	Exec   *driver.ExecSpec `json:"exec,omitempty"`
 	Stdin  bool             `json:"stdin,omitempty"`
+	// FromStart asks for what was printed before the attach, too.
+	FromStart bool `json:"fromStart,omitempty"`
 }
 
 // input follows an exec or attach request, any number of times.

@@ -221,7 +221,7 @@ func (s *supervisor) answer(c net.Conn) {
 	case "exec":
 		o.Exit, err = s.exec(r.Exec, r.Stdin, dec, enc)
 	case "attach":
-		s.attach(dec, enc)
+		s.attach(r.FromStart, dec, enc)
 	default:
 		err = fault.New(fault.Unsupported, "the supervisor does not know %q; it is of an older version", r.Op)
 	}

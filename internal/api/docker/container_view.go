@@ -1,0 +1,417 @@
+package docker
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/docker/go-units"
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/network"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// created is what the extension of a container's workload keeps: the request as it was made.
+type created struct {
+	Config     *container.Config         `json:"config"`
+	HostConfig *container.HostConfig     `json:"hostConfig"`
+	Networking *network.NetworkingConfig `json:"networking,omitempty"`
+}
+
+// box is a container: a task of an instance, or of a workload that has no instance yet.
+type box struct {
+	id, name string
+	workload *model.Workload
+	instance *model.Instance // nil while there is none
+	template *model.Template // what it runs
+	task     int             // index into the template's tasks
+	made     *created        // nil unless it was made through this API
+	ports    []model.ServicePort
+	node     string // name of its node; "" while it has none
+}
+
+func (b *box) spec() *model.TaskSpec { return &b.template.Tasks[b.task] }
+
+// run is the latest run of the task, nil when there was none.
+func (b *box) run() *model.TaskStatus {
+	if b.instance == nil {
+		return nil
+	}
+	for i := range b.instance.Status.Tasks {
+		if t := &b.instance.Status.Tasks[i]; t.Name == b.spec().Name {
+			return t
+		}
+	}
+	return nil
+}
+
+func (b *box) created() time.Time {
+	if b.made == nil && b.instance != nil {
+		return b.instance.Created
+	}
+	return b.workload.Created
+}
+
+// boxes lists the containers of the cluster, newest first.
+func boxes(snap *store.Snapshot) []*box {
+	var out []*box
+	for w := range store.List[*model.Workload](snap) {
+		out = append(out, boxesOf(snap, w)...)
+	}
+	slices.SortStableFunc(out, func(a, b *box) int {
+		return cmp.Or(b.created().Compare(a.created()), cmp.Compare(a.name, b.name))
+	})
+	return out
+}
+
+func boxesOf(snap *store.Snapshot, w *model.Workload) []*box {
+	var out []*box
+	made := madeOf(w)
+	ports := portsOf(snap, w)
+	if made != nil {
+		b := &box{id: containerID(w.ID, 0), name: dockerName(&w.Meta), workload: w, template: &w.Template, made: made, ports: ports}
+		for i := range store.InstancesOfWorkload(snap, w.ID) {
+			if i.Slot == 1 && (b.instance == nil || newer(i, b.instance)) {
+				b.instance = i
+			}
+		}
+		out = append(out, b.at(snap))
+	}
+	for i := range store.InstancesOfWorkload(snap, w.ID) {
+		if i.NodeID == "" || made != nil && i.Slot == 1 {
+			continue
+		}
+		template := &w.Template
+		if r, ok := store.Get[*model.Revision](snap, i.RevisionID); ok {
+			template = &r.Template
+		}
+		for n := range template.Tasks {
+			b := &box{id: containerID(i.ID, n), name: instanceName(w, i), workload: w, instance: i, template: template, task: n, ports: ports}
+			if n > 0 {
+				b.name += "." + template.Tasks[n].Name
+			}
+			out = append(out, b.at(snap))
+		}
+	}
+	return out
+}
+
+// instanceName is what Swarm calls the container of a task: service, slot or node, and task.
+func instanceName(w *model.Workload, i *model.Instance) string {
+	slot := fmt.Sprint(i.Slot)
+	if w.Type == model.GlobalWorkload || w.Type == model.GlobalJobWorkload {
+		slot = i.NodeID
+	}
+	return dockerName(&w.Meta) + "." + slot + "." + i.ID
+}
+
+// newer prefers what is wanted, then what was made later.
+func newer(a, b *model.Instance) bool {
+	if x, y := a.Status.State.Final(), b.Status.State.Final(); x != y {
+		return y
+	}
+	return a.Created.After(b.Created)
+}
+
+func (b *box) at(snap *store.Snapshot) *box {
+	if b.instance != nil {
+		if n, ok := store.Get[*model.Node](snap, b.instance.NodeID); ok {
+			b.node = n.Name
+		}
+	}
+	return b
+}
+
+func madeOf(w *model.Workload) *created {
+	data, ok := w.Extensions[extension]
+	if !ok || w.Application != application {
+		return nil
+	}
+	c := new(created)
+	if json.Unmarshal(data, c) != nil || c.Config == nil || c.HostConfig == nil {
+		return nil
+	}
+	return c
+}
+
+func portsOf(snap *store.Snapshot, w *model.Workload) []model.ServicePort {
+	var out []model.ServicePort
+	for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
+		if s.WorkloadID == w.ID {
+			out = append(out, s.Ports...)
+		}
+	}
+	return out
+}
+
+// findBox says which container a reference means: its whole ID, its name, with that of its node
+// before it or not, or the beginning of its ID.
+func findBox(snap *store.Snapshot, ref string) (*box, error) {
+	name := strings.TrimPrefix(ref, "/")
+	var prefixed []*box
+	for _, b := range boxes(snap) {
+		full := ""
+		if b.instance != nil {
+			full = b.instance.FullName()
+		}
+		if b.id == name || b.name == name || full == name && b.task == 0 || b.node != "" && b.node+"/"+b.name == name {
+			return b, nil
+		}
+		if name != "" && strings.HasPrefix(b.id, name) {
+			prefixed = append(prefixed, b)
+		}
+	}
+	switch {
+	case len(prefixed) == 1:
+		return prefixed[0], nil
+	case len(prefixed) > 1:
+		return nil, fault.New(fault.Invalid, "Multiple IDs found with provided prefix: %s", name)
+	}
+	return nil, fault.New(fault.NotFound, "No such container: %s", ref)
+}
+
+func (a *API) box(r *request) (*box, error) { return findBox(a.snapshot(), r.vars["name"]) }
+
+// state is the container's state in Docker's words.
+func (b *box) state() container.ContainerState {
+	i := b.instance
+	if i == nil {
+		if b.workload.Starts > 0 && b.workload.Suspended {
+			return container.StateExited
+		}
+		return container.StateCreated
+	}
+	switch i.Status.State {
+	case model.InstanceRunning, model.InstanceStopping:
+		t := b.run()
+		switch {
+		case t != nil && t.State == "paused":
+			return container.StatePaused
+		case t != nil && t.State == "exited":
+			return container.StateExited
+		}
+		return container.StateRunning
+	case model.InstanceWaiting:
+		return container.StateRestarting
+	case model.InstanceHeld, model.InstanceCompleted, model.InstanceFailed:
+		return container.StateExited
+	case model.InstanceLost:
+		return container.StateDead
+	}
+	if i.Status.Restarts > 0 {
+		return container.StateRestarting
+	}
+	return container.StateCreated
+}
+
+func (b *box) running() bool {
+	switch b.state() {
+	case container.StateRunning, container.StatePaused, container.StateRestarting:
+		return true
+	}
+	return false
+}
+
+func (b *box) health() container.HealthStatus {
+	if b.instance == nil || !b.running() {
+		return container.NoHealthcheck
+	}
+	switch b.instance.Status.Health {
+	case model.HealthStarting:
+		return container.Starting
+	case model.HealthHealthy:
+		return container.Healthy
+	case model.HealthUnhealthy:
+		return container.Unhealthy
+	}
+	return container.NoHealthcheck
+}
+
+// exit is how the latest run ended.
+func (b *box) exit() (code int, message string) {
+	if t := b.run(); t != nil {
+		return t.ExitCode, t.Error
+	}
+	if b.instance != nil && b.instance.Status.State == model.InstanceFailed {
+		return 128, b.instance.Status.Message
+	}
+	return 0, ""
+}
+
+func (b *box) times() (started, finished time.Time) {
+	if t := b.run(); t != nil {
+		return t.Started, t.Finished
+	}
+	if b.instance != nil {
+		return b.instance.Status.Started, b.instance.Status.Finished
+	}
+	return
+}
+
+// status is the state in a few words, as `docker ps` shows it.
+func (b *box) status(now time.Time) string {
+	started, finished := b.times()
+	code, _ := b.exit()
+	up := "Up " + units.HumanDuration(now.Sub(started))
+	switch b.state() {
+	case container.StateRunning:
+		switch h := b.health(); h {
+		case container.NoHealthcheck:
+			return up
+		case container.Starting:
+			return up + " (health: starting)"
+		default:
+			return fmt.Sprintf("%s (%s)", up, h)
+		}
+	case container.StatePaused:
+		return up + " (Paused)"
+	case container.StateRestarting:
+		return fmt.Sprintf("Restarting (%d) %s ago", code, units.HumanDuration(now.Sub(finished)))
+	case container.StateCreated:
+		return "Created"
+	case container.StateDead:
+		return "Dead"
+	}
+	if finished.IsZero() {
+		return fmt.Sprintf("Exited (%d)", code)
+	}
+	return fmt.Sprintf("Exited (%d) %s ago", code, units.HumanDuration(now.Sub(finished)))
+}
+
+// labels are those that people gave the container, and Swarm's of what a service runs.
+func (b *box) labels() map[string]string {
+	out := map[string]string{}
+	if b.made != nil {
+		for k, v := range b.made.Config.Labels {
+			out[k] = v
+		}
+		return out
+	}
+	for k, v := range b.spec().Labels {
+		out[k] = v
+	}
+	w := b.workload
+	out["com.docker.swarm.service.id"] = w.ID
+	out["com.docker.swarm.service.name"] = dockerName(&w.Meta)
+	if w.Application != "" {
+		out[stackLabel] = w.Application
+	}
+	if i := b.instance; i != nil {
+		out["com.docker.swarm.node.id"] = i.NodeID
+		out["com.docker.swarm.task"] = ""
+		out["com.docker.swarm.task.id"] = i.ID
+		out["com.docker.swarm.task.name"] = instanceName(w, i)
+	}
+	return out
+}
+
+// imageConfigs remembers what images say about running them, by digest.
+type imageConfigs struct {
+	mu sync.Mutex
+	of map[string]image.Settings
+}
+
+var noSettings image.Settings
+
+// settings returns what the task's image says, as far as this host can find out.
+func (a *API) settings(ctx context.Context, t *model.TaskSpec) image.Settings {
+	if t.Digest == "" {
+		return noSettings
+	}
+	a.images.mu.Lock()
+	s, ok := a.images.of[t.Digest]
+	a.images.mu.Unlock()
+	if ok {
+		return s
+	}
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	info, err := a.Core.Images.Ensure(ctx, t.Image, t.Digest, func(image.Progress) {})
+	if err != nil {
+		return noSettings
+	}
+	a.images.mu.Lock()
+	defer a.images.mu.Unlock()
+	if a.images.of == nil || len(a.images.of) > 1000 {
+		a.images.of = map[string]image.Settings{}
+	}
+	a.images.of[t.Digest] = info.Config
+	return info.Config
+}
+
+// command is what the container runs, resolved against its image.
+func (a *API) command(ctx context.Context, t *model.TaskSpec) (path string, args []string) {
+	entrypoint, cmd := t.Entrypoint, t.Args
+	if entrypoint == nil {
+		s := a.settings(ctx, t)
+		entrypoint = s.Entrypoint
+		if cmd == nil {
+			cmd = s.Cmd
+		}
+	}
+	all := slices.Concat(entrypoint, cmd)
+	if len(all) == 0 {
+		return "", []string{}
+	}
+	return all[0], append([]string{}, all[1:]...)
+}
+
+// publications are the ports of a container and where they are published.
+func (a *API) publications(ctx context.Context, b *box) []container.PortSummary {
+	out := []container.PortSummary{}
+	published := map[string]bool{}
+	if b.running() {
+		for _, p := range b.ports {
+			if p.Published == 0 {
+				continue
+			}
+			published[fmt.Sprintf("%d/%s", p.Target, p.Protocol)] = true
+			s := container.PortSummary{PrivatePort: uint16(p.Target), PublicPort: uint16(p.Published), Type: p.Protocol, IP: netip.IPv4Unspecified()}
+			if ip, err := netip.ParseAddr(p.HostIP); err == nil {
+				s.IP = ip
+			}
+			out = append(out, s)
+		}
+	}
+	for _, e := range a.exposed(ctx, b) {
+		if !published[e.String()] {
+			out = append(out, container.PortSummary{PrivatePort: e.Num(), Type: string(e.Proto())})
+		}
+	}
+	slices.SortFunc(out, func(x, y container.PortSummary) int {
+		return cmp.Or(cmp.Compare(x.PrivatePort, y.PrivatePort), cmp.Compare(x.PublicPort, y.PublicPort), cmp.Compare(x.Type, y.Type))
+	})
+	return out
+}
+
+// exposed are the ports that the container or its image declares.
+func (a *API) exposed(ctx context.Context, b *box) []network.Port {
+	var out []network.Port
+	add := func(p network.Port) {
+		if !slices.Contains(out, p) {
+			out = append(out, p)
+		}
+	}
+	if b.made != nil {
+		for p := range b.made.Config.ExposedPorts {
+			add(p)
+		}
+	}
+	for _, text := range a.settings(ctx, b.spec()).ExposedPorts {
+		if p, err := network.ParsePort(text); err == nil {
+			add(p)
+		}
+	}
+	slices.SortFunc(out, func(x, y network.Port) int { return cmp.Compare(x.String(), y.String()) })
+	return out
+}

@@ -1,0 +1,313 @@
+package docker_test
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/tutti-run/tutti/internal/api/docker"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// house is the API over a store of its own; what the test does not play panics.
+type house struct {
+	t testing.TB
+	core.Remote
+	core.Images
+	store *store.Store
+	core  *core.Core
+	api   http.Handler
+}
+
+func newHouse(t testing.TB) *house {
+	h := &house{t: t}
+	h.store = store.New(slog.New(slog.DiscardHandler))
+	h.store.SetProposer(h)
+	h.core = core.New(core.Deps{Store: h.store, Remote: h, Images: h, Servers: quorum{}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
+	h.api = docker.New(docker.Deps{Core: h.core, NodeName: "node1", NodeID: "n1", Version: "test", Log: slog.New(slog.DiscardHandler)})
+	h.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.210.0.0/16", SecretKey: make([]byte, 32)})
+	h.put(&model.Node{
+		Meta: model.Meta{ID: "n1", Name: "node1"}, Server: true, Availability: model.Active,
+		Capacity: model.Resources{NanoCPUs: 2e9, MemoryBytes: 4 << 30}, Status: model.NodeStatus{State: model.NodeReady},
+	})
+	h.put(&model.Image{Meta: model.Meta{ID: model.NewID(), Name: "docker.io/library/busybox:1"}, Digest: "sha256:" + strings.Repeat("ab", 32)})
+	return h
+}
+
+func (h *house) Propose(_ context.Context, data []byte) (store.Result, error) {
+	return h.store.Apply(data), nil
+}
+
+func (h *house) Ensure(_ context.Context, name, digest string, _ func(image.Progress)) (image.Info, error) {
+	return image.Info{Name: name, Digest: digest, Config: image.Settings{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}, ExposedPorts: []string{"80/tcp"}}}, nil
+}
+
+func (h *house) Describe(_ context.Context, name, digest string) (image.Detail, error) {
+	return image.Detail{Info: image.Info{Name: name, Digest: digest}, Raw: []byte(`{"config":{"Cmd":["sh"]}}`)}, nil
+}
+
+func (h *house) Pull(_ context.Context, ref string, _ func(image.Progress)) (image.Info, error) {
+	return image.Info{}, fault.New(fault.NotFound, "image %s is in no registry of this test", ref)
+}
+
+func (h *house) Tag(context.Context, string, string, string) (image.Info, error) {
+	return image.Info{}, fault.New(fault.Internal, "not played")
+}
+
+func (h *house) Import(context.Context, io.Reader, image.ImportOptions) ([]image.Info, error) {
+	return nil, fault.New(fault.Invalid, "this is no archive")
+}
+
+// quorum plays the servers; what the test does not play panics.
+type quorum struct{ core.Servers }
+
+func (quorum) Leader() string { return "n1" }
+
+func (h *house) put(o model.Object) {
+	h.t.Helper()
+	cs := &store.ChangeSet{}
+	cs.Put(o)
+	if _, err := h.store.Commit(context.Background(), cs); err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// ask makes a request and returns the status and the body.
+func (h *house) ask(method, path, body string) (int, string) {
+	h.t.Helper()
+	var r io.Reader
+	if body != "" {
+		r = strings.NewReader(body)
+	}
+	req := httptest.NewRequest(method, path, r)
+	if body != "" {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	w := httptest.NewRecorder()
+	h.api.ServeHTTP(w, req)
+	return w.Code, w.Body.String()
+}
+
+func (h *house) want(method, path, body string, status int) string {
+	h.t.Helper()
+	code, text := h.ask(method, path, body)
+	if code != status {
+		h.t.Fatalf("%s %s: %d, want %d: %s", method, path, code, status, text)
+	}
+	return text
+}
+
+// documented lists method and path of every route of the API's documentation, as the module with
+// the wire types carries it.
+func documented(t *testing.T) []string {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(filepath.Join(strings.TrimSpace(string(out)), "swagger.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var routes []string
+	path := ""
+	isPath, isMethod := regexp.MustCompile(`^  (/\S*):`), regexp.MustCompile(`^    (get|head|post|put|delete):`)
+	for s := bufio.NewScanner(f); s.Scan(); {
+		if m := isPath.FindStringSubmatch(s.Text()); m != nil {
+			path = m[1]
+		}
+		if m := isMethod.FindStringSubmatch(s.Text()); m != nil && path != "" {
+			routes = append(routes, strings.ToUpper(m[1])+" "+path)
+		}
+	}
+	return routes
+}
+
+// TestEveryDocumentedRouteAnswers holds that no route of the documentation is unknown: each works,
+// says what of the request it cannot find or read, or is refused with a name.
+func TestEveryDocumentedRouteAnswers(t *testing.T) {
+	routes := documented(t)
+	if len(routes) < 100 {
+		t.Fatalf("only %d routes were found in the documentation", len(routes))
+	}
+	refused := 0
+	for _, route := range routes {
+		method, path, _ := strings.Cut(route, " ")
+		path = regexp.MustCompile(`\{\w+\}`).ReplaceAllString(path, "nosuch")
+		if path == "/events" {
+			path += "?until=1" // it would go on for ever
+		}
+		h := newHouse(t)
+		code, body := h.ask(method, path, "")
+		switch {
+		case strings.Contains(body, "page not found"):
+			t.Errorf("%s is unknown", route)
+		case code == http.StatusNotImplemented:
+			refused++
+			if !strings.Contains(body, "not supported by Tutti") {
+				t.Errorf("%s is refused without a name: %s", route, body)
+			}
+		case code >= 500:
+			t.Errorf("%s answers %d: %s", route, code, body)
+		}
+	}
+	t.Logf("%d documented routes: %d answered, %d refused by name", len(routes), len(routes)-refused, refused)
+}
+
+func TestVersions(t *testing.T) {
+	h := newHouse(t)
+	for path, want := range map[string]string{
+		"/v1.23/version": "client version 1.23 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version",
+		"/v1.99/version": "client version 1.99 is too new. Maximum supported API version is 1.50",
+		"/v1...9/info":   "client version 1...9 is too old. Minimum supported API version is 1.24, please upgrade your client to a newer version",
+	} {
+		if got := h.want("GET", path, "", 400); !strings.Contains(got, want) {
+			t.Errorf("%s: %s", path, got)
+		}
+	}
+	h.want("GET", "/nosuch", "", 404)
+	h.want("PATCH", "/version", "", 404)
+	h.want("GET", "/v1.24/containers/json", "", 200)
+}
+
+// TestAContainerIsAWorkload holds that an inspection gives back what was put, and that the container
+// is one of our workloads.
+func TestAContainerIsAWorkload(t *testing.T) {
+	h := newHouse(t)
+	body := `{"Image":"busybox:1","Cmd":["sleep","9"],"Env":["A=b","constraint:node==node1"],"Labels":{"x":"y"},"Tty":true,"OpenStdin":true,
+		"ExposedPorts":{"80/tcp":{}},"HostConfig":{"Memory":67108864,"NanoCpus":500000000,"Binds":["data:/data:ro","/etc:/host"],
+		"PortBindings":{"80/tcp":[{"HostPort":"8080"}]},"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":3},
+		"CapAdd":["NET_ADMIN"],"Dns":["1.1.1.1"],"Ulimits":[{"Name":"nofile","Soft":10,"Hard":20}]}}`
+	var made struct{ Id string }
+	if err := json.Unmarshal([]byte(h.want("POST", "/containers/create?name=web", body, 201)), &made); err != nil {
+		t.Fatal(err)
+	}
+	var got struct {
+		Id, Name string
+		State    struct{ Status string }
+		Config   struct {
+			Image    string
+			Cmd, Env []string
+			Tty      bool
+			Labels   map[string]string
+		}
+		HostConfig struct {
+			Memory, NanoCpus int64
+			Binds, CapAdd    []string
+			Ulimits          []struct{ Soft int64 }
+		}
+		Mounts []struct{ Type, Name, Source, Destination string }
+	}
+	for _, ref := range []string{"web", made.Id, made.Id[:7]} {
+		if err := json.Unmarshal([]byte(h.want("GET", "/v1.41/containers/"+ref+"/json", "", 200)), &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.Id != made.Id || got.Name != "/web" || got.State.Status != "created" {
+			t.Errorf("by %s: %+v", ref, got)
+		}
+	}
+	if s := fmt.Sprint(got.Config.Image, got.Config.Cmd, got.Config.Env, got.Config.Tty, got.Config.Labels); s != "busybox:1[sleep 9] [PATH=/bin A=b constraint:node==node1] true map[x:y]" {
+		t.Errorf("config: %s", s)
+	}
+	if s := fmt.Sprint(got.HostConfig, got.Mounts); s != "{67108864 500000000 [data:/data:ro /etc:/host] [NET_ADMIN] [{10}]} [{volume data /var/lib/docker/volumes/data/_data /data} {bind  /etc /host}]" {
+		t.Errorf("host: %s", s)
+	}
+	w, ok := store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "containers", "web")
+	if !ok {
+		t.Fatal("there is no workload containers/web")
+	}
+	task := w.Template.Tasks[0]
+	if !w.Suspended || w.Count != 1 || !w.Template.KeepEnded || task.Limit.MemoryBytes != 64<<20 || len(task.Env) != 1 ||
+		w.Template.Restart != (model.RestartPolicy{Condition: model.RestartOnFailure, MaxAttempts: 3}) ||
+		len(w.Template.Placement.Constraints) != 1 || w.Template.Placement.Constraints[0].Key != "node.name" {
+		t.Errorf("workload: %+v", w)
+	}
+	s, ok := store.ByName[*model.Service](h.store.Snapshot(), model.DefaultNamespace, "containers", "web")
+	if !ok || len(s.Ports) != 1 || s.Ports[0].Published != 8080 {
+		t.Errorf("service: %+v", s)
+	}
+	h.want("POST", "/containers/create?name=web", body, 409)
+	if text := h.want("POST", "/containers/create?name=other", body, 409); !strings.Contains(text, "8080") {
+		t.Errorf("a port that is taken: %s", text)
+	}
+	h.want("POST", "/containers/web/rename?name=site", "", 204)
+	h.want("GET", "/containers/web/json", "", 404)
+	h.want("DELETE", "/containers/site", "", 204)
+	h.want("GET", "/containers/"+made.Id+"/json", "", 404)
+	h.want("DELETE", "/volumes/data", "", 204)
+}
+
+func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
+	h := newHouse(t)
+	for _, c := range []struct{ body, name string }{
+		{`{"Image":"busybox:1","HostConfig":{"PidMode":"host"}}`, "--pid"},
+		{`{"Image":"busybox:1","HostConfig":{"CpusetCpus":"0"}}`, "--cpuset-cpus"},
+		{`{"Image":"busybox:1","HostConfig":{"DeviceRequests":[{"Count":-1}]}}`, "--gpus"},
+		{`{"Image":"busybox:1","HostConfig":{"LogConfig":{"Type":"syslog"}}}`, "--log-driver"},
+		{`{"Image":"busybox:1","HostConfig":{"KernelMemory":4096}}`, "HostConfig.KernelMemory"},
+		{`{"Image":"busybox:1","Sparkle":"much"}`, "Sparkle"},
+		{`{"Image":"busybox:1","HostConfig":{"Mounts":[{"Type":"image","Target":"/x"}]}}`, "--mount type"},
+	} {
+		text := h.want("POST", "/containers/create", c.body, 501)
+		if !strings.Contains(text, c.name) {
+			t.Errorf("%s: %s", c.body, text)
+		}
+	}
+	h.want("POST", "/containers/create", `{"Image":"nosuch"}`, 404)
+	h.want("POST", "/containers/create", `{"Image":`, 400)
+	h.want("POST", "/containers/create", `{"Image":"busybox:1"} more`, 400)
+	h.want("POST", "/networks/create", `{"Name":"n","Driver":"macvlan"}`, 501)
+	h.want("POST", "/volumes/create", `{"Name":"n","Driver":"nfs"}`, 501)
+}
+
+func FuzzCreate(f *testing.F) {
+	f.Add("/containers/create", `{"Image":"busybox:1","HostConfig":{"Binds":["a:/b:ro"],"PortBindings":{"80/tcp":[{"HostPort":"1-2"}]},"Tmpfs":{"/x":"size=1m"}}}`)
+	f.Add("/services/create", `{"Name":"s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"},"Placement":{"Constraints":["node.role==manager"]}},"Mode":{"Replicated":{"Replicas":2}}}`)
+	f.Add("/networks/create", `{"Name":"n","IPAM":{"Config":[{"Subnet":"10.1.0.0/24"}]}}`)
+	f.Add("/volumes/create", `{"Name":"v","Labels":{"a":"b"}}`)
+	f.Add("/secrets/create", `{"Name":"v","Data":"YQ=="}`)
+	f.Add("/configs/create", `{"Name":"v","Data":"YQ=="}`)
+	f.Fuzz(func(t *testing.T, path, body string) {
+		if strings.ContainsAny(path, " \x00\r\n%?#") || !strings.HasPrefix(path, "/") {
+			return
+		}
+		h := newHouse(t)
+		if code, text := h.ask("POST", path, body); code >= 500 && code != 501 && code != 503 {
+			t.Errorf("%s: %d %s", path, code, text)
+		}
+	})
+}
+
+func FuzzFilters(f *testing.F) {
+	f.Add(`{"status":{"running":true},"name":["x"]}`)
+	f.Add(`{"name":{"x*[":true},"until":{"1.5":true}}`)
+	f.Add(`{"publish":["1-65535/tcp"],"exited":["x"]}`)
+	f.Fuzz(func(t *testing.T, text string) {
+		h := newHouse(t)
+		for _, path := range []string{"/containers/json", "/images/json", "/networks", "/volumes", "/services", "/tasks"} {
+			req := httptest.NewRequest("GET", path, nil)
+			req.URL.RawQuery = "filters=" + strings.NewReplacer("%", "%25", "&", "%26", "+", "%2B", "#", "%23", ";", "%3B").Replace(text)
+			w := httptest.NewRecorder()
+			h.api.ServeHTTP(w, req)
+			if w.Code >= 500 && w.Code != 501 {
+				t.Errorf("%s: %d %s", path, w.Code, w.Body)
+			}
+		}
+	})
+}

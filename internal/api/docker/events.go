@@ -1,0 +1,280 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/moby/moby/api/types/events"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// message is an event with the fields that older clients read, too.
+type message struct {
+	Status string `json:"status,omitempty"`
+	ID     string `json:"id,omitempty"`
+	From   string `json:"from,omitempty"`
+	events.Message
+}
+
+func (a *API) pluginList(w http.ResponseWriter, _ *request) error {
+	return answer(w, http.StatusOK, []any{})
+}
+
+// events tells what happens from now on, as changes of the state show it. What was before is not
+// kept in Docker's words: of a time in the past, nothing is told.
+func (a *API) events(w http.ResponseWriter, r *request) error {
+	f, err := readFilters(r, "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume")
+	if err != nil {
+		return err
+	}
+	until, err := readTime(r.query.Get("until"), time.Now())
+	if err != nil {
+		return err
+	}
+	if _, err := readTime(r.query.Get("since"), time.Now()); err != nil {
+		return err
+	}
+	ctx := r.Context()
+	if !until.IsZero() {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, until)
+		defer cancel()
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(http.StatusOK)
+	c := http.NewResponseController(w)
+	_ = c.Flush()
+	enc := json.NewEncoder(w)
+	snap := a.snapshot()
+	watch := a.Core.Store.Watch(snap.Revision(), model.KindInstance, model.KindWorkload, model.KindNetwork, model.KindVolume, model.KindImage,
+		model.KindNode, model.KindSecret, model.KindConfig)
+	for {
+		batch, err := watch.Next(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil { // it fell behind: go on from now
+			snap = a.snapshot()
+			watch = a.Core.Store.Watch(snap.Revision())
+			continue
+		}
+		snap = a.snapshot()
+		for _, ch := range batch.Changes {
+			for _, m := range a.translateEvent(snap, ch) {
+				if !m.chosen(f) {
+					continue
+				}
+				if enc.Encode(m) != nil {
+					return nil
+				}
+			}
+		}
+		_ = c.Flush()
+	}
+}
+
+func (m *message) chosen(f filters) bool {
+	if m.Scope == "swarm" && len(f["scope"]) == 0 && m.Type == events.ContainerEventType {
+		return false
+	}
+	is := func(key string, t events.Type) bool {
+		_, asked := f[key]
+		if !asked {
+			return true
+		}
+		if m.Type != t {
+			// An event about something else may name it.
+			return f.exact(key, m.Actor.Attributes[key])
+		}
+		return f.exact(key, m.Actor.ID, m.Actor.Attributes["name"]) || f.prefix(key, m.Actor.ID)
+	}
+	if _, asked := f["image"]; asked && !f.exact("image", m.Actor.ID, m.Actor.Attributes["image"], m.Actor.Attributes["name"]) {
+		return false
+	}
+	return f.exact("type", string(m.Type)) && f.exact("event", string(m.Action)) && f.labels("label", m.Actor.Attributes) &&
+		f.exact("scope", m.Scope) && is("container", events.ContainerEventType) && is("network", events.NetworkEventType) &&
+		is("volume", events.VolumeEventType) && is("node", events.NodeEventType) && is("service", events.ServiceEventType) &&
+		is("secret", events.SecretEventType) && is("config", events.ConfigEventType)
+}
+
+func newMessage(t events.Type, action events.Action, id, scope string, attributes map[string]string) *message {
+	now := time.Now()
+	m := &message{Message: events.Message{
+		Type: t, Action: action, Actor: events.Actor{ID: id, Attributes: attributes}, Scope: scope, Time: now.Unix(), TimeNano: now.UnixNano(),
+	}}
+	if t == events.ContainerEventType || t == events.ImageEventType {
+		m.Status, m.ID, m.From = string(action), id, attributes["image"]
+	}
+	return m
+}
+
+// translateEvent says in Docker's words what a change was.
+func (a *API) translateEvent(snap *store.Snapshot, ch store.Change) []*message {
+	meta, created, gone := metaOf(ch)
+	if meta == nil {
+		return nil
+	}
+	attributes := map[string]string{"name": dockerName(meta)}
+	action := events.Action(events.ActionUpdate)
+	switch {
+	case created:
+		action = events.ActionCreate
+	case gone:
+		action = events.ActionRemove
+	}
+	one := func(t events.Type, scope string, quietUpdates bool) []*message {
+		if quietUpdates && !created && !gone {
+			return nil
+		}
+		return []*message{newMessage(t, action, meta.ID, scope, attributes)}
+	}
+	switch ch.Kind {
+	case model.KindInstance:
+		return a.instanceEvents(snap, ch)
+	case model.KindWorkload:
+		return a.workloadEvents(ch, action, attributes)
+	case model.KindNetwork:
+		if gone {
+			action = events.ActionDestroy
+		}
+		attributes["type"] = "overlay"
+		return one(events.NetworkEventType, "swarm", true)
+	case model.KindVolume:
+		if gone {
+			action = events.ActionDestroy
+		}
+		attributes["driver"] = "local"
+		out := one(events.VolumeEventType, "local", true)
+		for _, m := range out {
+			m.Actor.ID = attributes["name"]
+		}
+		return out
+	case model.KindImage:
+		action = events.ActionLoad
+		if gone {
+			action = events.ActionDelete
+		}
+		return one(events.ImageEventType, "local", true)
+	case model.KindNode:
+		return one(events.NodeEventType, "swarm", false)
+	case model.KindSecret:
+		return one(events.SecretEventType, "swarm", false)
+	case model.KindConfig:
+		return one(events.ConfigEventType, "swarm", false)
+	}
+	return nil
+}
+
+func metaOf(ch store.Change) (m *model.Meta, created, gone bool) {
+	switch {
+	case ch.New != nil:
+		return ch.New.GetMeta(), ch.Old == nil, false
+	case ch.Old != nil:
+		return ch.Old.GetMeta(), false, true
+	}
+	return nil, false, false
+}
+
+func (a *API) workloadEvents(ch store.Change, action events.Action, attributes map[string]string) []*message {
+	w, ok := ch.New.(*model.Workload)
+	if !ok {
+		w = ch.Old.(*model.Workload)
+	}
+	if made := madeOf(w); made != nil {
+		for k, v := range made.Config.Labels {
+			attributes[k] = v
+		}
+		attributes["image"] = made.Config.Image
+		old, updated := ch.Old.(*model.Workload)
+		switch {
+		case action == events.ActionRemove:
+			action = events.ActionDestroy
+		case updated && old.Name != w.Name:
+			action = events.ActionRename
+			attributes["oldName"] = "/" + old.Name
+		case action != events.ActionCreate:
+			return nil // what becomes of it shows in its instance
+		}
+		return []*message{newMessage(events.ContainerEventType, action, containerID(w.ID, 0), "local", attributes)}
+	}
+	old, updated := ch.Old.(*model.Workload)
+	if action == events.ActionUpdate && updated && old.Generation == w.Generation {
+		if old.Status.Rollout.State == w.Status.Rollout.State {
+			return nil
+		}
+		attributes["updatestate.new"], attributes["updatestate.old"] = string(updateState(&w.Status.Rollout)), string(updateState(&old.Status.Rollout))
+	}
+	return []*message{newMessage(events.ServiceEventType, action, w.ID, "swarm", attributes)}
+}
+
+// instanceEvents are those of a container's life: start, die, health, kill.
+func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change) []*message {
+	now, _ := ch.New.(*model.Instance)
+	old, _ := ch.Old.(*model.Instance)
+	i := now
+	if i == nil {
+		i = old
+	}
+	w, ok := store.Get[*model.Workload](snap, i.WorkloadID)
+	if !ok || i.NodeID == "" {
+		return nil
+	}
+	var b *box
+	for _, candidate := range boxesOf(snap, w) {
+		if candidate.instance != nil && candidate.instance.ID == i.ID {
+			b = candidate
+			break
+		}
+	}
+	if b == nil {
+		return nil
+	}
+	attributes := b.labels()
+	attributes["name"], attributes["image"], attributes["node"] = b.name, b.spec().Image, b.node
+	var out []*message
+	add := func(action events.Action, more ...string) {
+		own := map[string]string{}
+		for k, v := range attributes {
+			own[k] = v
+		}
+		for n := 0; n+1 < len(more); n += 2 {
+			own[more[n]] = more[n+1]
+		}
+		out = append(out, newMessage(events.ContainerEventType, action, b.id, "local", own))
+	}
+	if now == nil {
+		if b.made == nil {
+			add(events.ActionDestroy)
+		}
+		return out
+	}
+	before, after := *b, *b
+	before.instance, after.instance = old, now
+	if old == nil && b.made == nil || old != nil && old.NodeID == "" && b.made == nil {
+		add(events.ActionCreate)
+	}
+	was, is := before.run(), after.run()
+	if is != nil && (was == nil || was.Run != is.Run) && is.State != "created" {
+		add(events.ActionStart)
+		was = nil
+	}
+	if is != nil && is.State == "exited" && (was == nil || was.State != "exited") {
+		if is.OOM {
+			add(events.ActionOOM)
+		}
+		add(events.ActionDie, "exitCode", strconv.Itoa(is.ExitCode))
+		if now.Desired != model.DesiredRun {
+			add(events.ActionStop)
+		}
+	}
+	if old != nil && old.Status.Health != now.Status.Health && slices.Contains([]model.Health{model.HealthHealthy, model.HealthUnhealthy}, now.Status.Health) {
+		add(events.Action("health_status: " + string(now.Status.Health)))
+	}
+	return out
+}

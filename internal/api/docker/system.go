@@ -1,0 +1,158 @@
+package docker
+
+import (
+	"cmp"
+	"net/http"
+	"runtime"
+	"slices"
+	"time"
+
+	"github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/system"
+	"github.com/moby/moby/api/types/volume"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+func (a *API) ping(w http.ResponseWriter, r *request) error {
+	h := w.Header()
+	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
+	h.Set("Pragma", "no-cache")
+	h.Set("Builder-Version", "1")
+	h.Set("Swarm", "active/manager")
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	if r.Method == http.MethodHead {
+		h.Set("Content-Length", "0")
+		return nil
+	}
+	_, _ = w.Write([]byte("OK"))
+	return nil
+}
+
+func (a *API) self(snap *store.Snapshot) *model.Node {
+	if n, ok := store.Get[*model.Node](snap, a.NodeID); ok {
+		return n
+	}
+	return &model.Node{Meta: model.Meta{Name: a.NodeName}}
+}
+
+func (a *API) version(w http.ResponseWriter, _ *request) error {
+	n := a.self(a.snapshot())
+	v := system.VersionResponse{
+		Platform: system.PlatformInfo{Name: "Tutti"}, Version: a.Version, APIVersion: maxVersion, MinAPIVersion: minVersion,
+		Os: "linux", Arch: runtime.GOARCH, GoVersion: runtime.Version(), KernelVersion: n.Attributes["kernel"],
+	}
+	v.Components = []system.ComponentVersion{{Name: "Engine", Version: a.Version, Details: map[string]string{
+		"ApiVersion": v.APIVersion, "MinAPIVersion": v.MinAPIVersion, "Os": v.Os, "Arch": v.Arch, "GoVersion": v.GoVersion,
+		"KernelVersion": v.KernelVersion, "Experimental": "false", "GitCommit": "", "BuildTime": "",
+	}}}
+	return answer(w, http.StatusOK, v)
+}
+
+// info sums the nodes up, as classic Swarm did.
+func (a *API) info(w http.ResponseWriter, r *request) error {
+	snap := a.snapshot()
+	self := a.self(snap)
+	cluster, _ := store.Get[*model.Cluster](snap, model.ClusterID)
+	i := system.Info{
+		Driver: "overlay2", SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", CgroupDriver: "cgroupfs",
+		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, PidsLimit: true, IPv4Forwarding: true,
+		KernelVersion: self.Attributes["kernel"], OperatingSystem: "Tutti", OSType: "linux", Architecture: cmp.Or(machine[runtime.GOARCH], runtime.GOARCH),
+		IndexServerAddress: "https://index.docker.io/v1/", DockerRootDir: "/var/lib/tutti", Name: self.Name, ServerVersion: a.Version,
+		Runtimes: map[string]system.RuntimeWithStatus{"runc": {}}, DefaultRuntime: "runc", SecurityOptions: []string{"name=seccomp,profile=builtin"},
+		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
+		Labels:  []string{}, Warnings: []string{}, CDISpecDirs: []string{}, LiveRestoreEnabled: true,
+	}
+	if cluster != nil {
+		i.ID = digestOf("cluster", string(cluster.CACertificate))[:32]
+	}
+	nodes := 0
+	for n := range store.List[*model.Node](snap) {
+		nodes++
+		if n.Status.State == model.NodeDown {
+			continue
+		}
+		i.NCPU += int(n.Capacity.NanoCPUs / 1e9)
+		i.MemTotal += n.Capacity.MemoryBytes
+	}
+	for _, b := range boxes(snap) {
+		i.Containers++
+		switch b.state() {
+		case container.StateRunning, container.StateRestarting:
+			i.ContainersRunning++
+		case container.StatePaused:
+			i.ContainersPaused++
+		default:
+			i.ContainersStopped++
+		}
+	}
+	i.Images = len(contents(snap))
+	i.DriverStatus = [][2]string{{"Cluster", "Tutti"}}
+	i.Swarm = a.swarmInfo(snap)
+	i.Swarm.Nodes = nodes
+	return answer(w, http.StatusOK, i)
+}
+
+var machine = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+
+// contents are the images of the cluster without their further names.
+func contents(snap *store.Snapshot) map[string]*model.Image {
+	out := map[string]*model.Image{}
+	for img := range store.List[*model.Image](snap) {
+		out[img.Digest] = img
+	}
+	return out
+}
+
+// usage is what `docker system df` shows, in the form of API versions up to 1.51.
+type usage struct {
+	LayersSize int64
+	Images     []map[string]any
+	Containers []summary
+	Volumes    []volume.Volume
+	BuildCache []any
+}
+
+func (a *API) diskUsage(w http.ResponseWriter, r *request) error {
+	types := r.query["type"]
+	want := func(t string) bool { return len(types) == 0 || slices.Contains(types, t) }
+	snap := a.snapshot()
+	u := usage{BuildCache: []any{}}
+	uses := map[string]int{}
+	for _, b := range boxes(snap) {
+		uses[b.spec().Digest]++
+		if want("container") {
+			u.Containers = append(u.Containers, a.summary(r, snap, b))
+		}
+	}
+	for digest, img := range contents(snap) {
+		if !want("image") {
+			break
+		}
+		tags, digests := tagsOf(snap, digest)
+		u.LayersSize += img.SizeBytes
+		u.Images = append(u.Images, map[string]any{
+			"Id": digest, "RepoTags": tags, "RepoDigests": digests, "Size": img.SizeBytes, "SharedSize": 0, "VirtualSize": img.SizeBytes,
+			"Containers": uses[digest], "Created": img.Created.Unix(), "ParentId": "", "Labels": nil,
+		})
+	}
+	if want("volume") {
+		counts := map[string]int64{}
+		for w := range store.List[*model.Workload](snap) {
+			for _, t := range w.Template.Tasks {
+				for _, m := range t.Mounts {
+					if m.Type == model.MountVolume {
+						counts[m.Source]++
+					}
+				}
+			}
+		}
+		for v := range store.List[*model.Volume](snap) {
+			view := volumeView(v)
+			view.UsageData = &volume.UsageData{RefCount: counts[v.ID], Size: -1} // sizes are the nodes' to know
+			u.Volumes = append(u.Volumes, view)
+		}
+	}
+	return answer(w, http.StatusOK, u)
+}

@@ -1,0 +1,221 @@
+package core
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Start runs a workload once more: one that was suspended, or whose kept instances have ended. What
+// runs already is stopped first and started again.
+func (c *Core) Start(ctx context.Context, who Caller, ref string) error {
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		w.Suspended, w.StopWithin = false, nil
+		w.Starts++
+		for i := range store.InstancesOfWorkload(snap, w.ID) {
+			w.Starts = max(w.Starts, i.Starts+1)
+		}
+		event(cs, now, "workload started", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// Stop suspends a workload; its tasks have the template's StopGrace to end by themselves, or
+// within, if given.
+func (c *Core) Stop(ctx context.Context, who Caller, ref string, within *time.Duration) error {
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		w.Suspended, w.StopWithin = true, within
+		event(cs, now, "workload stopped", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// RemoveWorkload removes a workload by its ID, and the services that lead to it. Its tasks have the
+// template's StopGrace to end by themselves, or within, if given.
+func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within *time.Duration) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		w, ok := store.Get[*model.Workload](snap, id)
+		if !ok {
+			return fault.New(fault.NotFound, "workload %s does not exist", id)
+		}
+		removeWorkload(snap, cs, w, within)
+		for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
+			if s.WorkloadID == w.ID {
+				cs.Delete(model.KindService, s.ID)
+			}
+		}
+		event(cs, time.Now(), "workload removed", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// Rename gives a workload, its instances and the service of its name another name.
+func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) error {
+	if err := model.CheckName(name); err != nil {
+		return fault.New(fault.Invalid, "workload name %w", err)
+	}
+	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		if other, ok := store.ByName[*model.Workload](snap, w.Namespace, w.Application, name); ok {
+			return fault.New(fault.Conflict, "the name %s is taken by %s", name, workloadLabel(other))
+		}
+		event(cs, now, "workload renamed", w, fmt.Sprintf("from %s to %s, by %s through %s", w.Name, name, who.Name, who.Via))
+		for i := range store.InstancesOfWorkload(snap, w.ID) {
+			d := i.Clone()
+			d.Name = fmt.Sprintf("%s.%d", name, i.Slot)
+			put(cs, d)
+		}
+		for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
+			if s.WorkloadID == w.ID && s.Name == w.Name {
+				d := s.Clone()
+				d.Name = name
+				put(cs, d)
+			}
+		}
+		w.Name = name
+		return nil
+	})
+}
+
+// Signal sends a signal, by number, to the first process of an instance's task; "" is its first.
+func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, signal int) error {
+	i, err := c.placed(instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Signal(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, signal)
+}
+
+// Attach connects to the streams of an instance's task; see driver.Driver.
+func (c *Core) Attach(ctx context.Context, who Caller, instanceID, task string, s driver.Streams) error {
+	i, err := c.placed(instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Attach(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, s)
+}
+
+// TaskLogs yields the log of one task of an instance. When following, it ends with the task.
+func (c *Core) TaskLogs(ctx context.Context, who Caller, instanceID, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
+	i, err := c.placed(instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Logs(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, o, yield)
+}
+
+func (c *Core) placed(instanceID string) (*model.Instance, error) {
+	i, ok := store.Get[*model.Instance](c.Store.Snapshot(), instanceID)
+	if !ok {
+		return nil, fault.New(fault.NotFound, "instance %s does not exist", instanceID)
+	}
+	if i.NodeID == "" {
+		return nil, fault.New(fault.Unavailable, "%s has no node yet", i.FullName())
+	}
+	return i, nil
+}
+
+// AwaitGone waits until no instance of a workload is left.
+func (c *Core) AwaitGone(ctx context.Context, workloadID string) error {
+	return c.awaitGone(ctx, []string{workloadID})
+}
+
+// PullImage gets what a registry has under a name now into the cluster.
+func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress func(image.Progress)) (image.Info, error) {
+	info, err := c.Images.Pull(ctx, ref, progress)
+	if err != nil {
+		return info, err
+	}
+	if err := c.recordImages(ctx, []image.Info{info}); err != nil {
+		return info, err
+	}
+	c.Log.Info("image pulled", "image", info.Name, "by", who.Name, "via", who.Via)
+	return info, nil
+}
+
+// TagImage gives an image of the cluster another name.
+func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name string) error {
+	info, err := c.Images.Tag(ctx, img.Name, img.Digest, name)
+	if err != nil {
+		return err
+	}
+	return c.recordImages(ctx, []image.Info{info})
+}
+
+// RemoveVolume removes a volume that no workload mounts, and what it holds.
+func (c *Core) RemoveVolume(ctx context.Context, who Caller, id string) error {
+	snap := c.Store.Snapshot()
+	v, ok := store.Get[*model.Volume](snap, id)
+	if !ok {
+		return fault.New(fault.NotFound, "volume %s does not exist", id)
+	}
+	if user := usesVolume(snap, id); user != nil {
+		return fault.New(fault.Conflict, "volume %s is used by %s", v.FullName(), workloadLabel(user))
+	}
+	return c.removeVolumes(ctx, []*model.Volume{v})
+}
+
+// usesVolume is a workload that mounts a volume, or has an instance that does; nil when there is none.
+func usesVolume(snap *store.Snapshot, id string) *model.Workload {
+	mounts := func(t *model.Template) bool {
+		for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
+			for _, m := range task.Mounts {
+				if m.Type == model.MountVolume && m.Source == id {
+					return true
+				}
+			}
+		}
+		return false
+	}
+	for w := range store.List[*model.Workload](snap) {
+		if mounts(&w.Template) {
+			return w
+		}
+	}
+	return nil
+}
+
+// RemoveNetwork removes a network that no workload is attached to.
+func (c *Core) RemoveNetwork(ctx context.Context, who Caller, id string) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		n, ok := store.Get[*model.Network](snap, id)
+		if !ok {
+			return fault.New(fault.NotFound, "network %s does not exist", id)
+		}
+		for w := range store.List[*model.Workload](snap) {
+			for _, at := range w.Template.Networks {
+				if at.Network == id {
+					return fault.New(fault.Conflict, "network %s is used by %s", n.FullName(), workloadLabel(w))
+				}
+			}
+		}
+		cs.Expect(model.KindNetwork, n.ID, n.Revision)
+		cs.Delete(model.KindNetwork, n.ID)
+		event(cs, time.Now(), "network removed", n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// RemoveFile removes a secret or config that no workload mounts.
+func (c *Core) RemoveFile(ctx context.Context, who Caller, kind model.Kind, id string) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		for w := range store.List[*model.Workload](snap) {
+			for _, task := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
+				for _, m := range task.Mounts {
+					if m.Source == id && string(m.Type) == string(kind) {
+						return fault.New(fault.Conflict, "%s %s is used by %s", kind, id, workloadLabel(w))
+					}
+				}
+			}
+		}
+		cs.Delete(kind, id)
+		return nil
+	})
+}
