@@ -9,10 +9,13 @@ import (
 	"os"
 
 	"github.com/tutti-run/tutti/internal/driver/oci"
+	"github.com/tutti-run/tutti/internal/driver/process"
 )
 
 func main() {
-	oci.Reexec(os.Args)
+	if oci.Reexec(os.Args) || process.Reexec(os.Args) {
+		return
+	}
 	fmt.Fprintln(os.Stderr, "tutti-task: this program is started by tutti, beside every task")
 	os.Exit(2)
 }

@@ -21,7 +21,9 @@ type Task struct {
 	// ID names this run: instance ID, task name and run number joined by ".".
 	ID string
 	// Rootfs is a mounted, writable root file system (oci), or "" (process).
-	Rootfs     string
+	Rootfs string
+	// Sandbox is a directory of the host that is the task's own (process), or "" (oci).
+	Sandbox    string
 	Args       []string // the resolved argv; never empty
 	Env        []string // NAME=value, complete
 	User       string   // user[:group], names or numbers, looked up in the rootfs
@@ -49,6 +51,7 @@ type Task struct {
 	ShmBytes       int64
 	Sysctls        map[string]string
 	OOMScoreAdjust int
+	Umask          *uint32 // nil: the driver's default (process)
 }
 
 // Mount is a resolved mount: sources are paths on this host.

@@ -26,8 +26,10 @@ type Host struct {
 	Driver driver.Driver
 	// Reopen returns a new driver over what the first one left, as after a restart of the agent.
 	Reopen func() driver.Driver
-	// Task returns a task that can run script.Name; ID and Args are filled in by the suite.
+	// Task returns a task that can run Program; ID and Args are filled in by the suite.
 	Task func() driver.Task
+	// Program is where the script is found; "" is script.Name.
+	Program string
 }
 
 // Run holds a driver to what package driver promises. open makes a fresh host for each test and
@@ -64,7 +66,11 @@ func Run(t *testing.T, open func(t *testing.T) *Host) {
 			h := open(t)
 			ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 			defer cancel()
-			test.run(&suite{T: t, h: h, d: h.Driver, ctx: ctx})
+			program := h.Program
+			if program == "" {
+				program = script.Name
+			}
+			test.run(&suite{T: t, h: h, d: h.Driver, ctx: ctx, program: program})
 		})
 	}
 }
@@ -74,11 +80,13 @@ type suite struct {
 	h   *Host
 	d   driver.Driver
 	ctx context.Context
+
+	program string
 }
 
 func (s *suite) task(id string, args ...string) driver.Task {
 	task := s.h.Task()
-	task.ID, task.Args = id, append([]string{script.Name}, args...)
+	task.ID, task.Args = id, append([]string{s.program}, args...)
 	return task
 }
 
@@ -207,7 +215,7 @@ func (s *suite) unknown() {
 	s.wantKind(d.Kill(ctx, id), fault.NotFound, "Kill")
 	s.wantKind(d.Pause(ctx, id), fault.NotFound, "Pause")
 	s.wantKind(d.Resume(ctx, id), fault.NotFound, "Resume")
-	_, err = d.Exec(ctx, id, driver.ExecSpec{Args: []string{script.Name, "exit", "0"}}, driver.Streams{})
+	_, err = d.Exec(ctx, id, driver.ExecSpec{Args: []string{s.program, "exit", "0"}}, driver.Streams{})
 	s.wantKind(err, fault.NotFound, "Exec")
 	s.wantKind(d.Attach(ctx, id, driver.Streams{}), fault.NotFound, "Attach")
 	s.wantKind(d.Logs(ctx, id, everything, func(driver.LogEntry) error { return nil }), fault.NotFound, "Logs")
@@ -455,11 +463,11 @@ func (s *suite) exec() {
 	if err := s.d.Start(s.ctx, task); err != nil {
 		s.Fatal(err)
 	}
-	code, out, errs, err := s.run(driver.ExecSpec{Args: []string{script.Name, "cat"}}, strings.NewReader("hello"))
+	code, out, errs, err := s.run(driver.ExecSpec{Args: []string{s.program, "cat"}}, strings.NewReader("hello"))
 	if err != nil || code != 3 || out != "hello" || errs != "bye" {
 		s.Errorf("exec gave %d, %q, %q, %v; want 3, hello, bye", code, out, errs, err)
 	}
-	if code, out, _, err := s.run(driver.ExecSpec{Args: []string{script.Name, "cat"}}, nil); err != nil || code != 3 || out != "" {
+	if code, out, _, err := s.run(driver.ExecSpec{Args: []string{s.program, "cat"}}, nil); err != nil || code != 3 || out != "" {
 		s.Errorf("exec without input gave %d, %q, %v; want that it finds the end of its input", code, out, err)
 	}
 	for _, c := range []struct {
@@ -470,12 +478,12 @@ func (s *suite) exec() {
 		{driver.ExecSpec{Env: []string{"COLOUR=blue"}}, "blue /tmp\n"},
 		{driver.ExecSpec{WorkingDir: "/"}, "red /\n"},
 	} {
-		c.spec.Args = []string{script.Name, "env", "COLOUR"}
+		c.spec.Args = []string{s.program, "env", "COLOUR"}
 		if code, out, _, err := s.run(c.spec, nil); err != nil || code != 0 || out != c.want {
 			s.Errorf("exec gave %d, %q, %v; want %q", code, out, err, c.want)
 		}
 	}
-	if code, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{script.Name, "streams"}}, driver.Streams{}); err != nil || code != 0 {
+	if code, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, "streams"}}, driver.Streams{}); err != nil || code != 0 {
 		s.Errorf("exec whose output nobody wants gave %d, %v", code, err)
 	}
 	_, _, _, err = s.run(driver.ExecSpec{Args: []string{"/nothing-here"}}, nil)
@@ -488,7 +496,7 @@ func (s *suite) exec() {
 	if err := s.d.Kill(s.ctx, "i.a.1"); err != nil {
 		s.Fatal(err)
 	}
-	_, _, _, err = s.run(driver.ExecSpec{Args: []string{script.Name, "exit", "0"}}, nil)
+	_, _, _, err = s.run(driver.ExecSpec{Args: []string{s.program, "exit", "0"}}, nil)
 	s.wantKind(err, fault.Unavailable, "run something in a task that ended")
 }
 
@@ -506,21 +514,27 @@ func (f *firstWord) Write(p []byte) (int, error) {
 func (s *suite) execEnds() {
 	s.start("i.a.1", "sleep")
 	ctx, giveUp := context.WithCancel(s.ctx)
-	ready := &firstWord{c: make(chan struct{})}
+	var ready *firstWord
 	done := make(chan error, 1)
 	run := func(ctx context.Context) {
-		_, err := s.d.Exec(ctx, "i.a.1", driver.ExecSpec{Args: []string{script.Name, "sleep"}}, driver.Streams{Stdout: ready})
+		_, err := s.d.Exec(ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, "sleep"}}, driver.Streams{Stdout: ready})
 		done <- err
 	}
-	go run(ctx)
-	<-ready.c
+	begin := func(ctx context.Context) {
+		ready = &firstWord{c: make(chan struct{})}
+		go run(ctx)
+		select {
+		case <-ready.c:
+		case err := <-done:
+			s.Fatalf("exec ended with %v before it was given up", err)
+		}
+	}
+	begin(ctx)
 	giveUp()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		s.Errorf("exec ended with %v, want its context's error", err)
 	}
-	ready = &firstWord{c: make(chan struct{})}
-	go run(s.ctx)
-	<-ready.c
+	begin(s.ctx)
 	if err := s.d.Kill(s.ctx, "i.a.1"); err != nil {
 		s.Fatal(err)
 	}
@@ -540,7 +554,7 @@ func (s *suite) execSignals() {
 			signals <- syscall.SIGTERM
 			close(signals)
 		}()
-		code, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{script.Name, c.verb}}, driver.Streams{Stdout: ready, Signals: signals})
+		code, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, c.verb}}, driver.Streams{Stdout: ready, Signals: signals})
 		if err != nil || code != c.want {
 			s.Errorf("%s ended with %d, %v; want %d", c.verb, code, err, c.want)
 		}
@@ -637,7 +651,7 @@ func (s *suite) pause() {
 	if st, err := s.d.Status(s.ctx, "i.a.1"); err != nil || st.State != driver.Paused {
 		s.Errorf("status is %+v, %v; want it paused", st, err)
 	}
-	_, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{script.Name, "exit", "0"}}, driver.Streams{})
+	_, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, "exit", "0"}}, driver.Streams{})
 	s.wantKind(err, fault.Conflict, "run something in a paused task")
 	s.signal(syscall.SIGUSR1)
 	if got := text(s.entries("i.a.1", everything)); got != "ready\n" {
@@ -700,7 +714,7 @@ func (s *suite) reopen() {
 	}
 	s.signal(syscall.SIGUSR1)
 	s.said("i.a.1", "got 10")
-	if code, _, _, err := s.run(driver.ExecSpec{Args: []string{script.Name, "exit", "4"}}, nil); err != nil || code != 4 {
+	if code, _, _, err := s.run(driver.ExecSpec{Args: []string{s.program, "exit", "4"}}, nil); err != nil || code != 4 {
 		s.Errorf("exec gave %d, %v; want 4", code, err)
 	}
 	s.start("i.a.1", "exit", "1") // was started before

@@ -83,7 +83,7 @@ func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (superviso
 	if e.User != "" {
 		name, groups = e.User, nil
 	}
-	u, err := lookupUser(c.task.Rootfs, name, groups)
+	u, err := supervisor.LookupUser(c.task.Rootfs, name, groups)
 	if err != nil {
 		return nil, err
 	}
@@ -259,26 +259,7 @@ func (c *container) Stats() (*driver.Stats, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read usage: %w", err)
 	}
-	cg := st.CgroupStats
-	out := &driver.Stats{
-		Time: time.Now(), CPUNanoseconds: cg.CpuStats.CpuUsage.TotalUsage,
-		MemoryBytes: cg.MemoryStats.Usage.Usage, MemoryLimitBytes: cg.MemoryStats.Usage.Limit, Pids: cg.PidsStats.Current,
-	}
-	for _, key := range []string{"total_inactive_file", "inactive_file"} {
-		if cache, ok := cg.MemoryStats.Stats[key]; ok && cache < out.MemoryBytes {
-			out.MemoryBytes -= cache
-			break
-		}
-	}
-	for _, e := range cg.BlkioStats.IoServiceBytesRecursive {
-		switch strings.ToLower(e.Op) {
-		case "read":
-			out.ReadBytes += e.Value
-		case "write":
-			out.WriteBytes += e.Value
-		}
-	}
-	return out, nil
+	return supervisor.StatsOf(st.CgroupStats), nil
 }
 
 // bury frees what a container holds whose supervisor did not live to do so.

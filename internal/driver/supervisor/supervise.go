@@ -49,9 +49,11 @@ type supervisor struct {
 // 3 tells the agent when the task has started, or why not. It returns the exit code.
 func Supervise(args []string, newBody NewBody) int {
 	dir, socket, reaper := args[0], args[1], args[2]
-	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	// Taken and left alone rather than ignored, which the task would inherit.
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	ready := os.NewFile(3, "ready")
 	unix.CloseOnExec(3)
+	unix.CloseOnExec(4) // the lock, which must end with this process
 	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
 	if err := s.start(socket, reaper, newBody); err != nil {
 		s.set(func(st *driver.Status) {
