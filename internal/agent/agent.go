@@ -56,6 +56,11 @@ type SecretFiles interface {
 	Remove(instance string) error
 }
 
+// Artifacts fetches what processes are made of into their sandboxes.
+type Artifacts interface {
+	Place(ctx context.Context, sandbox string, uid, gid int, list []model.Artifact) error
+}
+
 // NetworkState is something that follows the cluster's network state: the overlay, the
 // balancer, the names.
 type NetworkState interface {
@@ -82,6 +87,9 @@ type Deps struct {
 	NodeName string
 	DataDir  string // <data dir>/agent
 	RunDir   string
+	// SandboxDir is where processes of the host have their own directories; their users must be
+	// able to reach it.
+	SandboxDir string
 	// CgroupParent is where the cgroups of instances are made, e.g. "/tutti".
 	CgroupParent string
 	Drivers      map[string]driver.Driver // by name: "oci", "process"
@@ -89,6 +97,7 @@ type Deps struct {
 	Links        Links
 	Volumes      Volumes
 	Secrets      SecretFiles
+	Artifacts    Artifacts
 	Network      []NetworkState // synced in this order
 	Log          *slog.Logger
 }
@@ -197,6 +206,9 @@ func (a *Agent) adopt(ctx context.Context) error {
 				a.Log.Warn("a run that belongs to nothing could not be removed", "run", r.ID, "error", err)
 			}
 		}
+	}
+	if err := a.sweepSandboxes(known); err != nil {
+		a.Log.Warn("sandboxes of earlier instances could not all be removed", "error", err)
 	}
 	if err := a.sweep(ctx, known); err != nil {
 		a.Log.Warn("left-overs of earlier instances could not all be removed", "error", err)

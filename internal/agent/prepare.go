@@ -65,7 +65,14 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 		if w.agent.Drivers[driverName(t)] == nil {
 			return nil, fault.New(fault.Unsupported, "node %s has no driver %q", w.agent.NodeName, driverName(t))
 		}
-		if driverName(t) == "oci" {
+		if driverName(t) == "process" {
+			if err := w.prepareSandbox(ctx, t); err != nil {
+				return nil, err
+			}
+			if p.netNS != "" {
+				p.mounts[t.Name] = append(p.mounts[t.Name], processFiles(files)...)
+			}
+		} else {
 			if err := w.prepareRoot(ctx, p, t); err != nil {
 				return nil, err
 			}
@@ -372,10 +379,15 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Devices: t.Devices, Init: t.Init,
 		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust,
 	}
+	process := driverName(t) == "process"
+	if process {
+		task.Sandbox, task.Umask = w.sandbox(t), t.Umask
+	}
 	if len(as.Template.Sysctls) > 0 {
 		task.Sysctls = map[string]string{}
 		for k, v := range as.Template.Sysctls {
-			if !strings.HasPrefix(k, "net.") || p.netNS != "" {
+			// Those of a network of its own were set when that was made; a container sets them again.
+			if !strings.HasPrefix(k, "net.") || p.netNS != "" && !process {
 				task.Sysctls[k] = v
 			}
 		}
@@ -399,6 +411,9 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	}
 	task.Args = slices.Concat(entrypoint, args)
 	if len(task.Args) == 0 {
+		if process {
+			return task, fault.New(fault.Invalid, "task %s: the workload does not say what to run", t.Name)
+		}
 		return task, fault.New(fault.Invalid, "task %s: neither the workload nor image %s says what to run", t.Name, t.Image)
 	}
 	defaults := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOSTNAME=" + p.hostname}
@@ -516,6 +531,9 @@ func (w *worker) cleanUp(ctx context.Context) {
 		}
 	}
 	w.free(ctx)
+	if err := w.removeSandboxes(); err != nil {
+		w.log.Error("sandboxes could not be removed", "error", err)
+	}
 	if err := w.agent.Volumes.RemoveOf(ctx, w.id); err != nil {
 		w.log.Error("anonymous volumes could not be removed", "error", err)
 	}

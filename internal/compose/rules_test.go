@@ -374,6 +374,7 @@ func TestNoHonouredKeyIsDropped(t *testing.T) {
 		return string(data)
 	}
 	maps.Copy(effects, tuttiEffects)
+	maps.Copy(effects, processEffects)
 	tried := maps.Clone(effects)
 	for path, r := range leaves() {
 		if r.verdict != honoured || slices.Contains(withoutEffect, path) {

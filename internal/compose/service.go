@@ -27,6 +27,8 @@ type one struct {
 	path   string
 	w      *model.Workload
 	svc    *model.Service
+
+	isProcess bool // of the host, not a container
 }
 
 func (t *translation) service(s *types.ServiceConfig) {
@@ -44,6 +46,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.extraKind(&extra)
 	o.template()
 	o.extraJob(&extra)
+	o.process(&extra)
 	o.placement()
 	o.extraPlacement(&extra)
 	o.restart()
@@ -332,6 +335,9 @@ func (o *one) hints() {
 		default:
 			o.unsupported("logging.driver", "%q is not supported: Tutti keeps logs itself; remove it, or write local", l.Driver)
 		}
+	}
+	if o.isProcess {
+		return
 	}
 	if o.Image == "" {
 		if o.Build == nil && o.Provider == nil {

@@ -40,6 +40,10 @@ var tuttiRules = keys{
 
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
+
+	"process":   well,
+	"artifacts": within(artifactRules),
+	"umask":     well,
 }
 
 var affinityRules = keys{"to": well, "within": well, "weight": well}
@@ -78,6 +82,10 @@ type extras struct {
 	StartWithin   string `json:"start_within"`
 	KeepCompleted int    `json:"keep_completed"`
 	KeepFailed    int    `json:"keep_failed"`
+
+	Process   bool            `json:"process"`
+	Artifacts []artifactEntry `json:"artifacts"`
+	Umask     string          `json:"umask"`
 }
 
 type spreadEntry struct {

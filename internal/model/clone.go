@@ -259,6 +259,11 @@ func (t TaskSpec) clone() TaskSpec {
 	t.CapDrop = slices.Clone(t.CapDrop)
 	t.SecurityOpts = slices.Clone(t.SecurityOpts)
 	t.Ulimits = slices.Clone(t.Ulimits)
+	t.Artifacts = slices.Clone(t.Artifacts)
+	if t.Umask != nil {
+		umask := *t.Umask
+		t.Umask = &umask
+	}
 	t.Devices = slices.Clone(t.Devices)
 	t.Labels = maps.Clone(t.Labels)
 	return t

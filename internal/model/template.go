@@ -91,6 +91,8 @@ type TaskSpec struct {
 	ShmBytes       int64             `json:"shmBytes,omitempty"`
 	StopSignal     string            `json:"stopSignal,omitempty"`
 	OOMScoreAdjust int               `json:"oomScoreAdjust,omitempty"`
+	Umask          *uint32           `json:"umask,omitempty"`     // of a process; nil: the host's
+	Artifacts      []Artifact        `json:"artifacts,omitempty"` // of a process; put into its sandbox before it starts
 	Labels         map[string]string `json:"labels,omitempty"`
 }
 

@@ -18,7 +18,6 @@ import (
 	"github.com/tutti-run/tutti/internal/balance"
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/overlay"
 )
 
@@ -50,6 +49,7 @@ func Teardown(ctx context.Context, cfg Config) error {
 	note("unmount", unmountBelow(cfg.RunDir))
 	note("unmount", unmountBelow(cfg.DataDir))
 	note("forget assignments", os.RemoveAll(filepath.Join(cfg.DataDir, "agent")))
+	note("remove sandboxes", os.RemoveAll(cfg.sandboxDir()))
 	note("remove cgroups", cgroup.Remove(cfg.Cgroup))
 	note("remove the run directory", os.RemoveAll(cfg.RunDir))
 	return errors.Join(errs...)
@@ -57,10 +57,18 @@ func Teardown(ctx context.Context, cfg Config) error {
 
 // stopTasks asks all tasks to end, then makes them, and drops their runs.
 func stopTasks(ctx context.Context, cfg Config) error {
-	d, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log})
+	drivers, err := openDrivers(&cfg)
 	if err != nil {
 		return err
 	}
+	var errs []error
+	for _, d := range drivers {
+		errs = append(errs, stopTasksOf(ctx, d))
+	}
+	return errors.Join(errs...)
+}
+
+func stopTasksOf(ctx context.Context, d driver.Driver) error {
 	runs, err := d.List(ctx)
 	if err != nil {
 		return err

@@ -11,10 +11,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/agent"
+	"github.com/tutti-run/tutti/internal/artifact"
 	"github.com/tutti-run/tutti/internal/balance"
 	"github.com/tutti-run/tutti/internal/balance/names"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/oci"
+	"github.com/tutti-run/tutti/internal/driver/process"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
@@ -40,9 +42,28 @@ func openImages(cfg *Config, peers image.Peers) (*image.Store, error) {
 	})
 }
 
+// openDrivers opens what runs tasks, by name.
+func openDrivers(cfg *Config) (map[string]driver.Driver, error) {
+	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	processes, err := process.New(process.Config{StateDir: filepath.Join(cfg.DataDir, "processes"), RunDir: filepath.Join(cfg.RunDir, "processes"), Log: cfg.Log})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]driver.Driver{"oci": containers, "process": processes}, nil
+}
+
+func (c *Config) sandboxDir() string { return filepath.Join(c.DataDir, "sandboxes") }
+
 // newWorker builds the worker half.
 func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) (*worker, error) {
-	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log})
+	drivers, err := openDrivers(cfg)
+	if err != nil {
+		return nil, err
+	}
+	artifacts, err := artifact.Open(filepath.Join(cfg.DataDir, "artifacts"))
 	if err != nil {
 		return nil, err
 	}
@@ -62,8 +83,8 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	a, err := agent.New(agent.Deps{
 		NodeID: id.NodeID, NodeName: cfg.Name,
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
-		Drivers: map[string]driver.Driver{"oci": containers},
-		Images:  images, Links: links, Volumes: volumes, Secrets: secrets,
+		SandboxDir: cfg.sandboxDir(),
+		Drivers:    drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
 		Network: []agent.NetworkState{links, balancer, namesProcess(cfg)},
 		Log:     cfg.Log,
 	})

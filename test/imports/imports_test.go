@@ -34,7 +34,7 @@ var house = map[string][]string{
 
 	// node builds the whole: every part, and none of the command line's.
 	"internal/node": {
-		"internal/agent", "internal/api/...", "internal/balance/...", "internal/cgroup", "internal/consensus",
+		"internal/agent", "internal/api/...", "internal/artifact", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
 		"internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/volume", "internal/wire",
 	},
@@ -68,9 +68,10 @@ var house = map[string][]string{
 	"internal/wire":      {},
 
 	// Node work.
-	"internal/agent":       {"internal/driver", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
+	"internal/agent":       {"internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
 	"internal/driver":      {},
 	"internal/driver/...":  {"internal/driver/...", "internal/cgroup"},
+	"internal/artifact":    {},
 	"internal/image":       {},
 	"internal/overlay":     {},
 	"internal/balance/...": {},

@@ -21,6 +21,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -83,7 +84,7 @@ func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (superviso
 	if e.User != "" {
 		name, groups = e.User, nil
 	}
-	u, err := supervisor.LookupUser(c.task.Rootfs, name, groups)
+	u, err := users.Lookup(c.task.Rootfs, name, groups)
 	if err != nil {
 		return nil, err
 	}

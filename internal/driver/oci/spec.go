@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -40,7 +40,7 @@ const reaperPath = "/.tutti-init"
 
 // spec states a task in the terms of the OCI runtime specification.
 func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
-	u, err := supervisor.LookupUser(t.Rootfs, t.User, t.Groups)
+	u, err := users.Lookup(t.Rootfs, t.User, t.Groups)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -136,7 +137,7 @@ func over(env, others []string) []string {
 
 // step says what a process of the task is to be.
 func (b *body) step(args []string, name string, groups []string, dir string) (*step, error) {
-	u, err := supervisor.LookupUser("/", name, groups)
+	u, err := users.Lookup("/", name, groups)
 	if err != nil {
 		return nil, err
 	}

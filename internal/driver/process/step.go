@@ -59,9 +59,8 @@ func beStep() int {
 	if err := json.NewDecoder(socket).Decode(&s); err != nil {
 		return 1 // the supervisor gave up
 	}
-	if err := s.become(socket); err != nil {
-		fmt.Fprintf(socket, "%s\n%s", fault.KindOf(err), err)
-	}
+	err := s.become(socket) // which returns only when it failed
+	fmt.Fprintf(socket, "%s\n%s", fault.KindOf(err), err)
 	return 1
 }
 
@@ -82,6 +81,8 @@ func (s *step) become(socket *os.File) error {
 	if s.Umask != nil {
 		unix.Umask(int(*s.Umask))
 	}
+	// Tried before the user is changed: a sandbox may lie where that user cannot pass.
+	moved := unix.Chdir(s.Dir)
 	if err := syscall.Setgroups(s.Groups); err != nil {
 		return fmt.Errorf("set the groups: %w", err)
 	}
@@ -96,8 +97,11 @@ func (s *step) become(socket *os.File) error {
 			return fmt.Errorf("give up new privileges: %w", err)
 		}
 	}
-	if err := unix.Chdir(s.Dir); err != nil {
-		return fault.New(fault.Invalid, "working directory %s: %w", s.Dir, err)
+	if errors.Is(moved, unix.EACCES) {
+		moved = unix.Chdir(s.Dir) // on a network's file system the host's root may be nobody
+	}
+	if moved != nil {
+		return fault.New(fault.Invalid, "working directory %s: %w", s.Dir, moved)
 	}
 	path, err := lookPath(s.Args[0], s.Env)
 	if err != nil {

@@ -1,4 +1,5 @@
-package supervisor
+// Package users looks users and groups up by name, in the files of whatever root they belong to.
+package users
 
 import (
 	"fmt"
@@ -12,8 +13,8 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
-// LookupUser resolves "name", "uid", "name:group" and so on by the files of that root.
-func LookupUser(rootfs, spec string, groups []string) (*specs.User, error) {
+// Lookup resolves "name", "uid", "name:group" and so on by the files of that root.
+func Lookup(rootfs, spec string, groups []string) (*specs.User, error) {
 	root, err := os.Open(rootfs)
 	if err != nil {
 		return nil, fmt.Errorf("open root file system: %w", err)
