@@ -54,6 +54,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.ports()
 	o.updates()
 	o.extraRollout(&extra)
+	o.extraRebalance(&extra)
 	o.dependsOn()
 	o.hints()
 	t.out.Workloads = append(t.out.Workloads, o.w)

@@ -32,6 +32,7 @@ var tuttiRules = keys{
 	"gang":          well,
 	"class":         well,
 	"min_available": well,
+	"rebalance":     well,
 
 	"rollout": within(keys{
 		"canary": within(keys{"percent": well, "hold": well, "manual": well}), "blue_green": well, "manual": well, "domains": well,
@@ -61,6 +62,7 @@ type extras struct {
 	Gang         bool            `json:"gang"`
 	Class        string          `json:"class"`
 	MinAvailable int             `json:"min_available"`
+	Rebalance    bool            `json:"rebalance"`
 
 	Rollout struct {
 		Canary         []canaryEntry `json:"canary"`
@@ -240,6 +242,13 @@ func (o *one) extraJob(x *extras) {
 		if given {
 			o.invalid(tuttiKey+"."+key, "it is for jobs: write deploy.mode: replicated-job or global-job, or give a schedule")
 		}
+	}
+}
+
+// extraRebalance reads whether instances may move; updates has decided the order.
+func (o *one) extraRebalance(x *extras) {
+	if o.w.Rebalance = x.Rebalance; x.Rebalance && (o.w.Type != model.ServiceWorkload || o.safeOrder() != model.StartFirst || o.w.Update.Order != model.StartFirst) {
+		o.invalid(tuttiKey+".rebalance", "only services move whose new instance may start before the old one ends: no shared folder or volume, no port or address of the node, order start-first")
 	}
 }
 

@@ -75,6 +75,21 @@ func TestABudgetKeepsThoseWhoWouldGiveWay(t *testing.T) {
 	})
 }
 
+func TestACrashLoopIsToldOfOnce(t *testing.T) {
+	inCluster(t, 1, func(c *cluster) {
+		c.deploy(workload("web", 1))
+		c.agents()
+		i := c.instances("web")[0]
+		for n := range 9 {
+			c.setStatus(i, model.InstanceStatus{State: model.InstanceWaiting, Restarts: n, Message: "exit code 3"})
+		}
+		want := "it was restarted 5 times, and the pause before the next time grows: exit code 3"
+		if told := c.events("instance crash-loops"); len(told) != 1 || told[0] != want {
+			t.Errorf("events: %q, want one: %s", told, want)
+		}
+	})
+}
+
 // TestApartHoldsBothWays: of two services only the first says that it wants to be alone.
 func TestApartHoldsBothWays(t *testing.T) {
 	inCluster(t, 2, func(c *cluster) {

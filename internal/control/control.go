@@ -207,6 +207,7 @@ func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []s
 		p.cut()
 	}
 	p.place()
+	p.rebalance()
 	draining := p.drain()
 	p.tidy()
 	for _, cs := range append(p.full, p.cs) {
@@ -343,12 +344,17 @@ func (p *pass) observe(batches []store.Batch) {
 	}
 }
 
+// loops is after how many restarts in place an instance is said to crash for ever.
+const loops = 5
+
 func (p *pass) observeInstance(old, n *model.Instance) {
 	if old == nil {
 		return
 	}
 	a, b := &old.Status, &n.Status
 	switch {
+	case b.Restarts > a.Restarts && b.Restarts >= loops && a.Restarts < loops:
+		p.event("instance crash-loops", n, fmt.Sprintf("it was restarted %d times, and the pause before the next time grows: %s", b.Restarts, a.Message))
 	case b.Restarts > a.Restarts:
 		p.event("instance restarted", n, a.Message)
 	case a.State != b.State && b.State == model.InstanceFailed:

@@ -161,7 +161,14 @@ func (e *explainer) instance(i *model.Instance) {
 	}
 	if st.Restarts > 0 {
 		e.say("    restarted %d times", st.Restarts)
+		if st.Restarts >= 5 && !st.Ready {
+			e.out.State = "crash loop"
+			e.advise("%s crashes again and again: correct what it runs or what it needs, or return to an earlier revision (`tutti rollout history %s`)", i.FullName(), strings.Split(i.FullName(), ".")[0])
+		}
 		e.advise("look at what it says: `tutti logs %s`", i.FullName())
+	}
+	if i.Moving != "" {
+		e.say("    is to move: %s", i.Moving)
 	}
 	if i.Cause != "" {
 		e.say("    to be ended: %s", i.Cause)

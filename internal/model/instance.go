@@ -21,6 +21,9 @@ type Instance struct {
 	Cause string `json:"cause,omitempty"` // why Desired is no longer run
 	// Standby keeps it out of traffic, ready as it may be, until its revision takes over.
 	Standby bool `json:"standby,omitempty"`
+	// Moving says why it is to run elsewhere, though its node would do: it serves until the instance
+	// that replaces it is ready.
+	Moving string `json:"moving,omitempty"`
 	// Addresses are assigned with the node: one per attachment of the template, in its order.
 	Addresses []Address `json:"addresses,omitempty"`
 	// PublishedPorts are host-mode ports held on the node.

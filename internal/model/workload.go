@@ -38,6 +38,8 @@ type Workload struct {
 	Rollback           UpdatePolicy `json:"rollback"`
 	Plan               RolloutPlan  `json:"plan,omitzero"`
 	DependsOn          []Dependency `json:"dependsOn,omitempty"`
+	// Rebalance lets instances move to nodes that came, or came back, where they would be placed now.
+	Rebalance bool `json:"rebalance,omitempty"`
 	// MinAvailable is how many instances stay ready when others are to give way to more important
 	// work; 0 lets all of them.
 	MinAvailable int        `json:"minAvailable,omitempty"`

@@ -222,7 +222,7 @@ func (s *scan) place(r *Request) *NodeView {
 // TestPlaceIsRight holds Place against the naive scan in thousands of random worlds: the same
 // nodes, and so nothing that breaks a rule; each with a reason, and all of it repeatable.
 func TestPlaceIsRight(t *testing.T) {
-	for seed := range uint64(6000) {
+	for seed := range uint64(3000) {
 		cluster, reqs := world(seed)
 		got := Place(cluster, reqs, seed)
 		again, _ := world(seed)
@@ -292,7 +292,7 @@ func contest(seed uint64) (Cluster, []Request) {
 // quota or budget, gangs whole, and victims less important than who takes their place.
 func TestContests(t *testing.T) {
 	var victims, gangs, quotas int
-	for seed := range uint64(6000) {
+	for seed := range uint64(3000) {
 		before, _ := contest(seed)
 		cluster, reqs := contest(seed)
 		got := Place(cluster, reqs, seed)
