@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|start|replicas|all [-brief]
+//	go run -tags seccomp . schedule|store|sessions|start|replicas|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/tutti-run/tutti/bench/internal/holding"
 	"github.com/tutti-run/tutti/bench/internal/placing"
 	"github.com/tutti-run/tutti/bench/internal/report"
 	"github.com/tutti-run/tutti/bench/internal/starting"
@@ -31,13 +32,22 @@ type group struct {
 
 var groups = []group{
 	{"schedule", placing.Run},
-	{"store", writing.Run},
+	{"store", store},
+	{"sessions", holding.Run},
 	{"start", starting.Run},
 	{"replicas", starting.Replicas},
 }
 
+// store measures the state engine: writes beside etcd, and the sessions of nodes.
+func store(ctx context.Context, sheet *report.Sheet, brief bool) error {
+	if err := writing.Run(ctx, sheet, brief); err != nil {
+		return err
+	}
+	return holding.Run(ctx, sheet, brief)
+}
+
 func main() {
-	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) {
+	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) || holding.Reexec(os.Args) {
 		return
 	}
 	wanted, brief, err := parse(os.Args[1:])
@@ -68,7 +78,11 @@ func parse(args []string) (wanted []group, brief bool, err error) {
 		case a == "-brief" || a == "--brief":
 			brief = true
 		case a == "all":
-			wanted = append(wanted, groups...)
+			for _, g := range groups {
+				if g.name != "sessions" { // a part of store
+					wanted = append(wanted, g)
+				}
+			}
 		case i >= 0:
 			wanted = append(wanted, groups[i])
 		default:

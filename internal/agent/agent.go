@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -116,8 +115,9 @@ type Agent struct {
 	ctx      context.Context
 	revision uint64 // newest of the assignments taken over
 
-	network        *networkState   // the latest; nil before the first
-	networkWake    chan struct{}   // capacity 1
+	lease          *lease
+	network        networkState
+	networkWake    chan struct{}   // capacity 1: there is something new to put in force
 	networkKnows   map[string]bool // instances of the state in force
 	networkChanged chan struct{}   // closed and replaced when a state comes in force
 }
@@ -131,7 +131,7 @@ func New(d Deps) (*Agent, error) {
 	}
 	return &Agent{
 		Deps: d, adopted: make(chan struct{}), workers: map[string]*worker{},
-		networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
+		lease: newLease(d.Drivers), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
 	}, nil
 }
 
@@ -155,6 +155,10 @@ func (a *Agent) Run(ctx context.Context, s Session) error {
 		a.mu.Lock()
 		a.closed = true // nothing more may join the group
 		a.mu.Unlock()
+		return nil
+	})
+	g.Go(func() error {
+		a.lease.watch(ctx, a.lapse)
 		return nil
 	})
 	g.Go(func() error {
@@ -222,14 +226,30 @@ func (a *Agent) adopt(ctx context.Context) error {
 	return nil
 }
 
+// lapse ends what needs a lease.
+func (a *Agent) lapse() {
+	a.Log.Warn("this node could not renew its lease: instances that need one are ended")
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		if w.leased() {
+			w.poke()
+		}
+	}
+}
+
 // Assign takes over what a server wants of this node. It waits until the agent has adopted what
-// an earlier one left.
-func (a *Agent) Assign(m *wire.Assign) {
+// an earlier one left. It reports false when what it has then is not what it should have, and
+// everything has to be told anew.
+func (a *Agent) Assign(m *wire.Assign) bool {
 	<-a.adopted
 	if m.Full {
-		keep := make(map[string]bool, len(m.Put))
+		keep := make(map[string]bool, len(m.Put)+len(m.Keep))
 		for _, as := range m.Put {
 			keep[as.Instance.ID] = true
+		}
+		for _, id := range m.Keep {
+			keep[id] = true
 		}
 		for _, id := range a.Instances() {
 			if !keep[id] {
@@ -263,6 +283,21 @@ func (a *Agent) Assign(m *wire.Assign) {
 			a.Log.Error("revision of the assignments could not be kept on disk", "error", err)
 		}
 	}
+	return m.Full || len(a.Held()) == m.Total
+}
+
+// Held returns the instances that this agent has been assigned, each with the key of its assignment;
+// "" where a part of that is missing.
+func (a *Agent) Held() map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	held := make(map[string]string, len(a.workers))
+	for id, w := range a.workers {
+		if key, ok := w.key(); ok {
+			held[id] = key
+		}
+	}
+	return held
 }
 
 // Revision returns the newest store revision of which this node was given assignments, also to an
@@ -271,132 +306,6 @@ func (a *Agent) Revision() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.revision
-}
-
-// networkUnchanged says that the state last handed over is still right as of the revision.
-func (a *Agent) networkUnchanged(revision uint64) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.network == nil {
-		return
-	}
-	a.network.revision = max(a.network.revision, revision)
-	if a.network.inForce {
-		a.session.Applied(a.network.revision)
-	}
-}
-
-// SetNetwork takes over a newer network state; it is put in force in the background.
-func (a *Agent) SetNetwork(n *wire.Network) {
-	a.mu.Lock()
-	a.network = &networkState{state: n, revision: n.Revision}
-	a.mu.Unlock()
-	a.pokeNetwork()
-}
-
-func (a *Agent) pokeNetwork() {
-	select {
-	case a.networkWake <- struct{}{}:
-	default:
-	}
-}
-
-// networkState is a state and what became of it; guarded by Agent.mu.
-type networkState struct {
-	state    *wire.Network
-	revision uint64 // up to which it is known to be right
-	inForce  bool
-}
-
-// keepEvery is how often keepers look after what is theirs.
-const keepEvery = 2 * time.Second
-
-func (a *Agent) runNetwork(ctx context.Context) error {
-	keep := time.NewTicker(keepEvery)
-	defer keep.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-keep.C:
-			a.keepNetwork(ctx)
-			continue
-		case <-a.networkWake:
-		}
-		a.mu.Lock()
-		current := a.network
-		a.mu.Unlock()
-		if err := a.syncNetwork(ctx, current.state); err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			a.Log.Error("network state could not be put in force", "error", err, "revision", current.state.Revision)
-			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
-			continue
-		}
-		knows := make(map[string]bool, len(current.state.Instances))
-		for i := range current.state.Instances {
-			knows[current.state.Instances[i].ID] = true
-		}
-		a.mu.Lock()
-		current.inForce = true
-		revision := current.revision
-		a.networkKnows = knows
-		close(a.networkChanged)
-		a.networkChanged = make(chan struct{})
-		a.mu.Unlock()
-		a.session.Applied(revision)
-	}
-}
-
-// networkPatience bounds how long a start waits for the network to know the instance.
-const networkPatience = 3 * time.Second
-
-// awaitNetwork waits until routes, names and rules for an instance are in force on this node, so
-// that it finds its peers from its first instruction on. It gives up waiting, not the start: an
-// agent without a server has to work with the state that it has.
-func (a *Agent) awaitNetwork(ctx context.Context, instance string) {
-	ctx, cancel := context.WithTimeout(ctx, networkPatience)
-	defer cancel()
-	for {
-		a.mu.Lock()
-		known, unknown := a.networkKnows[instance], a.network == nil
-		changed := a.networkChanged
-		a.mu.Unlock()
-		if known || unknown {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			a.Log.Warn("instance is started before the network knows it", "instance", instance)
-			return
-		case <-changed:
-		}
-	}
-}
-
-func (a *Agent) keepNetwork(ctx context.Context) {
-	a.mu.Lock()
-	inForce := a.network != nil && a.network.inForce
-	a.mu.Unlock()
-	if !inForce {
-		return
-	}
-	for _, part := range a.Network {
-		if k, ok := part.(Keeper); ok {
-			if err := k.Keep(ctx); err != nil && ctx.Err() == nil {
-				a.Log.Error("a part of the network could not be kept up", "error", err)
-			}
-		}
-	}
-}
-
-func (a *Agent) syncNetwork(ctx context.Context, n *wire.Network) error {
-	var all []error
-	for _, part := range a.Network {
-		all = append(all, part.Sync(ctx, n))
-	}
-	return errors.Join(all...)
 }
 
 // Instances returns the IDs of all instances that this agent holds.

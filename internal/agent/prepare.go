@@ -371,8 +371,12 @@ func (w *worker) anonymous(task string, index int) string {
 // resolve turns a task of the template into what its driver runs.
 func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task, error) {
 	as, _, _ := w.desired()
+	if _, ok := w.agent.Drivers[driverName(t)].(driver.Leaser); as.Instance.Leased && !ok {
+		return driver.Task{}, fault.New(fault.Unsupported, "task %s: driver %q does not end tasks with the node's lease, as those of a stateful workload must; oci does", t.Name, driverName(t))
+	}
 	task := driver.Task{
-		ID: id, Rootfs: p.rootfs[t.Name], User: t.User, Groups: t.Groups, WorkingDir: t.WorkingDir,
+		Leased: as.Instance.Leased,
+		ID:     id, Rootfs: p.rootfs[t.Name], User: t.User, Groups: t.Groups, WorkingDir: t.WorkingDir,
 		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS,
 		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
 		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,

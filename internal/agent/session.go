@@ -21,10 +21,12 @@ import (
 // package dispatch); the connection to a server that went silent must be given up, and another
 // made, well before that.
 const (
-	heartbeatEvery = 250 * time.Millisecond
-	silentAfter    = 700 * time.Millisecond
+	heartbeatEvery = 250 * time.Millisecond // to begin with; servers ask for fewer in a large cluster
 	reportEvery    = 5 * time.Millisecond
 )
+
+// silentAfter is when a server that confirms nothing is given up: nearly three heartbeats.
+func silentAfter(every time.Duration) time.Duration { return every * 14 / 5 }
 
 // SessionPath is where servers accept node sessions.
 const SessionPath = "/node/session"
@@ -52,7 +54,12 @@ type Connection struct {
 	servers []wire.ServerAddress
 	pending map[string]model.InstanceStatus
 	applied uint64
-	changed bool // what Node says, since it was told last
+	changed bool                     // what Node says, since it was told last
+	every   time.Duration            // between heartbeats
+	number  uint64                   // of the latest one in this session
+	sent    map[uint64]time.Duration // when those were sent that are not confirmed yet, by the clock of leases
+	retell  bool                     // every status is to be told again
+	lost    bool                     // everything is to be told this agent anew
 	wake    chan struct{}
 }
 
@@ -60,7 +67,7 @@ type Connection struct {
 func NewConnection(d ConnectionDeps, a *Agent, servers []wire.ServerAddress) *Connection {
 	return &Connection{
 		ConnectionDeps: d, agent: a, servers: servers, session: model.NewID(),
-		pending: map[string]model.InstanceStatus{}, wake: make(chan struct{}, 1),
+		pending: map[string]model.InstanceStatus{}, every: heartbeatEvery, sent: map[uint64]time.Duration{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -161,8 +168,9 @@ func (c *Connection) once(ctx context.Context) error {
 	c.mu.Lock()
 	applied := c.applied
 	c.changed = false
+	c.number, c.sent, c.lost = 0, map[uint64]time.Duration{0: c.agent.lease.clock()}, false
 	c.mu.Unlock()
-	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Instances(), Revision: c.agent.Revision()}
+	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Held(), Network: c.agent.networkRevision(), Revision: c.agent.Revision()}
 	if err := stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
 		return fmt.Errorf("greet server %s: %w", address, err)
 	}
@@ -198,7 +206,7 @@ func (c *Connection) once(ctx context.Context) error {
 		return nil
 	})
 	g.Go(func() error { return c.send(gctx, stream) })
-	g.Go(func() error { return watchSilence(gctx, heard, address) })
+	g.Go(func() error { return c.watchSilence(gctx, heard, address) })
 	err = g.Wait()
 	if errors.Is(err, context.Canceled) {
 		return nil
@@ -208,10 +216,10 @@ func (c *Connection) once(ctx context.Context) error {
 
 // watchSilence ends a session whose server has not been heard for too long. A stall of this
 // very process is not the server's silence: when the timer fires late, it waits once more.
-func watchSilence(ctx context.Context, heard <-chan struct{}, address string) error {
+func (c *Connection) watchSilence(ctx context.Context, heard <-chan struct{}, address string) error {
 	for {
-		began := time.Now()
-		t := time.NewTimer(silentAfter)
+		began, patience := time.Now(), silentAfter(c.interval())
+		t := time.NewTimer(patience)
 		select {
 		case <-ctx.Done():
 			t.Stop()
@@ -219,7 +227,7 @@ func watchSilence(ctx context.Context, heard <-chan struct{}, address string) er
 		case <-heard:
 			t.Stop()
 		case <-t.C:
-			if late := time.Since(began) - silentAfter; late > 100*time.Millisecond {
+			if late := time.Since(began) - patience; late > 100*time.Millisecond {
 				continue
 			}
 			select {
@@ -227,7 +235,7 @@ func watchSilence(ctx context.Context, heard <-chan struct{}, address string) er
 				continue
 			default:
 			}
-			return fmt.Errorf("server %s has been silent for %s", address, silentAfter)
+			return fmt.Errorf("server %s has been silent for %s", address, patience)
 		}
 	}
 }
@@ -248,7 +256,7 @@ func (c *Connection) dial(ctx context.Context) (*wire.Stream, string, error) {
 		go func() {
 			// The one used last comes first; the others get their chance shortly after.
 			select {
-			case <-time.After(time.Duration(i) * 50 * time.Millisecond):
+			case <-time.After(time.Duration(i) * c.interval() / 5):
 			case <-ctx.Done():
 			}
 			stream, err := c.Client.Stream(ctx, s.Address, SessionPath)
@@ -308,13 +316,22 @@ func (c *Connection) rank(address string, place int) {
 func (c *Connection) take(m *wire.ServerMessage) {
 	switch {
 	case m.Assign != nil:
-		c.agent.Assign(m.Assign)
-	case m.Network != nil && m.Network.Unchanged:
-		c.agent.networkUnchanged(m.Network.Revision)
+		if !c.agent.Assign(m.Assign) {
+			c.lose()
+		}
 	case m.Network != nil:
-		c.agent.SetNetwork(m.Network)
+		if !c.agent.SetNetwork(m.Network) {
+			c.lose()
+		}
 	case m.Trust != nil:
 		c.Believe(*m.Trust)
+	case m.Lease != nil:
+		c.confirmed(m.Lease)
+	case m.Retell:
+		c.mu.Lock()
+		c.retell = true
+		c.mu.Unlock()
+		c.poke()
 	case len(m.Servers) > 0:
 		c.mu.Lock()
 		known := slices.Equal(sortedAddresses(c.servers), sortedAddresses(m.Servers))
@@ -328,6 +345,44 @@ func (c *Connection) take(m *wire.ServerMessage) {
 	}
 }
 
+// lose asks for everything anew.
+func (c *Connection) lose() {
+	c.mu.Lock()
+	c.lost = true
+	c.mu.Unlock()
+	c.poke()
+}
+
+// confirmed takes over a lease: it runs from when the heartbeat was sent that it confirms.
+func (c *Connection) confirmed(l *wire.Lease) {
+	c.mu.Lock()
+	at, ok := c.sent[l.Number]
+	for n := range c.sent {
+		if n <= l.Number {
+			delete(c.sent, n)
+		}
+	}
+	if l.Every > 0 {
+		c.every = l.Every
+	}
+	c.mu.Unlock()
+	if l.Network > 0 {
+		c.agent.networkUnchanged(l.Network)
+	}
+	if !ok || l.For <= 0 {
+		return
+	}
+	if err := c.agent.lease.extend(at + l.For); err != nil {
+		c.Log.Error("lease could not be renewed on this node", "error", err)
+	}
+}
+
+func (c *Connection) interval() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.every
+}
+
 func sortedAddresses(list []wire.ServerAddress) []string {
 	out := make([]string, len(list))
 	for i, s := range list {
@@ -339,7 +394,7 @@ func sortedAddresses(list []wire.ServerAddress) []string {
 
 // send batches statuses and renews the lease.
 func (c *Connection) send(ctx context.Context, stream *wire.Stream) error {
-	beat := time.NewTicker(heartbeatEvery)
+	beat := time.NewTimer(c.interval())
 	defer beat.Stop()
 	var acknowledged uint64
 	for {
@@ -359,24 +414,48 @@ func (c *Connection) send(ctx context.Context, stream *wire.Stream) error {
 		c.mu.Lock()
 		batch := c.pending
 		c.pending = map[string]model.InstanceStatus{}
-		applied, changed := c.applied, c.changed
-		c.changed = false
+		applied, retell, lost, changed := c.applied, c.retell, c.lost, c.changed
+		c.retell, c.lost, c.changed = false, false, false
 		c.mu.Unlock()
 		if changed {
 			if err := stream.Send(wire.AgentMessage{Node: c.Node()}); err != nil {
 				return fmt.Errorf("tell of this node: %w", err)
 			}
 		}
+		if retell {
+			batch = c.agent.Statuses() // the same ones, and all others
+		}
 		if len(batch) > 0 {
 			if err := stream.Send(wire.AgentMessage{Status: &wire.Report{Instances: batch}}); err != nil {
 				return fmt.Errorf("report: %w", err)
 			}
 		}
+		if lost {
+			if err := stream.Send(wire.AgentMessage{Lost: true}); err != nil {
+				return fmt.Errorf("ask for everything anew: %w", err)
+			}
+		}
 		if due || applied != acknowledged {
-			if err := stream.Send(wire.AgentMessage{Heartbeat: &wire.Heartbeat{Applied: applied}}); err != nil {
+			beat.Reset(c.interval())
+			if err := stream.Send(wire.AgentMessage{Heartbeat: &wire.Heartbeat{Number: c.next(), Applied: applied}}); err != nil {
 				return fmt.Errorf("renew lease: %w", err)
 			}
 			acknowledged = applied
 		}
 	}
 }
+
+// next numbers a heartbeat that is about to be sent.
+func (c *Connection) next() uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.number++
+	if len(c.sent) > mostUnconfirmed {
+		clear(c.sent) // so far behind, none of them is worth a lease any more
+	}
+	c.sent[c.number] = c.agent.lease.clock()
+	return c.number
+}
+
+// mostUnconfirmed bounds how many heartbeats are remembered for their confirmation.
+const mostUnconfirmed = 1000

@@ -106,6 +106,7 @@ func (w *worker) ended(p *prepared, st driver.Status, began time.Time) outcome {
 		}
 	}
 	o := outcome{clean: st.ExitCode == 0 && st.Error == "", message: describeExit(name, len(p.template.Tasks) > 1, st), ran: time.Since(began)}
+	o.lapsed = st.Error == driver.Lapsed
 	if !st.Finished.IsZero() {
 		o.ran = st.Finished.Sub(began)
 	}
@@ -137,7 +138,7 @@ func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec, ad
 	st, err := w.startTask(ctx, p, t, adopt)
 	if err != nil {
 		kind := fault.KindOf(err)
-		return outcome{message: err.Error(), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}, false
+		return outcome{message: err.Error(), lapsed: lapsedBefore(err), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}, false
 	}
 	d := w.agent.Drivers[driverName(t)]
 	waitCtx, cancel := context.WithCancel(ctx)
@@ -166,7 +167,7 @@ func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec, ad
 			_, _, n := splitRunID(end.ID)
 			w.setTask(taskStatus(t, n, end, p.digests[t.Name]))
 			if end.ExitCode != 0 || end.Error != "" {
-				return outcome{message: "init " + describeExit(t.Name, true, end), ran: time.Since(began)}, false
+				return outcome{message: "init " + describeExit(t.Name, true, end), lapsed: end.Error == driver.Lapsed, ran: time.Since(began)}, false
 			}
 			return outcome{}, true
 		}

@@ -75,6 +75,22 @@ func (w *worker) desired() (as *wire.Assignment, run, remove bool) {
 	return w.assignment, run && !w.removing, w.removing
 }
 
+// key stands for the assignment; it is "" where secrets of it are missing, which are not kept on
+// disk. ok is false for an instance that is being removed.
+func (w *worker) key() (key string, ok bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	key = w.assignment.Key
+	for _, t := range slices.Concat(w.assignment.Template.InitTasks, w.assignment.Template.Tasks) {
+		for _, m := range t.Mounts {
+			if m.Type == model.MountSecret && w.assignment.Secrets == nil {
+				key = ""
+			}
+		}
+	}
+	return key, !w.removing
+}
+
 func (w *worker) reported() (model.InstanceStatus, bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -201,6 +217,14 @@ func (w *worker) live(ctx context.Context) {
 			continue
 		}
 		_, want, _ := w.desired()
+		if want && outcome.lapsed { // no fault of its own
+			w.set(func(st *model.InstanceStatus) {
+				st.State, st.Health, st.Message = model.InstanceWaiting, model.HealthNone, outcome.message
+				st.Finished = time.Now()
+			})
+			w.log.Warn("instance was ended: the node's lease could not be renewed")
+			continue
+		}
 		again, delay := restarts.next(outcome)
 		if held || w.mayHold() && (!want || !again) {
 			if !w.hold(ctx, p, outcome, held) {
@@ -346,6 +370,7 @@ func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
 // outcome is how one run of all tasks ended.
 type outcome struct {
 	clean   bool // every task ended with exit code 0
+	lapsed  bool // it was ended because the node's lease did
 	never   bool // it can never be started: restarting is of no use
 	ran     time.Duration
 	message string
@@ -354,6 +379,11 @@ type outcome struct {
 // runOnce starts the init tasks and the tasks (or adopts those that run), watches them until
 // the first one ends or the instance is to stop, and ends the rest.
 func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
+	if !adopt || !w.anyRun(p.template.Tasks) {
+		if !w.awaitTurn(ctx) {
+			return outcome{message: "stopped before it was started", clean: true}
+		}
+	}
 	began := time.Now()
 	if !adopt || !w.anyRun(p.template.Tasks) {
 		w.set(func(st *model.InstanceStatus) {
@@ -380,7 +410,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 			}
 			w.stopTasks(ctx, p)
 			kind := fault.KindOf(err)
-			return outcome{message: err.Error(), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}
+			return outcome{message: err.Error(), lapsed: lapsedBefore(err), never: kind == fault.Invalid || kind == fault.Unsupported || kind == fault.NotFound, ran: time.Since(began)}
 		}
 		if adopt && !st.Started.IsZero() && st.Started.Before(began) {
 			began = st.Started
@@ -428,6 +458,11 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 			if _, want, _ := w.desired(); !want || w.startedAnew() {
 				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
 				return w.stopTasks(ctx, p)
+			}
+			if w.lapsing() {
+				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+				w.stopTasks(ctx, p)
+				return outcome{lapsed: true, message: driver.Lapsed}
 			}
 		case st := <-exits:
 			o := w.ended(p, st, began)

@@ -101,7 +101,7 @@ func (o *one) safeOrder() model.UpdateOrder {
 		return !m.ReadOnly && (m.Type == model.MountBind || m.Type == model.MountVolume && m.Source != "")
 	})
 	onNode := slices.ContainsFunc(o.svc.Ports, func(p model.ServicePort) bool { return p.HostMode })
-	if shared || onNode || o.w.Template.HostNetwork || o.fixed() || o.w.Type.PerNode() {
+	if shared || onNode || o.w.Template.HostNetwork || o.fixed() || o.w.Type.PerNode() || o.w.Type == model.StatefulWorkload {
 		return model.StopFirst
 	}
 	return model.StartFirst
@@ -150,6 +150,8 @@ func (o *one) update(key string, c *types.UpdateConfig, p model.UpdatePolicy) mo
 		switch {
 		case o.w.Type.PerNode():
 			o.unsupported(key+".order", "a global service stops the old instance of a node first")
+		case o.w.Type == model.StatefulWorkload:
+			o.invalid(key+".order", "a stateful service has one instance of a slot at a time; write stop-first")
 		case o.fixed():
 			o.invalid(key+".order", "the old instance holds the fixed address until it has stopped; write stop-first")
 		}

@@ -191,6 +191,8 @@ var effects = map[string]struct{ with, without string }{
 	"services.*.stdin_open":                               {with: "stdin_open: true"},
 	"services.*.restart":                                  {with: "restart: on-failure"},
 	"services.*.scale":                                    {with: "scale: 2"},
+	"services.*.x-tutti.kind":                             {with: "x-tutti: {kind: stateful}"},
+	"services.*.x-tutti.start":                            {with: "x-tutti: {kind: stateful, start: parallel}", without: "x-tutti: {kind: stateful}"},
 	"services.*.cap_add":                                  {with: "cap_add: [x]"},
 	"services.*.cap_drop":                                 {with: "cap_drop: [x]"},
 	"services.*.privileged":                               {with: "privileged: true"},

@@ -44,6 +44,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	extra := o.readExtras()
 	o.kind()
 	o.extraKind(&extra)
+	o.stateful(&extra)
 	o.template()
 	o.extraJob(&extra)
 	o.process(&extra)
@@ -321,7 +322,7 @@ func (o *one) hints() {
 		if o.w.Count > 1 || o.w.Type.PerNode() {
 			o.invalid("container_name", "several instances cannot share one name; remove it")
 		} else {
-			o.warn("container_name", "the instance is called %s/%s.1; %s is kept as a name on its networks", o.project.Name, o.Name, o.ContainerName)
+			o.warn("container_name", "the instance is called %s; %s is kept as a name on its networks", o.first(), o.ContainerName)
 		}
 	}
 	switch o.PullPolicy {

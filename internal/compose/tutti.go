@@ -40,6 +40,7 @@ var tuttiRules = keys{
 	}),
 
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
+	"kind": well, "start": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
 
 	"process":   well,
@@ -77,6 +78,9 @@ type extras struct {
 	BackoffLimit int    `json:"backoff_limit"`
 	Deadline     string `json:"deadline"`
 	Indexed      bool   `json:"indexed"`
+
+	Kind  string `json:"kind"`
+	Start string `json:"start"`
 
 	Schedule      string `json:"schedule"`
 	TimeZone      string `json:"time_zone"`

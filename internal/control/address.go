@@ -36,7 +36,8 @@ func (p *pass) addressNodes() {
 	used := map[string]bool{}
 	var without []*model.Node
 	for _, n := range p.allNodes().list {
-		if n.OverlayAddress == "" {
+		// One that was not heard yet will be in a moment, which changes it.
+		if n.OverlayAddress == "" && n.Status.State != model.NodeUnknown {
 			without = append(without, n)
 		}
 		used[n.OverlayAddress] = true
@@ -297,6 +298,21 @@ func (po *pool) take(nodeID, fixed string) (string, error) {
 		}
 	}
 	return "", fault.New(fault.Exhausted, "network %s has no address left in %s", po.network.FullName(), po.subnet)
+}
+
+// takeAgain takes an address that an earlier instance had, if it is free and of the node's blocks.
+func (po *pool) takeAgain(nodeID, address string) bool {
+	ip, err := netip.ParseAddr(address)
+	if po.err != nil || err != nil || !ip.Is4() || po.used[number(ip)] {
+		return false
+	}
+	for _, b := range po.blocks {
+		if p, err := netip.ParsePrefix(b.CIDR); err == nil && b.NodeID == nodeID && p.Contains(ip) {
+			po.used[number(ip)] = true
+			return true
+		}
+	}
+	return false
 }
 
 // first is the first address for instances: the subnet's own and the one that looks like a gateway

@@ -33,14 +33,27 @@ func (p *pass) loseInstances() {
 	for _, n := range p.allNodes().list {
 		if n.Status.State == model.NodeDown {
 			for i := range store.InstancesOnNode(p.snap, n.ID) {
+				if why := p.bound(i, n); why != "" {
+					p.await(i, n, why)
+					continue
+				}
 				lose(i, "node "+n.Name+" is down")
 			}
 		}
 	}
+	for id := range p.c.fenced {
+		p.c.touched[id] = true
+	}
+	clear(p.c.fenced)
 	for i := range p.candidates {
-		if i.NodeID != "" && p.allNodes().byID[i.NodeID] == nil {
-			lose(i, "its node was removed")
+		if i.NodeID == "" || p.allNodes().byID[i.NodeID] != nil || i.Status.State.Final() {
+			continue
 		}
+		if i.Leased && p.leased(i) {
+			p.c.fenced[i.ID] = true
+			continue
+		}
+		lose(i, "its node was removed")
 	}
 }
 

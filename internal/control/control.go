@@ -20,6 +20,9 @@ type Sessions interface {
 	Applied(nodeID string) uint64
 	// Live reports whether the node was heard of in time.
 	Live(nodeID string) bool
+	// Fence is for how much longer the node may hold a lease; zero: it surely holds none, and gets
+	// none before its status says that it is back.
+	Fence(nodeID string) time.Duration
 }
 
 // Deps is what a Controller works with.
@@ -39,6 +42,7 @@ type Controller struct {
 	swept    time.Time            // when that was done last
 	reasoned time.Time            // when reasons of unplaced instances were brought up to date last
 	draining map[string]time.Time // instance ID → since when it is known to be drained
+	fenced   map[string]bool      // IDs of instances that wait for the end of a lease
 	refused  map[string]string    // workload and node → why an instance has no room there
 	cursors  map[string]uint32    // network and node → the address given out last
 }
@@ -59,6 +63,7 @@ const (
 // Run works until ctx, the leadership, is done.
 func (c *Controller) Run(ctx context.Context) error {
 	c.dirty, c.touched, c.timers = map[string]bool{}, map[string]bool{}, map[string]time.Time{}
+	c.fenced = map[string]bool{}
 	c.draining, c.refused, c.cursors = map[string]time.Time{}, map[string]string{}, map[string]uint32{}
 	c.sweep = true
 	snap := c.Store.Snapshot()
@@ -236,6 +241,9 @@ func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []s
 	if draining {
 		again = min(again, drainPoll)
 	}
+	if p.fence > 0 {
+		again = min(again, p.fence)
+	}
 	return again, nil
 }
 
@@ -274,6 +282,8 @@ type pass struct {
 
 	reasoned   bool // reasons of unplaced instances were rewritten
 	unreasoned bool // reasons are out of date, as it is too early to rewrite them
+
+	fence time.Duration // when the next lease that is waited for ends
 
 	// What follows is found out when first asked for.
 

@@ -28,7 +28,8 @@ type cluster struct {
 	stop  func()
 
 	mu      sync.Mutex
-	applied map[string]uint64 // by node; everything, if a node is not in it
+	applied map[string]uint64    // by node; everything, if a node is not in it
+	fences  map[string]time.Time // when the leases of nodes end
 	silent  map[string]bool
 	refuse  int                // proposals still to be refused
 	outrun  func() (done bool) // called before a proposal is applied, until it has done what it is for
@@ -82,6 +83,12 @@ func (c *cluster) setApplied(revision uint64, nodes ...string) {
 	}
 }
 
+func (c *cluster) Fence(id string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return max(0, time.Until(c.fences[id]))
+}
+
 func (c *cluster) Live(id string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -92,7 +99,7 @@ func (c *cluster) Live(id string) bool {
 func inCluster(t *testing.T, nodes int, test func(c *cluster)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := &cluster{T: t, store: store.New(slog.New(slog.DiscardHandler)), applied: map[string]uint64{}, silent: map[string]bool{}}
+		c := &cluster{T: t, store: store.New(slog.New(slog.DiscardHandler)), applied: map[string]uint64{}, fences: map[string]time.Time{}, silent: map[string]bool{}}
 		c.store.SetProposer(c)
 		c.put(&model.Cluster{
 			Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.210.0.0/16", NetworkBits: 24, NodePool: "10.211.0.0/16",

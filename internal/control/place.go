@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/store"
@@ -51,7 +50,7 @@ func (p *pass) place() {
 		}
 		req := p.request(w, t)
 		req.InstanceID = i.ID
-		req.PinnedTo, req.PinReason = p.pin(t)
+		req.PinnedTo, req.PinReason = p.pin(i, t)
 		requests = append(requests, req)
 		instances[i.ID] = i
 	}
@@ -70,7 +69,7 @@ func (p *pass) place() {
 			continue
 		}
 		node := byID[pl.NodeID].Node
-		if home, _ := p.pin(requests[n].Template); home != "" && home != node.ID {
+		if home, _ := p.pin(c, requests[n].Template); home != "" && home != node.ID {
 			continue // a placement before this one gave its volume a home; the next pass heeds that
 		}
 		if err := p.assign(c, requests[n].Template, node, pl.Reason); err != nil {
@@ -247,7 +246,7 @@ func volumeIDs(t *model.Template) []string {
 const nowhere = "-"
 
 // pin returns the node on which an instance's local volumes live.
-func (p *pass) pin(t *model.Template) (nodeID, reason string) {
+func (p *pass) pin(i *model.Instance, t *model.Template) (nodeID, reason string) {
 	var first *model.Volume
 	name := func(id string) string {
 		if n := p.allNodes().byID[id]; n != nil {
@@ -255,12 +254,12 @@ func (p *pass) pin(t *model.Template) (nodeID, reason string) {
 		}
 		return model.ShortID(id)
 	}
-	for _, id := range volumeIDs(t) {
-		v, ok := store.Get[*model.Volume](p.snap, id)
-		if !ok {
-			continue
-		}
-		v = current(p, v)
+	volumes, err := p.volumesOf(i, t)
+	if err != nil {
+		return "", "" // assign says so
+	}
+	for _, m := range volumes {
+		v := m.Volume
 		switch {
 		case v.NodeID == "":
 		case first == nil:
@@ -280,23 +279,18 @@ func (p *pass) pin(t *model.Template) (nodeID, reason string) {
 func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reason string) error {
 	var addresses []model.Address
 	for _, at := range t.Networks {
+		if ip := p.previous(i, at.Network); at.Address == "" && p.pool(at.Network).takeAgain(n.ID, ip) {
+			addresses = append(addresses, model.Address{Network: at.Network, IP: ip})
+			continue
+		}
 		ip, err := p.pool(at.Network).take(n.ID, at.Address)
 		if err != nil {
 			return err
 		}
 		addresses = append(addresses, model.Address{Network: at.Network, IP: ip})
 	}
-	for _, id := range volumeIDs(t) {
-		v, ok := store.Get[*model.Volume](p.snap, id)
-		if !ok {
-			return fault.New(fault.NotFound, "volume %s does not exist", id)
-		}
-		if v = current(p, v); v.NodeID == "" {
-			c := v.Clone()
-			c.NodeID = n.ID
-			p.cs.Expect(model.KindVolume, v.ID, v.Revision)
-			p.put(c)
-		}
+	if err := p.settleVolumes(i, t, n); err != nil {
+		return err
 	}
 	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, p.hostPorts(i.WorkloadID)
 	return nil

@@ -2,7 +2,6 @@ package control
 
 import (
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -185,9 +184,9 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 	i := &model.Instance{
 		Meta: model.Meta{
 			ID: model.NewID(), Namespace: w.Namespace, Application: w.Application,
-			Name: w.Name + "." + strconv.Itoa(a.Slot), Created: p.now, Labels: r.Template.Labels,
+			Name: nameOf(w, a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
-		WorkloadID: w.ID, Slot: a.Slot, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
+		WorkloadID: w.ID, Slot: a.Slot, Stateful: w.Type == model.StatefulWorkload, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
 		Desired: model.DesiredRun, Starts: w.Starts, Status: model.InstanceStatus{State: model.InstancePending},
 	}
 	if a.NodeID == "" {

@@ -104,13 +104,19 @@ func checkDeployment(d *Deployment) error {
 			bad("workload %s has no task", w.Name)
 		}
 		switch w.Type {
-		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload:
+		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload, model.StatefulWorkload:
 		case model.CronWorkload:
 			if _, err := cron.Parse(w.Cron.Schedule, w.Cron.TimeZone); err != nil {
 				bad("workload %s: schedule %v", w.Name, err)
 			}
 		default:
-			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob and cron are", w.Name, w.Type)
+			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob, cron and stateful are", w.Name, w.Type)
+		}
+		switch {
+		case w.Start != "" && w.Type != model.StatefulWorkload:
+			bad("workload %s: a start order is for stateful workloads; it is of kind %s", w.Name, w.Type)
+		case w.Start != "" && w.Start != model.Ordered && w.Start != model.Parallel:
+			bad("workload %s: start order %q: ordered and parallel are accepted", w.Name, w.Start)
 		}
 	}
 	for _, w := range d.Workloads {
@@ -329,7 +335,12 @@ func (p *planner) workloads() error {
 		if err := p.feasible(w); err != nil {
 			return err
 		}
-		if old, ok := store.ByName[*model.Workload](p.snap, p.d.Namespace, p.d.Application, w.Name); ok && w.Template.ForceUpdate == 0 {
+		old, ok := store.ByName[*model.Workload](p.snap, p.d.Namespace, p.d.Application, w.Name)
+		if ok && old.Type != w.Type && (old.Type == model.StatefulWorkload || w.Type == model.StatefulWorkload) {
+			return fault.New(fault.Conflict, "workload %s is of kind %s and cannot become %s: one writer in each slot could not be kept; remove it first, or give it another name",
+				w.Name, old.Type, w.Type)
+		}
+		if ok && w.Template.ForceUpdate == 0 {
 			w.Template.ForceUpdate = old.Template.ForceUpdate // a restart meanwhile is no reason for another one
 		}
 		hash := w.Template.Hash()

@@ -159,6 +159,9 @@ func (e *explainer) instance(i *model.Instance) {
 	if st.Message != "" {
 		e.say("    %s", st.Message)
 	}
+	if n, ok := store.Get[*model.Node](e.snap, i.NodeID); ok && n.Status.State == model.NodeDown && i.Stateful && !i.Leased {
+		e.advise("bring %s back; local data cannot move by itself", n.Name)
+	}
 	if st.Restarts > 0 {
 		e.say("    restarted %d times", st.Restarts)
 		if st.Restarts >= 5 && !st.Ready {

@@ -11,7 +11,7 @@ import (
 
 // Find says what a reference means in the default namespace. Tried in this order: an
 // application ("shop"), a workload ("shop/web", or "web" outside any application), an instance
-// ("shop/web.1"), a node by name, and the beginning, of at least four characters, of an ID.
+// ("shop/web.1", "shop/db-0" of a stateful one), a node by name, and the beginning, of at least four characters, of an ID.
 func (c *Core) Find(ref string) (Found, error) { return find(c.Store.Snapshot(), ref) }
 
 func find(snap *store.Snapshot, ref string) (Found, error) {
@@ -44,7 +44,11 @@ func find(snap *store.Snapshot, ref string) (Found, error) {
 func findInstance(snap *store.Snapshot, app, name string) *model.Instance {
 	workload, _, ok := strings.Cut(name, ".")
 	if !ok {
-		return nil
+		dash := strings.LastIndexByte(name, '-') // "db-0" of a stateful workload
+		if dash < 0 {
+			return nil
+		}
+		workload = name[:dash]
 	}
 	w, ok := store.ByName[*model.Workload](snap, model.DefaultNamespace, app, workload)
 	if !ok {

@@ -2,15 +2,18 @@ package dispatch
 
 import (
 	"fmt"
+	"hash/fnv"
 	"slices"
+	"strconv"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-// assignments returns what changed for the session's node since sent, and updates sent.
-func (s *Sessions) assignments(snap *store.Snapshot, sess *session, sent map[string]string) (*wire.Assign, error) {
+// assignments returns what the session's node has to be told of its instances, and notes that it
+// was.
+func (s *Sessions) assignments(snap *store.Snapshot, sess *session) (*wire.Assign, error) {
 	out := &wire.Assign{Revision: snap.Revision()}
 	wanted := map[string]bool{}
 	for inst := range store.InstancesOnNode(snap, sess.nodeID) {
@@ -21,29 +24,66 @@ func (s *Sessions) assignments(snap *store.Snapshot, sess *session, sent map[str
 			continue
 		}
 		wanted[inst.ID] = true
-		key := fmt.Sprint(inst.Desired, inst.Starts, inst.Addresses, inst.HostPorts, inst.RevisionID)
-		if sent[inst.ID] == key {
+		key := keyOf(inst)
+		had, has := sess.sent[inst.ID]
+		if had == key {
+			out.Keep = append(out.Keep, inst.ID)
 			continue
 		}
 		as, err := s.assignment(snap, inst)
 		if err != nil {
-			if sess.failed[inst.ID] != err.Error() { // it is tried again at every change
-				sess.failed[inst.ID] = err.Error()
-				sess.log.Error("instance cannot be assigned", "instance", inst.ID, "error", err)
+			sess.fail(inst.ID, err)
+			if has {
+				out.Keep = append(out.Keep, inst.ID) // better than nothing
 			}
 			continue
 		}
-		delete(sess.failed, inst.ID)
-		sent[inst.ID] = key
+		sess.fail(inst.ID, nil)
+		as.Key = key
+		sess.sent[inst.ID] = key
 		out.Put = append(out.Put, *as)
 	}
-	for id := range sent {
+	for id := range sess.sent {
 		if !wanted[id] {
-			delete(sent, id)
+			delete(sess.sent, id)
+			sess.fail(id, nil)
 			out.Remove = append(out.Remove, id)
 		}
 	}
+	if !sess.full {
+		out.Keep = nil
+	} else {
+		out.Remove = nil // what is not there is removed
+	}
+	out.Total = len(sess.sent)
 	return out, nil
+}
+
+// keyOf stands for what an agent is told of an instance. Revisions never change, and what secrets
+// and configs hold makes a new one.
+func keyOf(inst *model.Instance) string {
+	h := fnv.New64a()
+	fmt.Fprint(h, inst.Desired, inst.Starts, inst.Addresses, inst.HostPorts, inst.RevisionID, inst.Stateful, inst.Leased, inst.Volumes)
+	return strconv.FormatUint(h.Sum64(), 36)
+}
+
+// fail notes why an instance cannot be assigned, nil that it can; it is tried again when something
+// has changed.
+func (sess *session) fail(id string, err error) {
+	sess.mu.Lock()
+	defer sess.mu.Unlock()
+	if err == nil {
+		delete(sess.failed, id)
+		return
+	}
+	if sess.failed[id] == err.Error() {
+		return
+	}
+	if sess.failed == nil {
+		sess.failed = map[string]string{}
+	}
+	sess.failed[id] = err.Error()
+	sess.log.Error("instance cannot be assigned", "instance", id, "error", err)
 }
 
 // assignment gathers all that a node needs to run an instance, and nothing more.
@@ -53,7 +93,7 @@ func (s *Sessions) assignment(snap *store.Snapshot, inst *model.Instance) (*wire
 		return nil, fmt.Errorf("revision %s does not exist", inst.RevisionID)
 	}
 	as := &wire.Assignment{
-		Instance: inst, Template: &rev.Template,
+		Instance: inst, Template: withOwnVolumes(&rev.Template, inst),
 		Workload: wire.WorkloadRef{ID: inst.WorkloadID, Application: inst.Application, Namespace: inst.Namespace, Name: inst.Name},
 		Secrets:  map[string][]byte{}, Configs: map[string][]byte{},
 	}
@@ -67,7 +107,7 @@ func (s *Sessions) assignment(snap *store.Snapshot, inst *model.Instance) (*wire
 			as.Networks = append(as.Networks, c)
 		}
 	}
-	for _, t := range slices.Concat(rev.Template.InitTasks, rev.Template.Tasks) {
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
 		for _, m := range t.Mounts {
 			if err := s.addMount(snap, as, &m); err != nil {
 				return nil, err
@@ -75,6 +115,24 @@ func (s *Sessions) assignment(snap *store.Snapshot, inst *model.Instance) (*wire
 		}
 	}
 	return as, nil
+}
+
+// withOwnVolumes is the template with the slot's own volumes in place of those that it names.
+func withOwnVolumes(t *model.Template, inst *model.Instance) *model.Template {
+	if len(inst.Volumes) == 0 {
+		return t
+	}
+	c := t.Clone()
+	for _, tasks := range [][]model.TaskSpec{c.InitTasks, c.Tasks} {
+		for i := range tasks {
+			for j := range tasks[i].Mounts {
+				if m := &tasks[i].Mounts[j]; m.Type == model.MountVolume {
+					m.Source = inst.OwnVolume(m.Source)
+				}
+			}
+		}
+	}
+	return &c
 }
 
 func (s *Sessions) addMount(snap *store.Snapshot, as *wire.Assignment, m *model.Mount) error {
@@ -99,71 +157,4 @@ func (s *Sessions) addMount(snap *store.Snapshot, as *wire.Assignment, m *model.
 		as.Secrets[sec.ID] = data
 	}
 	return nil
-}
-
-// networkOf computes the network state of the whole cluster; its Revision is left 0.
-func networkOf(snap *store.Snapshot) *wire.Network {
-	n := &wire.Network{}
-	if c, ok := store.Get[*model.Cluster](snap, model.ClusterID); ok {
-		n.NodePool, n.AddressPool = c.NodePool, c.AddressPool
-	}
-	for node := range store.List[*model.Node](snap) {
-		if node.OverlayAddress == "" {
-			continue
-		}
-		n.Nodes = append(n.Nodes, wire.NetworkNode{
-			ID: node.ID, Name: node.Name, HostAddress: node.HostAddress,
-			OverlayAddress: node.OverlayAddress, Down: node.Status.State == model.NodeDown,
-		})
-	}
-	for net := range store.List[*model.Network](snap) {
-		if net.Status.Subnet == "" {
-			continue
-		}
-		c := *net
-		c.Revision = 0 // what it says did not change with it
-		n.Networks = append(n.Networks, &c)
-	}
-	endpoints := map[string][]wire.Endpoint{}
-	for inst := range store.List[*model.Instance](snap) {
-		if inst.NodeID == "" || inst.Status.State.Final() {
-			continue
-		}
-		n.Instances = append(n.Instances, networkInstance(snap, inst))
-		if inst.Serving() {
-			endpoints[inst.WorkloadID] = append(endpoints[inst.WorkloadID], wire.Endpoint{
-				Instance: inst.ID, NodeID: inst.NodeID, Addresses: inst.Addresses,
-			})
-		}
-	}
-	for svc := range store.List[*model.Service](snap) {
-		n.Services = append(n.Services, wire.NetworkService{
-			ID: svc.ID, Name: svc.Name, Application: svc.Application, Namespace: svc.Namespace,
-			Aliases: svc.Aliases, VirtualIPs: svc.Status.VirtualIPs, Ports: svc.Ports,
-			RoundRobin: svc.DNSRoundRobin, Endpoints: endpoints[svc.WorkloadID],
-		})
-	}
-	return n
-}
-
-func networkInstance(snap *store.Snapshot, inst *model.Instance) wire.NetworkInstance {
-	ni := wire.NetworkInstance{
-		ID: inst.ID, Name: inst.Name, Application: inst.Application, Namespace: inst.Namespace,
-		NodeID: inst.NodeID, Addresses: inst.Addresses, HostPorts: inst.HostPorts,
-	}
-	if w, ok := store.Get[*model.Workload](snap, inst.WorkloadID); ok {
-		ni.Workload = w.Name
-	}
-	if rev, ok := store.Get[*model.Revision](snap, inst.RevisionID); ok {
-		for _, at := range rev.Template.Networks {
-			if len(at.Aliases) > 0 {
-				if ni.Aliases == nil {
-					ni.Aliases = map[string][]string{}
-				}
-				ni.Aliases[at.Network] = at.Aliases
-			}
-		}
-		ni.DNS = rev.Template.DNS.Servers
-	}
-	return ni
 }

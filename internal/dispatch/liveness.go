@@ -2,17 +2,19 @@ package dispatch
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
-
-// DeadAfter is how long a node may be silent before its work is placed elsewhere.
-const DeadAfter = 1500 * time.Millisecond
 
 // Beat is a node's sign of life as one server tells the leader of it.
 type Beat struct {
@@ -22,40 +24,86 @@ type Beat struct {
 	Age     time.Duration `json:"age"` // since the server heard it
 }
 
+// Heard is the leader's answer to signs of life. Together with the leader's proof that it still
+// leads, which must come after, it grants each node that is not refused a lease.
+type Heard struct {
+	// Revision is that of the leader's state. Before a lease reaches a node, the node must know
+	// what is assigned to it as of this revision: it may have been taken from it while it was away.
+	Revision uint64 `json:"revision"`
+	// Refused are nodes that get no lease: what they run may be about to be given up.
+	Refused []string `json:"refused,omitempty"`
+}
+
 // Liveness knows, on the leader, which nodes are alive. It writes Node.Status, and nobody else does.
+//
+// All times are this process's monotonic clock. It goes on while the process is stopped, and may
+// stand still while the whole machine is: both only make the leader wait longer.
 type Liveness struct {
+	// Reach reports whether anything listens at an address: a host whose process is stopped answers
+	// all the same, by its kernel. Nil asks nobody. It is for the time of building.
+	Reach func(ctx context.Context, address string) bool
+
 	store *store.Store
 	log   *slog.Logger
 
-	mu    sync.Mutex
-	nodes map[string]*life
-	wake  chan struct{}
+	mu     sync.Mutex
+	nodes  map[string]*life
+	known  int       // nodes in the store
+	leads  bool      // Run is at work
+	since  time.Time // when it began
+	wake   chan struct{}
+	probes chan struct{} // bounds how many nodes are asked at once
 }
 
 type life struct {
 	seen    time.Time
+	granted time.Time // when a lease was granted last
 	session string
 	applied uint64
+
+	// What the store says of it.
+	known         bool
+	name, address string
+	status        model.NodeStatus
+
+	asked    time.Time // when its host was asked last
+	answered time.Time // when its host answered last
 }
 
 // NewLiveness returns a Liveness that knows no node yet.
 func NewLiveness(s *store.Store, log *slog.Logger) *Liveness {
-	return &Liveness{store: s, log: log, nodes: map[string]*life{}, wake: make(chan struct{}, 1)}
+	return &Liveness{store: s, log: log, nodes: map[string]*life{}, wake: make(chan struct{}, 1), probes: make(chan struct{}, mostProbes)}
 }
 
-// Hear takes in signs of life.
-func (l *Liveness) Hear(beats []Beat) {
+const (
+	every = 50 * time.Millisecond // between two looks at all nodes
+	// stalledFor is how long this process must have stood still for every node to get its full time
+	// again; less is added to the time that each node has.
+	stalledFor = 500 * time.Millisecond
+	// leaderless is for how long, at least, there was no leader to hear of nodes before one is
+	// elected: servers miss the old one for that long before they elect another.
+	leaderless = 500 * time.Millisecond
+
+	// A host is asked shortly before its node would be taken for dead. For as long as it answers,
+	// the node's process is taken for stopped or busy, up to a limit.
+	probeAhead   = 500 * time.Millisecond
+	probeTimeout = 400 * time.Millisecond
+	probeEvery   = 500 * time.Millisecond
+	mostProbes   = 256
+	patience     = 10 * time.Second
+)
+
+// Hear takes in signs of life, and says which of them renew a lease.
+func (l *Liveness) Hear(beats []Beat) Heard {
 	now := time.Now()
 	news := false
+	before := make([]time.Time, len(beats))
 	l.mu.Lock()
-	for _, b := range beats {
-		n := l.nodes[b.NodeID]
-		if n == nil {
-			n = &life{}
-			l.nodes[b.NodeID] = n
-		}
+	leads, dead := l.leads, l.pace().Dead
+	for k, b := range beats {
+		n := l.life(b.NodeID)
 		seen := now.Add(-b.Age)
-		news = news || n.session != b.Session || now.Sub(n.seen) > DeadAfter/2
+		news = news || n.session != b.Session || now.Sub(n.seen) > dead/2
 		if seen.After(n.seen) {
 			if n.session != b.Session {
 				n.applied = 0 // a restarted agent has to prove anew what is in force
@@ -65,6 +113,9 @@ func (l *Liveness) Hear(beats []Beat) {
 		if b.Session == n.session && b.Applied > n.applied { // not from before a restart
 			n.applied, news = b.Applied, true
 		}
+		// Noted before the state is looked at: who finds the node without a lease after this has
+		// seen it down after this, and so does the look below.
+		before[k], n.granted = n.granted, now
 	}
 	l.mu.Unlock()
 	if news {
@@ -73,7 +124,38 @@ func (l *Liveness) Hear(beats []Beat) {
 		default:
 		}
 	}
+	snap := l.store.Snapshot()
+	h := Heard{Revision: snap.Revision()}
+	for k, b := range beats {
+		// A leader that has not begun yet may lack what the one before it decided.
+		if n, ok := store.Get[*model.Node](snap, b.NodeID); !ok || !leads || n.Status.State != model.NodeReady {
+			h.Refused = append(h.Refused, b.NodeID)
+			l.takeBack(b.NodeID, now, before[k])
+		}
+	}
+	return h
 }
+
+// takeBack forgets a lease that was noted, and not granted after all.
+func (l *Liveness) takeBack(id string, noted, before time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if n := l.nodes[id]; n != nil && n.granted.Equal(noted) {
+		n.granted = before
+	}
+}
+
+// life returns what is known of a node; the lock is held.
+func (l *Liveness) life(id string) *life {
+	n := l.nodes[id]
+	if n == nil {
+		n = &life{}
+		l.nodes[id] = n
+	}
+	return n
+}
+
+func (l *Liveness) pace() Pace { return PaceFor(l.known) }
 
 // Applied returns the store revision whose network state the node has in force; 0 is unknown.
 func (l *Liveness) Applied(nodeID string) uint64 {
@@ -90,28 +172,116 @@ func (l *Liveness) Live(nodeID string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := l.nodes[nodeID]
-	return n != nil && time.Since(n.seen) < DeadAfter
+	return n != nil && n.session != "" && l.lives(n, time.Now())
 }
 
-// leaderless is for how long, at least, there was no leader to hear of nodes before one is elected:
-// servers miss the old one for that long before they elect another.
-const leaderless = 500 * time.Millisecond
+// lives judges a node; the lock is held.
+func (l *Liveness) lives(n *life, now time.Time) bool {
+	silent := now.Sub(n.seen)
+	if silent < l.pace().Dead {
+		return true
+	}
+	return silent < patience && now.Sub(n.answered) < 2*probeEvery && n.status.State == model.NodeReady
+}
+
+// Fence is for how much longer the node may hold a lease: the longest that a lease granted here, or
+// by the leader before, can last, and a margin. Once it is zero it stays so until the node's status
+// says that the node is back.
+func (l *Liveness) Fence(nodeID string) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.leads {
+		return LeaseFor + fenceMargin
+	}
+	last := l.since
+	if n := l.nodes[nodeID]; n != nil && n.granted.After(last) {
+		last = n.granted
+	}
+	return max(0, time.Until(last.Add(LeaseFor+fenceMargin)))
+}
 
 // Run keeps the nodes' statuses true until ctx, the leadership, is done. A new leader has heard
 // nobody yet: every node that was up counts as heard when the leader before was lost.
 func (l *Liveness) Run(ctx context.Context) error {
+	snap := l.store.Snapshot()
 	l.mu.Lock()
 	l.nodes = map[string]*life{}
-	lost := time.Now().Add(-leaderless)
-	for n := range store.List[*model.Node](l.store.Snapshot()) {
-		l.nodes[n.ID] = &life{seen: lost, session: n.Status.Session}
+	now := time.Now()
+	for n := range store.List[*model.Node](snap) {
+		known := l.life(n.ID)
+		known.seen, known.session = now.Add(-leaderless), n.Status.Session
 		if n.Status.State == model.NodeDown {
-			l.nodes[n.ID].seen = time.Time{} // it has to be heard first
+			known.seen = time.Time{} // it has to be heard first
 		}
 	}
+	l.learn(snap, now)
+	l.since, l.leads = now, true
 	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		l.leads = false
+		l.mu.Unlock()
+	}()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return l.follow(ctx, snap.Revision()) })
+	g.Go(func() error { return l.judge(ctx, g) })
+	return g.Wait()
+}
 
-	const every = 50 * time.Millisecond
+// learn takes over what the store says of the nodes; the lock is held.
+func (l *Liveness) learn(snap *store.Snapshot, now time.Time) {
+	for _, n := range l.nodes {
+		n.known = false
+	}
+	l.known = 0
+	for n := range store.List[*model.Node](snap) {
+		l.learnOne(n, now)
+	}
+}
+
+func (l *Liveness) learnOne(n *model.Node, now time.Time) {
+	known := l.life(n.ID)
+	if known.seen.IsZero() && n.Status.State != model.NodeDown { // it joined a moment ago
+		known.seen = now
+	}
+	if !known.known {
+		l.known++
+	}
+	known.known, known.name, known.address, known.status = true, n.Name, n.WireAddress, n.Status
+}
+
+// follow keeps up with nodes that come, change and go.
+func (l *Liveness) follow(ctx context.Context, from uint64) error {
+	w := l.store.Watch(from, model.KindNode)
+	for {
+		b, err := w.Next(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, store.ErrTooOld):
+			snap := l.store.Snapshot()
+			w = l.store.Watch(snap.Revision(), model.KindNode)
+			l.mu.Lock()
+			l.learn(snap, time.Now())
+			l.mu.Unlock()
+			continue
+		case err != nil:
+			return fmt.Errorf("follow the nodes: %w", err)
+		}
+		l.mu.Lock()
+		for _, c := range b.Changes {
+			if n, ok := c.New.(*model.Node); ok {
+				l.learnOne(n, time.Now())
+			} else if gone := l.nodes[c.ID]; gone != nil && gone.known {
+				gone.known = false // its leases are still counted
+				l.known--
+			}
+		}
+		l.mu.Unlock()
+	}
+}
+
+func (l *Liveness) judge(ctx context.Context, g *errgroup.Group) error {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
 	last := time.Now()
@@ -124,62 +294,111 @@ func (l *Liveness) Run(ctx context.Context) error {
 		}
 		now := time.Now()
 		if stalled := now.Sub(last) - 3*every; stalled > 0 {
-			l.forgive(stalled) // this process slept, or the machine did: that is no one else's silence
+			l.forgive(stalled, now) // this process slept, or the machine did: that is no one else's silence
 		}
 		last = now
+		l.ask(ctx, g, now)
 		if err := l.settle(ctx, now); err != nil && ctx.Err() == nil {
 			l.log.Warn("status of nodes could not be written", "error", err)
 		}
 	}
 }
 
-func (l *Liveness) forgive(d time.Duration) {
+func (l *Liveness) forgive(d time.Duration, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, n := range l.nodes {
-		n.seen = n.seen.Add(d)
+		switch {
+		case n.status.State == model.NodeDown:
+		case d >= stalledFor:
+			n.seen = now
+		default:
+			n.seen = n.seen.Add(d)
+		}
+	}
+}
+
+// ask finds out of nodes that are about to be taken for dead whether their hosts are there.
+func (l *Liveness) ask(ctx context.Context, g *errgroup.Group, now time.Time) {
+	if l.Reach == nil {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	from := l.pace().Dead - probeAhead
+	for _, n := range l.nodes {
+		silent := now.Sub(n.seen)
+		if !n.known || n.status.State != model.NodeReady || silent < from || silent > patience || now.Sub(n.asked) < probeEvery {
+			continue
+		}
+		select {
+		case l.probes <- struct{}{}:
+		default:
+			return // enough are asked; if they are all gone, nothing is lost
+		}
+		n.asked = now
+		address := n.address
+		g.Go(func() error {
+			defer func() { <-l.probes }()
+			askCtx, cancel := context.WithTimeout(ctx, probeTimeout)
+			defer cancel()
+			if l.Reach(askCtx, address) {
+				l.mu.Lock()
+				n.answered = time.Now()
+				l.mu.Unlock()
+			}
+			return nil
+		})
 	}
 }
 
 // settle writes the status of every node whose state changed.
 func (l *Liveness) settle(ctx context.Context, now time.Time) error {
-	snap := l.store.Snapshot()
-	cs := &store.ChangeSet{}
-	for n := range store.List[*model.Node](snap) {
-		l.mu.Lock()
-		known, ok := l.nodes[n.ID]
-		if !ok { // it joined a moment ago
-			known = &life{seen: now}
-			l.nodes[n.ID] = known
-		}
-		seen, session := known.seen, known.session
-		l.mu.Unlock()
-		silent := now.Sub(seen)
-		next := n.Status
-		switch {
-		case session == "":
-			continue // has never been heard of
-		case silent >= DeadAfter:
-			next.State = model.NodeDown
-			next.Message = fmt.Sprintf("silent for %s", DeadAfter)
-		default:
-			next.State, next.Message = model.NodeReady, ""
-		}
-		next.Session = session
-		if next == n.Status {
+	next := map[string]model.NodeStatus{}
+	l.mu.Lock()
+	dead := l.pace().Dead
+	for id, n := range l.nodes {
+		if !n.known || n.session == "" { // gone, or never heard of
 			continue
 		}
-		if next.State != n.Status.State {
-			next.Since = now
-			l.log.Info("node changed state", "node", n.Name, "state", next.State, "silent", silent.Round(time.Millisecond))
+		st := n.status
+		st.Session, st.State, st.Message = n.session, model.NodeReady, ""
+		switch silent := now.Sub(n.seen); {
+		case silent < dead:
+		case l.lives(n, now):
+			st.Message = fmt.Sprintf("silent for %s, though its host answers: its process is stopped or busy", dead)
+		default:
+			st.State, st.Message = model.NodeDown, fmt.Sprintf("silent for %s", dead)
 		}
-		c := n.Clone()
-		c.Status = next
-		cs.PutStatus(c)
+		if st == n.status {
+			continue
+		}
+		if st.State != n.status.State {
+			st.Since = now
+			l.log.Info("node changed state", "node", n.name, "state", st.State, "silent", now.Sub(n.seen).Round(time.Millisecond))
+		}
+		next[id] = st
 	}
-	if cs.Len() == 0 {
+	l.mu.Unlock()
+	if len(next) == 0 {
 		return nil
 	}
-	_, err := l.store.Commit(ctx, cs)
-	return err
+	cs := &store.ChangeSet{}
+	snap := l.store.Snapshot()
+	for _, id := range slices.Sorted(maps.Keys(next)) {
+		if n, ok := store.Get[*model.Node](snap, id); ok {
+			c := n.Clone()
+			c.Status = next[id]
+			cs.PutStatus(c)
+		}
+	}
+	if _, err := l.store.Commit(ctx, cs); err != nil {
+		return err
+	}
+	l.mu.Lock()
+	for id, st := range next {
+		l.life(id).status = st
+	}
+	l.mu.Unlock()
+	return nil
 }

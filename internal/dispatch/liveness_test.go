@@ -12,6 +12,9 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
+// dead is the silence that a small cluster takes for death.
+var dead = dispatch.PaceFor(3).Dead
+
 type alone struct{ *store.Store }
 
 func (a alone) Propose(_ context.Context, data []byte) (store.Result, error) {
@@ -87,10 +90,10 @@ func TestNodesComeAndGo(t *testing.T) {
 		if first.Status.Session != "s1" || w.Applied("a") != 7 || !w.Live("a") || w.Live("b") {
 			t.Errorf("status %+v, applied %d", first.Status, w.Applied("a"))
 		}
-		time.Sleep(dispatch.DeadAfter - 400*time.Millisecond)
+		time.Sleep(dead - 400*time.Millisecond)
 		w.want("a", model.NodeReady)
 		time.Sleep(450 * time.Millisecond)
-		if n := w.want("a", model.NodeDown); n.Status.Message != "silent for 1.5s" || w.Live("a") {
+		if n := w.want("a", model.NodeDown); n.Status.Message != "silent for 1.4s" || w.Live("a") {
 			t.Errorf("status %+v", n.Status)
 		}
 		before := w.store.Snapshot().Revision()
@@ -156,7 +159,7 @@ func TestANewLeaderCountsTheTimeWithoutOne(t *testing.T) {
 			t.Errorf("the new leader claims to know that %d is in force", w.Applied("a"))
 		}
 		const leaderless = 500 * time.Millisecond
-		time.Sleep(dispatch.DeadAfter - leaderless - 100*time.Millisecond)
+		time.Sleep(dead - leaderless - 100*time.Millisecond)
 		w.want("a", model.NodeReady)
 		time.Sleep(200 * time.Millisecond)
 		w.want("a", model.NodeDown)

@@ -7,9 +7,9 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	"github.com/fxamacker/cbor/v2"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/fault"
@@ -22,8 +22,9 @@ import (
 type Servers interface {
 	// Addresses returns all servers of the cluster.
 	Addresses() []wire.ServerAddress
-	// Tell hands signs of life to the leader.
-	Tell(ctx context.Context, beats []Beat) error
+	// Tell hands signs of life to the leader. What it returns was said by a leader that has proved,
+	// after it heard them, that it led.
+	Tell(ctx context.Context, beats []Beat) (Heard, error)
 }
 
 // Deps is what Sessions works with.
@@ -40,14 +41,21 @@ type Deps struct {
 // Sessions serves the agents that are connected to this server.
 type Sessions struct {
 	Deps
+	network *network
+	reports *reports
+	// followed is the revision up to which sessions have been told that they have work.
+	followed atomic.Uint64
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
+	byNode   map[string]map[*session]struct{}
 	beats    map[string]heard
-	waiting  map[*session]struct{} // for a word that the leader knows of their heartbeat
-	network  *networkView          // the newest, nil before the first
+	waiting  map[*session]uint64 // for a word from the leader: the heartbeat's number
+	nodes    int                 // in the store
+	servers  []wire.ServerAddress
 
-	beatWake chan struct{}
+	beatWake  chan struct{} // capacity 1: there are beats
+	beatHaste chan struct{} // capacity 1: there is one that others wait for
 }
 
 type heard struct {
@@ -58,64 +66,145 @@ type heard struct {
 // New returns Sessions that serve once Run runs.
 func New(d Deps) *Sessions {
 	return &Sessions{
-		Deps: d, sessions: map[*session]struct{}{}, beats: map[string]heard{}, waiting: map[*session]struct{}{},
-		beatWake: make(chan struct{}, 1),
+		Deps: d, network: &network{}, reports: newReports(d.Store, d.Log),
+		sessions: map[*session]struct{}{}, byNode: map[string]map[*session]struct{}{},
+		beats: map[string]heard{}, waiting: map[*session]uint64{}, beatWake: make(chan struct{}, 1), beatHaste: make(chan struct{}, 1),
 	}
 }
 
-// session is one connected agent.
-type session struct {
-	nodeID string
-	wake   chan struct{} // capacity 1: the store has news
-	lease  chan struct{} // capacity 1: the leader has heard of the node
-	log    *slog.Logger
-	failed map[string]string // why instances cannot be assigned, as it was logged
-}
-
-// networkView is the network state, encoded once for all sessions.
-type networkView struct {
-	revision uint64
-	content  []byte          // without the revision, to compare
-	message  cbor.RawMessage // wire.ServerMessage
-	serial   uint64          // counts different contents
-}
-
-// coalesce is how long changes are collected before agents are told.
-const coalesce = 3 * time.Millisecond
+// Timing of what is gathered before it is told.
+const (
+	coalesce = 3 * time.Millisecond // changes for agents
+	haste    = 5 * time.Millisecond // beats that others wait for
+	// tellTimeout bounds how long a leader that does not answer holds up signs of life.
+	tellTimeout = 500 * time.Millisecond
+)
 
 // Run follows the store and tells the sessions, until ctx is done.
 func (s *Sessions) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.follow(ctx) })
 	g.Go(func() error { return s.tell(ctx) })
+	g.Go(func() error { return s.reports.run(ctx) })
 	return g.Wait()
 }
 
 func (s *Sessions) follow(ctx context.Context) error {
 	for {
 		snap := s.Store.Snapshot()
-		if err := s.refresh(snap); err != nil {
+		w := s.Store.Watch(snap.Revision())
+		if err := s.network.reset(snap); err != nil {
 			return err
 		}
-		w := s.Store.Watch(snap.Revision())
-		for {
-			if _, err := w.Next(ctx); err != nil {
-				if ctx.Err() != nil {
-					return nil
-				}
-				if errors.Is(err, store.ErrTooOld) {
-					break // start over from a snapshot
-				}
-				return fmt.Errorf("follow the store: %w", err)
-			}
-			time.Sleep(coalesce)
-			snap := s.Store.Snapshot()
-			if err := s.refresh(snap); err != nil {
-				return err
-			}
-			w = s.Store.Watch(snap.Revision())
+		s.count(snap)
+		s.mu.Lock()
+		for sess := range s.sessions {
+			s.mark(sess)
+		}
+		s.followed.Store(snap.Revision())
+		s.mu.Unlock()
+		if err := s.followFrom(ctx, w); !errors.Is(err, store.ErrTooOld) {
+			return err
 		}
 	}
+}
+
+// followFrom returns store.ErrTooOld when everything has to be looked at anew.
+func (s *Sessions) followFrom(ctx context.Context, w *store.Watcher) error {
+	for {
+		snap, changed, err := gather(ctx, s.Store, w)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, store.ErrTooOld):
+			return err
+		case err != nil:
+			return fmt.Errorf("follow the store: %w", err)
+		}
+		if err := s.see(snap, changed); err != nil {
+			return err
+		}
+	}
+}
+
+// gather waits for a change, and returns a snapshot of a little later with all changes up to it.
+func gather(ctx context.Context, st *store.Store, w *store.Watcher) (snap *store.Snapshot, changed []store.Change, err error) {
+	b, err := w.Next(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	time.Sleep(coalesce)
+	snap = st.Snapshot()
+	changed = append(changed, b.Changes...)
+	for b.Revision < snap.Revision() { // every revision has its batch
+		if b, err = w.Next(ctx); err != nil {
+			return nil, nil, err
+		}
+		changed = append(changed, b.Changes...)
+	}
+	return snap, changed, nil
+}
+
+// see takes over changes, and wakes the sessions that they concern.
+func (s *Sessions) see(snap *store.Snapshot, changed []store.Change) error {
+	differs, err := s.network.follow(snap, changed)
+	if err != nil {
+		return err
+	}
+	nodes := map[string]bool{}    // whose assignments may have changed
+	returned := map[string]bool{} // from the dead
+	others, drained, counted, trust := false, false, false, false
+	for _, c := range changed {
+		switch c.Kind {
+		case model.KindInstance:
+			for _, o := range []model.Object{c.Old, c.New} {
+				if i, ok := o.(*model.Instance); ok && i != nil {
+					nodes[i.NodeID] = true
+					drained = drained || i.Desired == model.DesiredDrain
+				}
+			}
+		case model.KindNode:
+			old, _ := c.Old.(*model.Node)
+			now, _ := c.New.(*model.Node)
+			counted = counted || old == nil || now == nil
+			if old != nil && now != nil && old.Status.State == model.NodeDown && now.Status.State == model.NodeReady {
+				returned[now.ID] = true
+			}
+		case model.KindEvent, model.KindApplication:
+		default:
+			others = true
+			if c.Kind == model.KindCluster {
+				trust = true
+			}
+		}
+	}
+	if counted {
+		s.count(snap)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if differs || drained || trust {
+		for sess := range s.sessions {
+			sess.poke(func(w *work) { w.network, w.told = true, w.told || drained })
+		}
+	}
+	for id := range nodes {
+		for sess := range s.byNode[id] {
+			s.mark(sess)
+		}
+	}
+	for id := range returned {
+		for sess := range s.byNode[id] {
+			sess.poke(func(w *work) { w.retell = true })
+		}
+	}
+	s.followed.Store(snap.Revision())
+	for sess := range s.sessions {
+		if sess.awaits(others) {
+			s.mark(sess)
+		}
+	}
+	return nil
 }
 
 // Wake makes the sessions look again at what their nodes should have, though the state is the same:
@@ -124,41 +213,27 @@ func (s *Sessions) Wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for sess := range s.sessions {
-		select {
-		case sess.wake <- struct{}{}:
-		default:
-		}
+		s.mark(sess)
 	}
 }
 
-// refresh computes the network state anew and wakes the sessions.
-func (s *Sessions) refresh(snap *store.Snapshot) error {
-	n := networkOf(snap)
-	content, err := wire.Marshal(n)
-	if err != nil {
-		return fmt.Errorf("encode network state: %w", err)
-	}
-	v := &networkView{revision: snap.Revision(), content: content}
-	s.mu.Lock()
-	old := s.network
-	s.mu.Unlock()
-	if old != nil && bytes.Equal(old.content, content) {
-		v.serial, v.content, v.message = old.serial, old.content, old.message
-	} else {
-		n.Revision = snap.Revision()
-		if v.message, err = wire.Marshal(wire.ServerMessage{Network: n}); err != nil {
-			return fmt.Errorf("encode network state: %w", err)
-		}
-		if old != nil {
-			v.serial = old.serial
-		}
-		v.serial++
+// mark has a session's assignments looked at.
+func (s *Sessions) mark(sess *session) { sess.poke(func(w *work) { w.assign, w.network = true, true }) }
+
+func (s *Sessions) count(snap *store.Snapshot) {
+	n := 0
+	for range store.List[*model.Node](snap) {
+		n++
 	}
 	s.mu.Lock()
-	s.network = v
+	s.nodes = n
 	s.mu.Unlock()
-	s.Wake()
-	return nil
+}
+
+func (s *Sessions) pace() Pace {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return PaceFor(s.nodes)
 }
 
 // tell hands heartbeats to the leader, many at a time. Only what has reached the leader is
@@ -171,10 +246,13 @@ func (s *Sessions) tell(ctx context.Context) error {
 			return nil
 		case <-s.beatWake:
 		}
-		select {
+		pace := s.pace()
+		select { // what comes at the same time travels together
 		case <-ctx.Done():
 			return nil
-		case <-time.After(10 * time.Millisecond):
+		case <-s.beatHaste:
+			time.Sleep(haste)
+		case <-time.After(pace.Beat / 5):
 		}
 		now := time.Now()
 		s.mu.Lock()
@@ -185,10 +263,10 @@ func (s *Sessions) tell(ctx context.Context) error {
 		}
 		clear(s.beats)
 		waiting := s.waiting
-		s.waiting = map[*session]struct{}{}
+		s.waiting = make(map[*session]uint64, len(waiting))
 		s.mu.Unlock()
-		tellCtx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-		err := s.Servers.Tell(tellCtx, beats)
+		tellCtx, cancel := context.WithTimeout(ctx, tellTimeout)
+		said, err := s.Servers.Tell(tellCtx, beats)
 		cancel()
 		if err != nil && ctx.Err() == nil && !failing {
 			s.Log.Warn("leader could not be told of live nodes", "error", err)
@@ -197,20 +275,46 @@ func (s *Sessions) tell(ctx context.Context) error {
 		if err != nil {
 			continue // the next heartbeats come soon
 		}
-		for sess := range waiting {
-			select {
-			case sess.lease <- struct{}{}:
-			default:
-			}
-		}
+		s.confirm(said, waiting, pace)
 	}
 }
 
-func (s *Sessions) hear(sess *session, b Beat) {
+func (s *Sessions) confirm(said Heard, waiting map[*session]uint64, pace Pace) {
+	refused := make(map[string]bool, len(said.Refused))
+	for _, id := range said.Refused {
+		refused[id] = true
+	}
+	servers := s.Servers.Addresses()
+	s.mu.Lock()
+	if len(servers) > 0 && !sameAddresses(s.servers, servers) {
+		s.servers = servers
+	}
+	s.mu.Unlock()
+	for sess, number := range waiting {
+		lease := &wire.Lease{Number: number, For: LeaseFor, Every: pace.Beat}
+		if refused[sess.nodeID] {
+			lease.For = 0
+		}
+		sess.poke(func(w *work) { w.lease, w.leaseAt = lease, said.Revision })
+	}
+}
+
+func (s *Sessions) hear(sess *session, number uint64, b Beat) {
 	s.mu.Lock()
 	s.beats[b.NodeID] = heard{b, time.Now()}
-	s.waiting[sess] = struct{}{}
+	if !sess.closed {
+		s.waiting[sess] = number
+	}
+	// Instances are drained until every node has followed; and a node that has just come is needed.
+	news := number == 0 || b.Applied > sess.applied
+	sess.applied = max(sess.applied, b.Applied)
 	s.mu.Unlock()
+	if news {
+		select {
+		case s.beatHaste <- struct{}{}:
+		default:
+		}
+	}
 	select {
 	case s.beatWake <- struct{}{}:
 	default:
@@ -227,37 +331,51 @@ func (s *Sessions) Serve(ctx context.Context, stream *wire.Stream) error {
 		end := &wire.End{Error: err.Error(), Kind: fault.KindOf(err).String()}
 		return errors.Join(err, stream.Send(wire.ServerMessage{Refused: end}))
 	}
-	sess := &session{
-		nodeID: hello.Node.ID, wake: make(chan struct{}, 1), lease: make(chan struct{}, 1),
-		log: s.Log.With("node", hello.Node.Name), failed: map[string]string{},
-	}
-	sess.wake <- struct{}{}
-	s.mu.Lock()
-	s.sessions[sess] = struct{}{}
-	s.mu.Unlock()
-	defer func() {
-		s.mu.Lock()
-		delete(s.sessions, sess)
-		delete(s.waiting, sess)
-		s.mu.Unlock()
-	}()
+	sess := s.open(stream, hello)
+	defer s.close(sess)
+	defer context.AfterFunc(ctx, func() { stream.Close() })()
 	sess.log.Debug("session opened")
-	s.hear(sess, Beat{NodeID: sess.nodeID, Session: hello.Session}) // a greeting is a sign of life
-
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	g, ctx := errgroup.WithContext(ctx)
-	reports := newReports(s.Store, sess)
-	g.Go(func() error { defer cancel(); return s.read(ctx, stream, sess, hello.Session, reports) })
-	g.Go(func() error { return s.write(ctx, stream, sess) })
-	g.Go(func() error { return reports.run(ctx) })
-	g.Go(func() error { <-ctx.Done(); stream.Close(); return nil })
-	err = g.Wait()
-	if errors.Is(err, context.Canceled) {
-		err = nil
-	}
+	s.hear(sess, 0, Beat{NodeID: sess.nodeID, Session: hello.Session}) // a greeting is a sign of life
+	err = s.read(ctx, stream, sess, hello.Session)
 	sess.log.Debug("session closed", "error", err)
+	if ctx.Err() != nil {
+		return nil
+	}
 	return err
+}
+
+func (s *Sessions) open(stream *wire.Stream, hello *wire.Hello) *session {
+	sess := &session{
+		sessions: s, nodeID: hello.Node.ID, stream: stream, log: s.Log.With("node", hello.Node.Name),
+		from: s.Store.Snapshot().Revision(), full: true, sent: hello.Instances, revision: hello.Network,
+	}
+	if sess.sent == nil {
+		sess.sent = map[string]string{}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions[sess] = struct{}{}
+	if s.byNode[sess.nodeID] == nil {
+		s.byNode[sess.nodeID] = map[*session]struct{}{}
+	}
+	s.byNode[sess.nodeID][sess] = struct{}{}
+	s.mark(sess)
+	return sess
+}
+
+// close forgets a session once nothing more is written to it.
+func (s *Sessions) close(sess *session) {
+	s.mu.Lock()
+	sess.closed = true
+	delete(s.sessions, sess)
+	delete(s.waiting, sess)
+	delete(s.byNode[sess.nodeID], sess)
+	if len(s.byNode[sess.nodeID]) == 0 {
+		delete(s.byNode, sess.nodeID)
+	}
+	s.mu.Unlock()
+	sess.stream.Close()
+	sess.end()
 }
 
 // greet reads the greeting, registers the node, and makes sure that this server knows at least
@@ -275,7 +393,8 @@ func (s *Sessions) greet(ctx context.Context, stream *wire.Stream) (*wire.Hello,
 	if err := s.register(ctx, peer, hello.Node); err != nil {
 		return nil, err
 	}
-	if hello.Revision <= s.Store.Snapshot().Revision() {
+	newest := max(hello.Revision, hello.Network)
+	if newest <= s.Store.Snapshot().Revision() {
 		return hello, nil
 	}
 	// This server lags behind one that the agent had before. A change that changes nothing shows
@@ -284,8 +403,9 @@ func (s *Sessions) greet(ctx context.Context, stream *wire.Stream) (*wire.Hello,
 	if _, err := s.Store.Commit(ctx, &store.ChangeSet{}); err != nil {
 		return nil, fmt.Errorf("catch up with what node %s knows: %w", hello.Node.Name, err)
 	}
-	if now := s.Store.Snapshot().Revision(); hello.Revision > now {
-		s.Log.Warn("node knows of a later state than the cluster: the state was set back", "node", hello.Node.Name, "nodeRevision", hello.Revision, "revision", now)
+	if now := s.Store.Snapshot().Revision(); newest > now {
+		s.Log.Warn("node knows of a later state than the cluster: the state was set back", "node", hello.Node.Name, "nodeRevision", newest, "revision", now)
+		hello.Network = 0
 	}
 	return hello, nil
 }
@@ -336,7 +456,7 @@ func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Nod
 	return nil
 }
 
-func (s *Sessions) read(ctx context.Context, stream *wire.Stream, sess *session, id string, reports *reports) error {
+func (s *Sessions) read(ctx context.Context, stream *wire.Stream, sess *session, id string) error {
 	for {
 		var m wire.AgentMessage
 		if err := stream.Receive(&m); err != nil {
@@ -344,79 +464,16 @@ func (s *Sessions) read(ctx context.Context, stream *wire.Stream, sess *session,
 		}
 		switch {
 		case m.Heartbeat != nil:
-			s.hear(sess, Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
+			s.hear(sess, m.Heartbeat.Number, Beat{NodeID: sess.nodeID, Session: id, Applied: m.Heartbeat.Applied})
 		case m.Status != nil:
-			reports.add(m.Status)
+			s.reports.add(sess.nodeID, m.Status)
 		case m.Node != nil:
 			if err := s.register(ctx, wire.PeerOf(ctx), m.Node); err != nil {
 				return err // it greets anew
 			}
-		}
-	}
-}
-
-// write sends what is new to the agent.
-func (s *Sessions) write(ctx context.Context, stream *wire.Stream, sess *session) error {
-	sent := map[string]string{} // instance → what the agent was told of it
-	full := true
-	var serial, revision uint64
-	var servers []wire.ServerAddress
-	var trust wire.Trust
-	from := s.Store.Snapshot().Revision() // nothing older is told, however busy this server is
-	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-sess.lease:
-			if err := stream.Send(wire.ServerMessage{Lease: &wire.Lease{For: DeadAfter}}); err != nil {
-				return err
-			}
-			if now := s.Servers.Addresses(); len(now) > 0 && !sameAddresses(servers, now) {
-				servers = now
-				if err := stream.Send(wire.ServerMessage{Servers: now}); err != nil {
-					return err
-				}
-			}
-			continue
-		case <-sess.wake:
-		}
-		s.mu.Lock()
-		v := s.network
-		s.mu.Unlock()
-		if v == nil || v.revision < from {
-			continue // woken again as soon as it is there
-		}
-		if s.Trust != nil {
-			if now := s.Trust(); !bytes.Equal(now.CA, trust.CA) || !bytes.Equal(now.Cross, trust.Cross) {
-				trust = now
-				if err := stream.Send(wire.ServerMessage{Trust: &now}); err != nil {
-					return err
-				}
-			}
-		}
-		// The network comes first, so that an instance finds the way to its peers when it starts.
-		if v.serial != serial {
-			if err := stream.Send(v.message); err != nil {
-				return err
-			}
-			serial, revision = v.serial, 0
-		}
-		if v.revision != revision {
-			if err := stream.Send(wire.ServerMessage{Network: &wire.Network{Revision: v.revision, Unchanged: true}}); err != nil {
-				return err
-			}
-			revision = v.revision
-		}
-		assign, err := s.assignments(s.Store.Snapshot(), sess, sent)
-		if err != nil {
-			return err
-		}
-		assign.Full = full
-		if full || len(assign.Put) > 0 || len(assign.Remove) > 0 {
-			if err := stream.Send(wire.ServerMessage{Assign: assign}); err != nil {
-				return err
-			}
-			full = false
+		case m.Lost:
+			sess.log.Warn("node lost track of what it was told; it is told everything anew")
+			sess.poke(func(w *work) { w.anew, w.assign, w.network = true, true, true })
 		}
 	}
 }

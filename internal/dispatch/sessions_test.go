@@ -51,6 +51,7 @@ type servers struct {
 	told      []dispatch.Beat
 	tells     int
 	fail      error
+	heard     dispatch.Heard
 }
 
 func (s *servers) Addresses() []wire.ServerAddress {
@@ -59,14 +60,14 @@ func (s *servers) Addresses() []wire.ServerAddress {
 	return s.addresses
 }
 
-func (s *servers) Tell(_ context.Context, beats []dispatch.Beat) error {
+func (s *servers) Tell(_ context.Context, beats []dispatch.Beat) (dispatch.Heard, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.tells++
 	if s.fail == nil {
 		s.told = append(s.told, beats...)
 	}
-	return s.fail
+	return s.heard, s.fail
 }
 
 func (s *servers) set(err error) {
@@ -422,33 +423,30 @@ func TestTheNetworkIsToldWhenItChanges(t *testing.T) {
 			}
 		}
 	}
-	h.commit(&model.Config{Meta: model.Meta{ID: "c2", Name: "c2"}})
-	if n := network(); !n.Unchanged || n.Instances != nil || n.Revision != h.store.Snapshot().Revision() {
-		t.Errorf("what has nothing to do with the network is told as %+v", n)
+	if len(first.Put) != 1 {
+		t.Fatalf("the first assignment is %+v", first)
 	}
+	h.commit(&model.Config{Meta: model.Meta{ID: "c2", Name: "c2"}}) // has nothing to do with the network
 	h.report("i1", model.InstanceStatus{State: model.InstanceRunning, Ready: true})
-	for {
-		n := network()
-		if n.Unchanged {
-			continue
-		}
-		if e := n.Services[0].Endpoints; len(e) != 1 || e[0].Instance != "i1" || e[0].Addresses[0].IP != "10.1.0.1" {
-			t.Errorf("what serves is told as %+v", e)
-		}
-		break
+	n := network()
+	if n.Since == 0 || len(n.Instances) != 1 || !n.Instances[0].Serves || n.Instances[0].Addresses[0].IP != "10.1.0.1" || len(n.Services)+len(n.Networks)+len(n.Gone) > 0 {
+		t.Errorf("what serves is told as %+v; want only what changed", n)
 	}
+	since := n.Revision
 	draining := h.instance("i1").Clone()
 	draining.Desired = model.DesiredDrain
 	h.commit(draining)
-	for {
-		n := network()
-		if n.Unchanged {
-			continue
-		}
-		if len(n.Services[0].Endpoints) != 0 || len(n.Instances) != 1 {
-			t.Errorf("what drains is told as %+v, %+v; want it reachable, and given nothing new", n.Services, n.Instances)
-		}
-		break
+	if n = network(); n.Since != since || len(n.Instances) != 1 || n.Instances[0].Serves {
+		t.Errorf("what drains is told as %+v; want it reachable, and given nothing new", n)
+	}
+	// What was reported meanwhile makes the instance's revision newer; the leader waits for that.
+	h.report("i1", model.InstanceStatus{State: model.InstanceRunning, Ready: true, Message: "busy"})
+	if n = network(); n.Revision < h.instance("i1").Revision || len(n.Instances)+len(n.Nodes) > 0 {
+		t.Errorf("that nothing changed is told as %+v", n)
+	}
+	h.report("i1", model.InstanceStatus{State: model.InstanceLost})
+	if n = network(); !slices.Equal(n.Gone, []string{"i1"}) {
+		t.Errorf("what is gone is told as %+v", n)
 	}
 }
 
@@ -699,7 +697,7 @@ func (a alone) commit(cs *store.ChangeSet) (uint64, error) {
 func TestANodeThatIsDownStaysSoUnderANewLeader(t *testing.T) {
 	inWatched(t, func(w *watched) {
 		w.beat(dispatch.Beat{NodeID: "a", Session: "s1"}, time.Second)
-		time.Sleep(2 * dispatch.DeadAfter)
+		time.Sleep(2 * dead)
 		w.want("a", model.NodeDown)
 		before := w.store.Snapshot().Revision()
 		w.lead()
@@ -731,7 +729,7 @@ func (h *hall) openInn(addresses ...string) *inn {
 	n := &inn{h: h, state: fake.NewState(map[string]fake.Program{script.Name: script.Run})}
 	var err error
 	n.agent, err = agent.New(agent.Deps{
-		NodeID: "n1", NodeName: "node-n1", DataDir: filepath.Join(h.TempDir(), "agent"),
+		NodeID: "n1", NodeName: "node-n1", DataDir: filepath.Join(h.TempDir(), "agent"), RunDir: h.TempDir(),
 		Drivers: map[string]driver.Driver{"oci": fake.New(n.state)},
 		Images:  images{}, Links: links{}, Volumes: volumes{}, Secrets: secrets{}, Log: quiet,
 	})

@@ -52,6 +52,8 @@ type Task struct {
 	Sysctls        map[string]string
 	OOMScoreAdjust int
 	Umask          *uint32 // nil: the driver's default (process)
+	// Leased tasks run only while the node holds a lease; see Leaser.
+	Leased bool
 }
 
 // Mount is a resolved mount: sources are paths on this host.

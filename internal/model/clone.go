@@ -68,6 +68,7 @@ func (i *Instance) Clone() *Instance {
 	c.Meta = i.Meta.clone()
 	c.Addresses = slices.Clone(i.Addresses)
 	c.HostPorts = slices.Clone(i.HostPorts)
+	c.Volumes = maps.Clone(i.Volumes)
 	c.Status.Tasks = slices.Clone(i.Status.Tasks)
 	c.StopWithin = clonePointer(i.StopWithin)
 	return &c

@@ -4,7 +4,8 @@ import "time"
 
 // Instance is one placed copy of a workload's template. It never changes node: it is
 // replaced. Its Meta.Name is workload name, "." and slot ("web.1"), or node name for global
-// workloads; unlike other names it need not be unique while one instance replaces another.
+// workloads, or, for stateful ones, workload name, "-" and ordinal ("db-0" for slot 1); unlike
+// other names it need not be unique while one instance replaces another.
 type Instance struct {
 	Meta
 	WorkloadID string `json:"workloadID"`
@@ -28,6 +29,15 @@ type Instance struct {
 	Addresses []Address `json:"addresses,omitempty"`
 	// PublishedPorts are host-mode ports held on the node.
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
+	// Stateful says that at most one instance of the slot may run at any time, anywhere.
+	Stateful bool `json:"stateful,omitempty"`
+	// Leased is decided with the node: its tasks run only as long as the node holds a lease, so that
+	// it can be replaced elsewhere once the lease has surely ended. A stateful instance without one
+	// has a volume that lives on its node, and is replaced nowhere else.
+	Leased bool `json:"leased,omitempty"`
+	// Volumes are the slot's own volumes: the volume that the template names → the one that is
+	// mounted in its place, both by ID. They are decided with the node.
+	Volumes map[string]string `json:"volumes,omitempty"`
 	// Replaces is the instance whose slot this one takes over.
 	Replaces string `json:"replaces,omitempty"`
 	// Starts is the workload's count of starts that this instance follows.
@@ -139,6 +149,14 @@ func (i *Instance) AdoptDesired(from Object) {
 
 // WantsToRun reports whether the instance counts towards its workload.
 func (i *Instance) WantsToRun() bool { return i.Desired == DesiredRun && !i.Status.State.Final() }
+
+// OwnVolume is the volume that is mounted where the template names one, both by ID.
+func (i *Instance) OwnVolume(named string) string {
+	if own := i.Volumes[named]; own != "" {
+		return own
+	}
+	return named
+}
 
 // Serving reports whether balancers should send it new connections.
 func (i *Instance) Serving() bool { return i.Desired == DesiredRun && i.Status.Ready && !i.Standby }

@@ -21,7 +21,17 @@ const (
 	JobWorkload       WorkloadKind = "job"       // run until Count completions
 	GlobalJobWorkload WorkloadKind = "globalJob" // once per matching node
 	CronWorkload      WorkloadKind = "cron"
-	StatefulWorkload  WorkloadKind = "stateful"
+	StatefulWorkload  WorkloadKind = "stateful" // slots with names and volumes of their own, one writer in each
+)
+
+// StartOrder says how the slots of a stateful workload come and go.
+type StartOrder string
+
+// Ordered, which is also what "" means, starts a slot once all before it are ready and ends it once
+// all after it have ended. Parallel waits for no other slot.
+const (
+	Ordered  StartOrder = "ordered"
+	Parallel StartOrder = "parallel"
 )
 
 // Workload says what should run.
@@ -29,6 +39,7 @@ type Workload struct {
 	Meta
 	Type  WorkloadKind `json:"type"`
 	Count int          `json:"count"`
+	Start StartOrder   `json:"start,omitempty"` // of a stateful workload
 	// Template is the desired template; RevisionID its identity (see Template.Hash).
 	Template   Template `json:"template"`
 	RevisionID string   `json:"revisionID"`

@@ -6,5 +6,5 @@
 // A slot holds at most one instance that should run, and a second one only while one replaces the
 // other. An update walks the slots in batches. Taking part in traffic ends before the stop
 // signal: an instance that serves is drained first, and package control stops it once every
-// balancer has followed.
+// balancer has followed. In a stateful workload a slot never holds two, and slots keep an order.
 package rollout

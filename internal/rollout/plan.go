@@ -188,7 +188,7 @@ func (p *plan) domain(busy int, waiting []*slot) []*slot {
 }
 
 // mixed reports whether the policy bounds surge and unavailability each by itself.
-func (p *plan) mixed() bool { return p.policy.MaxSurge+p.policy.MaxUnavailable > 0 }
+func (p *plan) mixed() bool { return !p.stateful() && p.policy.MaxSurge+p.policy.MaxUnavailable > 0 }
 
 // surging counts the slots that hold a new instance beside the old one.
 func (p *plan) surging() int {

@@ -107,11 +107,11 @@ func Next(in Input) Output {
 	p := &plan{Input: in}
 	p.out.Rollout = in.Workload.Status.Rollout
 	switch in.Workload.Type {
-	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload:
+	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload, model.StatefulWorkload:
 	default:
 		p.out.Rollout = model.RolloutStatus{
 			State: model.RolloutFailed, Revision: in.Workload.RevisionID,
-			Message: fmt.Sprintf("workloads of kind %q are not rolled out; service, global, job and globalJob are", in.Workload.Type),
+			Message: fmt.Sprintf("workloads of kind %q are not rolled out; service, global, job, globalJob and stateful are", in.Workload.Type),
 		}
 		return p.out
 	}
@@ -266,9 +266,10 @@ func (p *plan) moving() bool {
 }
 
 // startFirst reports whether a new instance starts before the old one ends. Those of a global
-// workload share a node, and what they hold of it, so that there the old one has to end first.
+// workload share a node, and what they hold of it, so that there the old one has to end first; so
+// it has in a stateful one, whose slots have one writer each.
 func (p *plan) startFirst() bool {
-	return p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload
+	return p.policy.Order == model.StartFirst && p.Workload.Type != model.GlobalWorkload && !p.stateful()
 }
 
 // failed says why an instance of the revision being rolled out counts as a failure, "" when it
@@ -414,6 +415,9 @@ func (p *plan) empty(s *slot) {
 		}
 		return
 	}
+	if p.ordered() && p.followed(s) {
+		return // the last one ends first
+	}
 	cause := "scaled down"
 	if p.Workload.Type.PerNode() {
 		cause = "its node no longer matches"
@@ -485,6 +489,9 @@ func (p *plan) fill(s *slot) {
 	if !p.startFirst() && len(s.going) > 0 {
 		return // stop first: the old one has not ended yet
 	}
+	if p.ordered() && p.awaitsOthers(s) {
+		return
+	}
 	if revision := p.keeps(s); revision != "" {
 		if p.moving() && !p.Held {
 			return // advance decides whether its turn has come
@@ -535,6 +542,9 @@ func (p *plan) refill(s *slot, revision string) {
 
 // create makes an instance that takes the place of the first of those that were there.
 func (p *plan) create(s *slot, revision string, were ...[]*model.Instance) {
+	if p.stateful() && (!s.vacant() || len(s.going) > 0) {
+		return // never two in one slot
+	}
 	replaces := ""
 	if all := slices.Concat(were...); len(all) > 0 {
 		replaces = all[0].ID
@@ -582,7 +592,8 @@ func (p *plan) stays(s *slot) (stay bool, wait time.Duration) {
 
 // advance begins the next batch of an update, and moves work off leaving nodes.
 func (p *plan) advance() {
-	busy, waiting := 0, []*slot(nil)
+	busy, unplaced := 0, 0
+	var waiting, leaving []*slot
 	for _, s := range p.slots {
 		if !s.wanted {
 			continue
@@ -594,12 +605,15 @@ func (p *plan) advance() {
 			// One that fails is not waited for: judge has found that so many may.
 			if p.failing(s) == "" && (ready(s.current) == nil || p.unproven(s)) {
 				busy++
+				if s.current[0].NodeID == "" {
+					unplaced++
+				}
 			}
 		case len(s.old) == 0 && len(s.leaving) > 0 && s.leaving[0].RevisionID == p.Workload.RevisionID:
 			if !s.serves() {
 				busy++
 			}
-			p.move(s)
+			leaving = append(leaving, s)
 		case !s.vacant(), p.keeps(s) != "":
 			waiting = append(waiting, s)
 		case len(s.dead) > 0 && p.failing(s) == "":
@@ -608,13 +622,22 @@ func (p *plan) advance() {
 			}
 		}
 	}
-	for _, s := range waiting[p.batch(busy, waiting):] { // their turn has not come
+	begun := p.batch(busy, waiting)
+	for _, s := range waiting[begun:] { // their turn has not come
 		switch {
+		case s.vacant() && p.ordered() && p.awaitsOthers(s):
 		case s.vacant():
 			p.refill(s, p.keeps(s))
 		case len(s.old) == 0:
-			p.move(s)
+			leaving = append(leaving, s)
 		}
+	}
+	if p.stateful() {
+		p.vacate(leaving, busy-unplaced+begun)
+		return
+	}
+	for _, s := range leaving {
+		p.move(s)
 	}
 }
 
@@ -645,12 +668,18 @@ func (p *plan) batch(busy int, waiting []*slot) int {
 		}
 		return 2
 	}
-	slices.SortStableFunc(waiting, func(a, b *slot) int { return cmp.Compare(rank(a), rank(b)) })
+	slices.SortStableFunc(waiting, func(a, b *slot) int {
+		last := 0
+		if p.stateful() { // those that others may follow come last
+			last = cmp.Compare(b.number, a.number)
+		}
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), last)
+	})
 	room := min(len(p.domain(busy, waiting)), p.canary(busy, len(waiting)))
 	if p.mixed() {
 		room = min(room, p.policy.MaxSurge+p.policy.MaxUnavailable-busy)
-	} else if p.policy.Parallelism > 0 {
-		room = min(room, p.policy.Parallelism-busy)
+	} else if n := p.atOnce(); n > 0 {
+		room = min(room, n-busy)
 	}
 	if room <= 0 {
 		return 0

@@ -505,9 +505,9 @@ func TestJob(t *testing.T) {
 
 func TestOtherKindsAreRefusedByName(t *testing.T) {
 	w := service(1)
-	w.Type = model.StatefulWorkload
+	w.Type = model.CronWorkload
 	out := rollout.Next(rollout.Input{Workload: w, Instances: []*model.Instance{at(1, "A")}, Now: dawn})
-	if len(out.Actions) > 0 || out.Rollout.State != model.RolloutFailed || !strings.Contains(out.Rollout.Message, `"stateful"`) {
+	if len(out.Actions) > 0 || out.Rollout.State != model.RolloutFailed || !strings.Contains(out.Rollout.Message, `"cron"`) {
 		t.Errorf("%+v", out)
 	}
 }

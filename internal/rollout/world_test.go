@@ -175,6 +175,7 @@ func (w *world) next() rollout.Output {
 	w.apply(out)
 	w.checkFloor(before, out)
 	w.checkSlots()
+	w.checkOrder(in, out)
 	return out
 }
 
@@ -252,7 +253,14 @@ func (w *world) checkFloor(before map[string]bool, out rollout.Output) {
 		policy = w.w.Rollback
 	}
 	most := policy.Parallelism
-	if mixed := policy.MaxSurge+policy.MaxUnavailable > 0; mixed {
+	if w.w.Type == model.StatefulWorkload {
+		if len(w.leaving()) > 0 {
+			return // nothing starts in another place before it has ended in its own
+		}
+		if w.w.Start != model.Parallel {
+			most = 1
+		}
+	} else if mixed := policy.MaxSurge+policy.MaxUnavailable > 0; mixed {
 		if most = policy.MaxUnavailable; most == 0 {
 			w.fail("slots %v were taken out of traffic, though none may be", lost)
 		}
@@ -268,7 +276,7 @@ func (w *world) checkFloor(before map[string]bool, out rollout.Output) {
 	tolerant := policy.MaxFailureRatio > 0 || policy.OnFailure == model.ContinueOnFailure
 	down := 0
 	for s := range w.wanted() {
-		if !after[s] && !(tolerant && w.introuble(s)) {
+		if !after[s] && !(tolerant && w.introuble(s)) && !w.inline(s) {
 			down++
 		}
 	}
@@ -421,7 +429,7 @@ func (w *world) chaos() {
 		n.Availability = []model.Availability{model.Draining, model.Active, model.Active}[w.rnd.IntN(3)]
 		w.tell("node %s is to be %s", n.ID, n.Availability)
 	case 5:
-		if w.w.Type == model.ServiceWorkload {
+		if w.w.Type != model.GlobalWorkload {
 			w.w.Count = max(0, w.w.Count+w.rnd.IntN(5)-2)
 			w.tell("count is now %d", w.w.Count)
 		}
@@ -549,8 +557,11 @@ func TestWhateverHappens(t *testing.T) {
 	for seed := range uint64(200) {
 		t.Run(fmt.Sprint("seed=", seed), func(t *testing.T) {
 			rnd := rand.New(rand.NewPCG(seed, 7))
-			kind := []model.WorkloadKind{model.ServiceWorkload, model.ServiceWorkload, model.GlobalWorkload}[rnd.IntN(3)]
+			kind := []model.WorkloadKind{model.ServiceWorkload, model.ServiceWorkload, model.GlobalWorkload, model.StatefulWorkload}[rnd.IntN(4)]
 			w := newWorld(t, rnd, kind, 1+rnd.IntN(6))
+			if kind == model.StatefulWorkload {
+				w.w.Start = []model.StartOrder{"", model.Ordered, model.Parallel}[rnd.IntN(3)]
+			}
 			w.w.Update = randomPolicy(rnd)
 			if rnd.IntN(2) == 0 {
 				w.w.Rollback = randomPolicy(rnd)

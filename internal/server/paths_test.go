@@ -169,6 +169,7 @@ var decisions = map[string][]wire.Role{
 	"/server/propose":    {wire.RoleServer},
 	"/server/read-index": {wire.RoleServer},
 	"/server/beats":      {wire.RoleServer},
+	"/server/term":       {wire.RoleServer},
 	"/server/member":     {wire.RoleServer},
 	"/server/progress":   {wire.RoleServer},
 	"/server/key":        {wire.RoleServer},

@@ -26,7 +26,7 @@ import (
 
 // Paths between servers.
 const (
-	pathBeats    = "/server/beats"    // call: []dispatch.Beat → Empty
+	pathBeats    = "/server/beats"    // call: []dispatch.Beat → dispatch.Heard
 	pathMember   = "/server/member"   // call: membership → Empty
 	pathProgress = "/server/progress" // call: Empty → memberProgress
 )
@@ -76,6 +76,8 @@ type Server struct {
 	control  *control.Controller
 	core     *core.Core
 	trust    *trust.Trust
+
+	confirmer *confirmer
 	// caughtUp is closed once the state is as new as the cluster's when this server started.
 	caughtUp chan struct{}
 }
@@ -104,12 +106,14 @@ func New(cfg Config) (*Server, error) {
 	})
 	s.port.SetGate(s.mayPass)
 	s.liveness = dispatch.NewLiveness(s.store, cfg.Log)
+	s.liveness.Reach = s.port.Reach
 	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.trust.OpenSecret, Trust: s.trust.Trust, Log: cfg.Log})
 	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
 	s.core = core.New(core.Deps{
 		Store: s.store, Trust: s.trust, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
 	})
+	s.confirmer = s.newConfirmer()
 	s.handle()
 	return s, nil
 }
@@ -140,10 +144,8 @@ func (s *Server) Shutdown() error { return s.raft.Shutdown() }
 // handle registers what servers answer to other nodes.
 func (s *Server) handle() {
 	s.raft.Handle(s.port)
-	s.port.Handle(pathBeats, wire.HandleCall(func(ctx context.Context, beats []dispatch.Beat) (wire.Empty, error) {
-		s.liveness.Hear(beats)
-		return wire.Empty{}, nil
-	}), wire.RoleServer)
+	s.port.Handle(pathTerm, wire.HandleCall(func(context.Context, wire.Empty) (uint64, error) { return s.raft.Term(), nil }), wire.RoleServer)
+	s.port.Handle(pathBeats, wire.HandleCall(s.hear), wire.RoleServer)
 	s.port.Handle(pathMember, wire.HandleCall(func(ctx context.Context, m membership) (wire.Empty, error) {
 		return wire.Empty{}, s.changeMember(ctx, m)
 	}), wire.RoleServer)
@@ -288,17 +290,22 @@ func (s *Server) Addresses() []wire.ServerAddress {
 }
 
 // Tell implements dispatch.Servers.
-func (s *Server) Tell(ctx context.Context, beats []dispatch.Beat) error {
+func (s *Server) Tell(ctx context.Context, beats []dispatch.Beat) (dispatch.Heard, error) {
 	if s.raft.IsLeader() {
-		s.liveness.Hear(beats)
-		return nil
+		return s.hear(ctx, beats)
 	}
 	_, address := s.raft.Leader()
 	if address == "" {
-		return fault.New(fault.Unavailable, "no server leads")
+		return dispatch.Heard{}, fault.New(fault.Unavailable, "no server leads")
 	}
-	_, err := wire.Call[[]dispatch.Beat, wire.Empty](ctx, s.port.Client(), address, pathBeats, beats)
-	return err
+	return wire.Call[[]dispatch.Beat, dispatch.Heard](ctx, s.port.Client(), address, pathBeats, beats)
+}
+
+// hear takes in signs of life as the leader. A leader that was stopped for a while, and replaced,
+// may not know so yet: what it says counts only once others have confirmed that it leads.
+func (s *Server) hear(ctx context.Context, beats []dispatch.Beat) (dispatch.Heard, error) {
+	said := s.liveness.Hear(beats)
+	return said, s.confirmer.confirm(ctx)
 }
 
 // Leader implements core.Servers.

@@ -44,6 +44,7 @@ type Port struct {
 	open        *openConns
 	gate        Gate
 	routes      []Route
+	network     Underlay
 }
 
 // Gate decides about peers whose certificate is right: whether they are, still, of the cluster.
@@ -86,7 +87,7 @@ func ListenOn(network Underlay, address string, identity *Identity, log *slog.Lo
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	p := &Port{log: log, mux: http.NewServeMux(), open: &openConns{all: map[net.Conn]*openConn{}}}
+	p := &Port{log: log, network: network, mux: http.NewServeMux(), open: &openConns{all: map[net.Conn]*openConn{}}}
 	p.identity.Store(identity)
 	p.credentials.Store(c)
 	p.listener = tls.NewListener(inner, &tls.Config{

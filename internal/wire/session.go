@@ -16,21 +16,29 @@ type AgentMessage struct {
 	Status    *Report    `json:"status,omitempty"`
 	// Node is what the agent knows of its host when that has changed since the greeting.
 	Node *model.Node `json:"node,omitempty"`
+	// Lost says that a difference did not fit what the agent has: everything is to be sent anew.
+	Lost bool `json:"lost,omitempty"`
 }
 
 // Hello opens a session. The node's identity comes from its certificate, not from here.
 type Hello struct {
 	Session string      `json:"session"` // new with every agent start
 	Node    *model.Node `json:"node"`    // what the agent knows of its host; Status is ignored
-	// Instances are those the agent still holds, so that it is told what became of them.
-	Instances []string `json:"instances,omitempty"`
+	// Instances are those that the agent holds, each with the key of the assignment that it has;
+	// "" where it lacks a part of it, as an agent that was restarted lacks secrets.
+	Instances map[string]string `json:"instances,omitempty"`
+	// Network is the revision of the network state that the agent holds; 0: none. The next server
+	// sends what was changed since.
+	Network uint64 `json:"network,omitempty"`
 	// Revision is the newest store revision of which this agent was given assignments, by any
 	// server: one that has not come so far must not give it older ones.
 	Revision uint64 `json:"revision,omitempty"`
 }
 
-// Heartbeat renews the node's lease.
+// Heartbeat renews the node's lease. A greeting is the first.
 type Heartbeat struct {
+	// Number grows with each; a greeting is number 0.
+	Number uint64 `json:"number"`
 	// Applied is the store revision whose endpoints and routes this node has in force.
 	Applied uint64 `json:"applied"`
 }
@@ -50,13 +58,24 @@ type ServerMessage struct {
 	Servers []ServerAddress `json:"servers,omitempty"`
 	// Trust is whom the node should believe from now on.
 	Trust *Trust `json:"trust,omitempty"`
+	// Retell asks for the status of every instance: the leader wrote over some of them while the
+	// node was silent.
+	Retell bool `json:"retell,omitempty"`
 	// Refused ends the session and says why.
 	Refused *End `json:"refused,omitempty"`
 }
 
-// Lease confirms a heartbeat: the leader knows of it.
+// Lease confirms heartbeats up to one: the leader knows of them, and what it wanted of the node then
+// has been sent before.
 type Lease struct {
+	Number uint64 `json:"number"`
+	// For is how long the node may run what needs a lease, from when it sent that heartbeat; 0 grants
+	// none, and only confirms.
 	For time.Duration `json:"for"`
+	// Every is how often heartbeats are wanted.
+	Every time.Duration `json:"every"`
+	// Network is the revision as of which the network state that was sent is right; 0: unknown.
+	Network uint64 `json:"network,omitempty"`
 }
 
 // Assign tells an agent its instances: first all of them (Full), then differences.
@@ -65,11 +84,17 @@ type Assign struct {
 	// Revision is the store revision that this was read from.
 	Revision uint64       `json:"revision,omitempty"`
 	Put      []Assignment `json:"put,omitempty"`
-	Remove   []string     `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
+	// Keep are, with Full, those that the agent has in their present form.
+	Keep   []string `json:"keep,omitempty"`
+	Remove []string `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
+	// Total is how many instances the node has after this.
+	Total int `json:"total"`
 }
 
 // Assignment is an instance with all that its node needs to run it.
 type Assignment struct {
+	// Key stands for the rest: it is equal as long as nothing of it changed that matters here.
+	Key      string            `json:"key"`
 	Instance *model.Instance   `json:"instance"`
 	Template *model.Template   `json:"template"`
 	Workload WorkloadRef       `json:"workload"`
@@ -87,15 +112,19 @@ type WorkloadRef struct {
 	Namespace   string `json:"namespace"`
 }
 
-// Network is the part of the cluster's network state that nodes program: always complete, and
-// in force as of Revision.
+// Network is the part of the cluster's network state that nodes program. It travels complete or as a
+// difference, and is complete once the agent has put it together.
 type Network struct {
 	Revision uint64 `json:"revision"`
-	// Unchanged means: what was sent last is still right, as of Revision; nothing else is set.
-	Unchanged bool             `json:"unchanged,omitempty"`
-	Nodes     []NetworkNode    `json:"nodes"`
-	Networks  []*model.Network `json:"networks"`
-	Services  []NetworkService `json:"services"`
+	// Since is set in a difference: it holds what was added or changed after that revision, and
+	// turns a state as of it, or of any later revision before Revision, into that as of Revision.
+	// 0 is a complete state.
+	Since uint64 `json:"since,omitempty"`
+	// Gone are, in a difference, the IDs of what is no more there.
+	Gone     []string         `json:"gone,omitempty"`
+	Nodes    []NetworkNode    `json:"nodes"`
+	Networks []*model.Network `json:"networks"`
+	Services []NetworkService `json:"services"`
 	// Instances that have addresses and have not ended, for names and isolation.
 	Instances []NetworkInstance `json:"instances"`
 	// NodePool and AddressPool are those of the cluster.
@@ -122,7 +151,10 @@ type NetworkService struct {
 	VirtualIPs  []model.Address     `json:"virtualIPs,omitempty"`
 	Ports       []model.ServicePort `json:"ports,omitempty"`
 	RoundRobin  bool                `json:"roundRobin,omitempty"`
-	Endpoints   []Endpoint          `json:"endpoints,omitempty"` // only those that get new connections
+	WorkloadID  string              `json:"workloadID,omitempty"`
+	// Endpoints are those that get new connections. They do not travel: the agent finds them by
+	// NetworkInstance.Serves.
+	Endpoints []Endpoint `json:"endpoints,omitempty"`
 }
 
 // Endpoint is an instance that serves.
@@ -143,6 +175,9 @@ type NetworkInstance struct {
 	Addresses   []model.Address     `json:"addresses"`
 	Aliases     map[string][]string `json:"aliases,omitempty"`
 	HostPorts   []model.HostPort    `json:"hostPorts,omitempty"`
+	WorkloadID  string              `json:"workloadID,omitempty"`
+	// Serves says that the services of its workload lead new connections to it.
+	Serves bool `json:"serves,omitempty"`
 	// DNS are resolvers the instance wants asked for names from outside the cluster.
 	DNS []string `json:"dns,omitempty"`
 }

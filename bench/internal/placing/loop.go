@@ -195,5 +195,6 @@ func (w *watched) Propose(ctx context.Context, data []byte) (store.Result, error
 // everybody knows every node to be alive.
 type everybody struct{}
 
-func (everybody) Applied(string) uint64 { return 0 }
-func (everybody) Live(string) bool      { return true }
+func (everybody) Applied(string) uint64      { return 0 }
+func (everybody) Live(string) bool           { return true }
+func (everybody) Fence(string) time.Duration { return 0 }

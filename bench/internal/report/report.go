@@ -59,6 +59,26 @@ func (s *Sheet) Add(r Row) error {
 	return nil
 }
 
+// alone is a figure that no peer has.
+type alone struct {
+	Name    string  `json:"name"`
+	Value   float64 `json:"value"`
+	Unit    string  `json:"unit"`
+	Counted string  `json:"counted"`
+}
+
+// AddAlone prints a figure for which there is no peer.
+func (s *Sheet) AddAlone(name string, value float64, unit, counted string) error {
+	line, err := json.Marshal(alone{name, round(value), unit, counted})
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", name, err)
+	}
+	if _, err := fmt.Fprintf(s.rows, "%s\n", line); err != nil {
+		return fmt.Errorf("print %s: %w", name, err)
+	}
+	return nil
+}
+
 // Say tells people what is being done.
 func (s *Sheet) Say(format string, args ...any) {
 	fmt.Fprintf(s.progress, "bench %5.1f s: %s\n", time.Since(s.began).Seconds(), fmt.Sprintf(format, args...))

@@ -26,6 +26,7 @@ type State struct {
 	mu      sync.Mutex
 	tasks   map[string]*task
 	started []driver.Task
+	lease   time.Duration // until when leased tasks may run
 }
 
 // NewState returns a State without tasks.
@@ -108,6 +109,9 @@ func (d *Driver) Start(ctx context.Context, spec driver.Task) error {
 	if err == nil && s.Refuse != nil {
 		err = s.Refuse(spec)
 	}
+	if err == nil {
+		err = s.unleased(&spec)
+	}
 	if err != nil {
 		code := 126
 		if fault.Is(err, fault.NotFound) {
@@ -119,6 +123,9 @@ func (d *Driver) Start(ctx context.Context, spec driver.Task) error {
 		return err
 	}
 	t.begin(program)
+	if spec.Leased {
+		go s.guard(t)
+	}
 	return nil
 }
 

@@ -48,11 +48,17 @@ type Driver struct {
 
 	burying sync.Mutex
 
+	leasing sync.Mutex
+	lease   *os.File // opened by the first Lease
+
 	mu       sync.Mutex
 	starting map[string]chan struct{} // by ID; closed when the Start under way is over
 }
 
-var _ driver.Driver = (*Driver)(nil)
+var (
+	_ driver.Driver = (*Driver)(nil)
+	_ driver.Leaser = (*Driver)(nil)
+)
 
 // New returns a driver over whatever an earlier one left in the directories.
 func New(c Config) (*Driver, error) {

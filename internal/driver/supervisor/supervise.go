@@ -8,6 +8,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -40,6 +41,7 @@ type supervisor struct {
 	answering sync.WaitGroup
 
 	freezing sync.Mutex // one pause or resume at a time
+	lapsed   atomic.Bool
 
 	mu     sync.Mutex
 	status driver.Status
@@ -124,6 +126,11 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
 	if err != nil {
 		return err
 	}
+	if s.task.Leased {
+		if err := s.guard(filepath.Dir(socket)); err != nil {
+			return err
+		}
+	}
 	began := time.Now()
 	process, err := s.body.Start(&p.files)
 	p.started()
@@ -170,6 +177,9 @@ func (s *supervisor) watch(p Process, outputs map[string]*os.File) {
 		st.State, st.PID, st.ExitCode, st.Finished, st.OOM = driver.Exited, 0, code, finished, oom
 		if err != nil {
 			st.Error = err.Error()
+		}
+		if s.lapsed.Load() {
+			st.Error = driver.Lapsed
 		}
 	})
 	s.log.Close()

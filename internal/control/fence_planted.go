@@ -1,0 +1,5 @@
+//go:build plant_skip_fence
+
+package control
+
+const skipFence = true

@@ -1,0 +1,288 @@
+package dispatch
+
+import (
+	"bytes"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/fxamacker/cbor/v2"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// network is the network state of the cluster as of a revision, part by part in encoded form, and
+// what was changed lately. Every server makes the same of the same revision, so that a node that
+// comes from another server needs only what was changed since.
+type network struct {
+	mu       sync.Mutex
+	revision uint64 // up to which the store was followed
+	changed  uint64 // of the latest difference, or of the state to begin with
+	pools    [2]string
+	parts    map[string]part // by ID
+	changes  []difference    // ascending
+	kept     int             // bytes of messages in changes
+	floor    uint64          // changes after this revision are kept
+	full     cbor.RawMessage // wire.ServerMessage with all parts; nil: to be made when asked for
+}
+
+// part is a node, network, service or instance.
+type part struct {
+	kind model.Kind
+	data cbor.RawMessage
+}
+
+// difference is a message that leads to the state as of a revision from the one before it.
+type difference struct {
+	revision uint64
+	message  cbor.RawMessage // wire.ServerMessage
+}
+
+// What is kept of differences: who is further behind gets everything.
+const (
+	mostDifferences = 4096
+	mostKept        = 8 << 20 // bytes
+)
+
+// rawNetwork is wire.Network with its parts encoded.
+type rawNetwork struct {
+	Revision    uint64            `json:"revision"`
+	Since       uint64            `json:"since,omitempty"`
+	Gone        []string          `json:"gone,omitempty"`
+	Nodes       []cbor.RawMessage `json:"nodes"`
+	Networks    []cbor.RawMessage `json:"networks"`
+	Services    []cbor.RawMessage `json:"services"`
+	Instances   []cbor.RawMessage `json:"instances"`
+	NodePool    string            `json:"nodePool"`
+	AddressPool string            `json:"addressPool"`
+}
+
+type rawMessage struct {
+	Network *rawNetwork `json:"network"`
+}
+
+func (r *rawNetwork) add(p part) {
+	switch p.kind {
+	case model.KindNode:
+		r.Nodes = append(r.Nodes, p.data)
+	case model.KindNetwork:
+		r.Networks = append(r.Networks, p.data)
+	case model.KindService:
+		r.Services = append(r.Services, p.data)
+	case model.KindInstance:
+		r.Instances = append(r.Instances, p.data)
+	}
+}
+
+// reset takes the state of a snapshot; nobody is helped by a difference to it.
+func (n *network) reset(snap *store.Snapshot) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.parts, n.changes, n.kept, n.full = map[string]part{}, nil, 0, nil
+	n.revision, n.changed, n.floor = snap.Revision(), snap.Revision(), snap.Revision()
+	n.pools = poolsOf(snap)
+	for _, kind := range []model.Kind{model.KindNode, model.KindNetwork, model.KindService, model.KindInstance} {
+		for o := range objects(snap, kind) {
+			p, ok, err := partOf(snap, kind, o.GetMeta().ID)
+			if err != nil {
+				return err
+			}
+			if ok {
+				n.parts[o.GetMeta().ID] = p
+			}
+		}
+	}
+	return nil
+}
+
+func objects(snap *store.Snapshot, kind model.Kind) func(yield func(model.Object) bool) {
+	return func(yield func(model.Object) bool) {
+		switch kind {
+		case model.KindNode:
+			for o := range store.List[*model.Node](snap) {
+				if !yield(o) {
+					return
+				}
+			}
+		case model.KindNetwork:
+			for o := range store.List[*model.Network](snap) {
+				if !yield(o) {
+					return
+				}
+			}
+		case model.KindService:
+			for o := range store.List[*model.Service](snap) {
+				if !yield(o) {
+					return
+				}
+			}
+		case model.KindInstance:
+			for o := range store.List[*model.Instance](snap) {
+				if !yield(o) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// follow takes over what changed up to a snapshot. It reports whether the state did.
+func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	out := &rawNetwork{Revision: snap.Revision(), Since: n.changed}
+	pools := poolsOf(snap)
+	differs := pools != n.pools
+	n.pools = pools
+	out.NodePool, out.AddressPool = pools[0], pools[1]
+	seen := map[string]bool{}
+	for _, c := range changed {
+		switch c.Kind {
+		case model.KindNode, model.KindNetwork, model.KindService, model.KindInstance:
+		default:
+			continue
+		}
+		if seen[c.ID] {
+			continue
+		}
+		seen[c.ID] = true
+		p, ok, err := partOf(snap, c.Kind, c.ID)
+		if err != nil {
+			return false, err
+		}
+		had, was := n.parts[c.ID]
+		switch {
+		case ok && !(was && bytes.Equal(had.data, p.data)):
+			n.parts[c.ID] = p
+			out.add(p)
+			differs = true
+		case !ok && was:
+			delete(n.parts, c.ID)
+			out.Gone = append(out.Gone, c.ID)
+			differs = true
+		}
+	}
+	n.revision = snap.Revision()
+	if !differs {
+		return false, nil
+	}
+	message, err := wire.Marshal(rawMessage{out})
+	if err != nil {
+		return false, fmt.Errorf("encode a difference of the network state: %w", err)
+	}
+	n.full, n.changed = nil, n.revision
+	n.changes = append(n.changes, difference{n.revision, message})
+	n.kept += len(message)
+	drop := 0
+	for ; len(n.changes)-drop > mostDifferences || n.kept > mostKept; drop++ {
+		n.kept -= len(n.changes[drop].message)
+		n.floor = n.changes[drop].revision
+	}
+	n.changes = slices.Delete(n.changes, 0, drop)
+	return true, nil
+}
+
+// since returns the messages that lead from the state as of a revision to the present one, and the
+// revision as of which the state is then right. 0 stands for no state.
+func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64, err error) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if revision != 0 && revision >= n.floor && revision <= n.revision {
+		i, _ := slices.BinarySearchFunc(n.changes, revision+1, func(d difference, r uint64) int {
+			switch {
+			case d.revision < r:
+				return -1
+			case d.revision > r:
+				return 1
+			}
+			return 0
+		})
+		for _, d := range n.changes[i:] {
+			messages = append(messages, d.message)
+		}
+		return messages, n.revision, nil
+	}
+	if n.full == nil {
+		all := &rawNetwork{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1]}
+		for _, id := range slices.Sorted(maps.Keys(n.parts)) {
+			all.add(n.parts[id])
+		}
+		if n.full, err = wire.Marshal(rawMessage{all}); err != nil {
+			return nil, 0, fmt.Errorf("encode the network state: %w", err)
+		}
+	}
+	return []cbor.RawMessage{n.full}, n.revision, nil
+}
+
+func poolsOf(snap *store.Snapshot) (p [2]string) {
+	if c, ok := store.Get[*model.Cluster](snap, model.ClusterID); ok {
+		p = [2]string{c.NodePool, c.AddressPool}
+	}
+	return p
+}
+
+// partOf makes of an object what nodes need of it; ok is false when they need nothing.
+func partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, err error) {
+	var v any
+	switch kind {
+	case model.KindNode:
+		if n, found := store.Get[*model.Node](snap, id); found && n.OverlayAddress != "" {
+			v = wire.NetworkNode{
+				ID: n.ID, Name: n.Name, HostAddress: n.HostAddress,
+				OverlayAddress: n.OverlayAddress, Down: n.Status.State == model.NodeDown,
+			}
+		}
+	case model.KindNetwork:
+		if n, found := store.Get[*model.Network](snap, id); found && n.Status.Subnet != "" {
+			c := *n
+			c.Revision = 0 // what it says did not change with it
+			v = &c
+		}
+	case model.KindService:
+		if s, found := store.Get[*model.Service](snap, id); found {
+			v = wire.NetworkService{
+				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
+				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
+				RoundRobin: s.DNSRoundRobin, WorkloadID: s.WorkloadID,
+			}
+		}
+	case model.KindInstance:
+		if i, found := store.Get[*model.Instance](snap, id); found && i.NodeID != "" && !i.Status.State.Final() {
+			v = networkInstance(snap, i)
+		}
+	}
+	if v == nil {
+		return part{}, false, nil
+	}
+	data, err := wire.Marshal(v)
+	if err != nil {
+		return part{}, false, fmt.Errorf("encode %s %s for nodes: %w", kind, id, err)
+	}
+	return part{kind, data}, true, nil
+}
+
+func networkInstance(snap *store.Snapshot, inst *model.Instance) wire.NetworkInstance {
+	ni := wire.NetworkInstance{
+		ID: inst.ID, Name: inst.Name, Application: inst.Application, Namespace: inst.Namespace,
+		NodeID: inst.NodeID, Addresses: inst.Addresses, HostPorts: inst.HostPorts,
+		WorkloadID: inst.WorkloadID, Serves: inst.Serving(),
+	}
+	if w, ok := store.Get[*model.Workload](snap, inst.WorkloadID); ok {
+		ni.Workload = w.Name
+	}
+	if rev, ok := store.Get[*model.Revision](snap, inst.RevisionID); ok {
+		for _, at := range rev.Template.Networks {
+			if len(at.Aliases) > 0 {
+				if ni.Aliases == nil {
+					ni.Aliases = map[string][]string{}
+				}
+				ni.Aliases[at.Network] = at.Aliases
+			}
+		}
+		ni.DNS = rev.Template.DNS.Servers
+	}
+	return ni
+}

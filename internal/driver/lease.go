@@ -1,0 +1,32 @@
+package driver
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Leaser is what a driver is that can be trusted with tasks of which there must not be two: those
+// with Task.Leased run only as long as the node holds a lease, and end with it whether or not
+// anybody tells them, also while the process that started them is stopped or gone.
+type Leaser interface {
+	// Lease lets such tasks run until Clock shows a time, and none of them start or run after it. It
+	// is called again with a later time whenever the lease was renewed, and never with an earlier
+	// one.
+	Lease(until time.Duration) error
+	// Clock is the host's clock that leases are measured by.
+	Clock() time.Duration
+}
+
+// Lapsed is the Error of a task that ended with its lease.
+const Lapsed = "the node's lease ended"
+
+// SinceBoot is the time since this host was started, with the time that it was suspended. Nobody
+// sets it, and it goes on while processes are stopped.
+func SinceBoot() time.Duration {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		panic("the kernel has no CLOCK_BOOTTIME: " + err.Error()) // since 2.6.39 it has
+	}
+	return time.Duration(t.Nano())
+}
