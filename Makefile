@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test e2e sim bench lint clean
+.PHONY: help needs build demo test e2e sim sim-planted bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -26,7 +26,7 @@ summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
 
 help: ## this list
 	@echo 'Targets:'
-	@sed -n 's/^\([a-z0-9]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, start, replicas'
 	@echo
 	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
@@ -51,7 +51,10 @@ e2e: build ## end-to-end tests: real containers on virtual hosts that lose power
 	@$(summary) -- -tags $(TAGS),e2e -count=1 -timeout 30m -v ./test/e2e/...
 
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
-	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 30m -args -seeds=$(SEEDS)
+	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)
+
+sim-planted: needs ## build the simulation with each planted bug; it must find each
+	@scripts/sim-planted.sh $(TAGS)
 
 bench: bench-all ## all benchmarks, each against a peer in the same run; BRIEF=yes for a quick look
 

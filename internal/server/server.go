@@ -137,6 +137,9 @@ func (s *Server) trustChanged() {
 // Core returns the use cases over this server's state.
 func (s *Server) Core() *core.Core { return s.core }
 
+// Replication returns this server's part in it.
+func (s *Server) Replication() *consensus.Raft { return s.raft }
+
 // Shutdown hands leadership over, where there is someone to take it, and ends the replication.
 // It comes after Run has returned.
 func (s *Server) Shutdown() error { return s.raft.Shutdown() }

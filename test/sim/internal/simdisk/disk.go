@@ -7,6 +7,7 @@
 package simdisk
 
 import (
+	"bytes"
 	"fmt"
 	"io"
 	"io/fs"
@@ -349,3 +350,22 @@ var (
 	_ types.VFS       = (*Disk)(nil)
 	_ types.MetaStore = (*Disk)(nil)
 )
+
+// Full reports whether the disk refuses what needs more room.
+func (d *Disk) Full() bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.full
+}
+
+// Holds reports whether any file holds a text.
+func (d *Disk) Holds(text []byte) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, f := range d.files {
+		if bytes.Contains(f.data, text) {
+			return true
+		}
+	}
+	return false
+}

@@ -18,10 +18,11 @@ var (
 	errEOF      = io.EOF
 )
 
-// Underlay is the network as one host sees it; it implements wire.Underlay.
+// Underlay is the network as one process of a host sees it; it implements wire.Underlay.
 type Underlay struct {
-	Net  *Net
-	Host string
+	net  *Net
+	host string
+	life int
 }
 
 // address is host:port.
@@ -41,13 +42,13 @@ type listener struct {
 
 // Listen accepts what others dial.
 func (u Underlay) Listen(_ context.Context, addr string) (net.Listener, error) {
-	u.Net.mu.Lock()
-	defer u.Net.mu.Unlock()
-	h := u.Net.hosts[u.Host]
-	if h == nil || h.life == 0 {
+	u.net.mu.Lock()
+	defer u.net.mu.Unlock()
+	if !u.net.alive(u.host, u.life) {
 		return nil, errHostDown
 	}
-	l := &listener{net: u.Net, addr: address(addr), conns: make(chan net.Conn, 64), closed: make(chan struct{})}
+	h := u.net.hosts[u.host]
+	l := &listener{net: u.net, addr: address(addr), conns: make(chan net.Conn, 64), closed: make(chan struct{})}
 	h.listeners[addr] = l
 	return l, nil
 }
@@ -90,13 +91,13 @@ func (u Underlay) Dial(ctx context.Context, addr string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
 	defer cancel()
 	for { // until the handshake goes through: what is lost is sent again
-		u.Net.mu.Lock()
-		there, back := u.Net.delay(), u.Net.delay()
-		u.Net.mu.Unlock()
+		u.net.mu.Lock()
+		there, back := u.net.delay(), u.net.delay()
+		u.net.mu.Unlock()
 		if err := sleep(ctx, there+back); err != nil {
 			return nil, fail(err)
 		}
-		c, err := u.Net.connect(u.Host, to, addr)
+		c, err := u.connect(to, addr)
 		if err != nil {
 			return nil, fail(err)
 		}
@@ -121,10 +122,11 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // connect makes a connection; nil when nobody answers.
-func (n *Net) connect(from, to, addr string) (net.Conn, error) {
+func (u Underlay) connect(to, addr string) (net.Conn, error) {
+	n, from := u.net, u.host
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if n.life(from) == 0 {
+	if !n.alive(from, u.life) {
 		return nil, errHostDown
 	}
 	if n.life(to) == 0 || n.cut[[2]string{from, to}] || n.cut[[2]string{to, from}] || n.rnd.Float64() < n.weather.Loss {

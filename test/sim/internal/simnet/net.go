@@ -47,7 +47,8 @@ type Net struct {
 	rnd     *rand.Rand
 	weather Weather
 	hosts   map[string]*host
-	cut     map[[2]string]bool // from, to
+	cut     map[[2]string]bool      // from, to
+	last    map[[2]string]time.Time // when the last message arrives that was not overtaken
 	conns   map[*pair]struct{}
 	order   []*pair // the open ones in the order in which they were made, for fair dice
 	counts  Counts
@@ -63,7 +64,7 @@ type host struct {
 func New(seed uint64) *Net {
 	return &Net{
 		rnd: rand.New(rand.NewPCG(seed, 0x6e6574)), weather: Fair, hosts: map[string]*host{},
-		cut: map[[2]string]bool{}, conns: map[*pair]struct{}{},
+		cut: map[[2]string]bool{}, last: map[[2]string]time.Time{}, conns: map[*pair]struct{}{},
 	}
 }
 
@@ -81,8 +82,9 @@ func (n *Net) Counts() Counts {
 	return n.counts
 }
 
-// Up lets a host be reached. It has no listeners yet.
-func (n *Net) Up(name string) {
+// Up lets a host be reached, and returns the network as its process of the moment sees it: once the
+// host is down, that process reaches nobody any more, even if the next one does.
+func (n *Net) Up(name string) Underlay {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	h := n.hosts[name]
@@ -92,6 +94,7 @@ func (n *Net) Up(name string) {
 	}
 	h.starts++
 	h.life, h.listeners = h.starts, map[string]*listener{}
+	return Underlay{net: n, host: name, life: h.life}
 }
 
 // Down ends all of a host's connections. When it was the process that ended, its kernel tells the
@@ -246,6 +249,13 @@ func (n *Net) Send(from, to string, arrive func()) {
 		if n.rnd.Float64() < n.weather.Late {
 			n.counts.Late++
 			d += n.within(n.weather.LateBy)
+		} else {
+			way := [2]string{from, to}
+			at := time.Now().Add(d)
+			if !at.After(n.last[way]) {
+				at = n.last[way].Add(time.Microsecond)
+			}
+			n.last[way], d = at, time.Until(at)
 		}
 		time.AfterFunc(d, func() {
 			n.mu.Lock()

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -153,7 +154,8 @@ func (t *Transport) ask(kind string, target raft.ServerAddress, command func() a
 	t.x.mu.Lock()
 	t.x.sent[kind]++
 	t.x.mu.Unlock()
-	answer := make(chan raft.RPCResponse, 2)
+	answer := make(chan raft.RPCResponse, 1)
+	var answered atomic.Bool
 	host, _, err := net.SplitHostPort(string(target))
 	if err != nil {
 		answer <- raft.RPCResponse{Error: fmt.Errorf("address of a server: %w", err)}
@@ -165,23 +167,47 @@ func (t *Transport) ask(kind string, target raft.ServerAddress, command func() a
 		return answer
 	default:
 	}
-	t.x.Net.Send(t.host, host, func() {
-		to := t.x.find(target)
-		if to == nil {
-			return
-		}
-		r, ok := to.take(command(), content)
-		if !ok {
-			return
-		}
-		t.x.Net.Send(host, t.host, func() {
-			select {
-			case answer <- r:
-			default: // asked twice, answered twice
+	send := func() {
+		t.x.Net.Send(t.host, host, func() {
+			to := t.x.find(target)
+			if to == nil {
+				return
 			}
+			r, ok := to.take(command(), content)
+			if !ok {
+				return
+			}
+			t.x.Net.Send(host, t.host, func() {
+				if !answered.Swap(true) { // asked twice, answered twice
+					answer <- r
+				}
+			})
 		})
-	})
+	}
+	send()
+	t.again(send, &answered, firstRetry, answerWithin)
 	return answer
+}
+
+// firstRetry is when a message is sent again that was not answered, as TCP sends it again; each time
+// that takes twice as long.
+const firstRetry = 200 * time.Millisecond
+
+func (t *Transport) again(send func(), answered *atomic.Bool, after, left time.Duration) {
+	if after > left {
+		return
+	}
+	time.AfterFunc(after, func() {
+		select {
+		case <-t.closed:
+			return
+		default:
+		}
+		if !answered.Load() {
+			send()
+			t.again(send, answered, 2*after, left-after)
+		}
+	})
 }
 
 func (t *Transport) await(answer <-chan raft.RPCResponse, within time.Duration) (any, error) {
