@@ -145,9 +145,9 @@ func (p *pass) act(w *model.Workload, a *rollout.Action) error {
 			return nil
 		}
 		c := current(p, i).Clone()
-		c.Desired, c.Starts, c.Cause, c.StopWithin = model.DesiredRun, w.Starts, "", nil
+		c.Desired, c.Starts, c.Cause, c.StopWithin = model.DesiredRun, max(w.Starts, i.Starts+1), "", nil
 		if a.Type == rollout.Hold {
-			c.Desired, c.Cause, c.StopWithin = model.DesiredHold, a.Cause, w.StopWithin
+			c.Desired, c.Starts, c.Cause, c.StopWithin = model.DesiredHold, i.Starts, a.Cause, w.StopWithin
 		}
 		p.put(c)
 	case rollout.Drain, rollout.Stop:

@@ -219,3 +219,21 @@ func (c *Core) RemoveFile(ctx context.Context, who Caller, kind model.Kind, id s
 		return nil
 	})
 }
+
+// LabelFile replaces the labels of a secret or config.
+func (c *Core) LabelFile(ctx context.Context, who Caller, kind model.Kind, id string, labels map[string]string) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		var obj model.Object
+		if s, ok := store.Get[*model.Secret](snap, id); ok && kind == model.KindSecret {
+			obj = s
+		} else if f, ok := store.Get[*model.Config](snap, id); ok && kind == model.KindConfig {
+			obj = f
+		} else {
+			return fault.New(fault.NotFound, "%s %s does not exist", kind, id)
+		}
+		obj = obj.CloneObject()
+		obj.GetMeta().Labels = labels
+		put(cs, obj)
+		return nil
+	})
+}

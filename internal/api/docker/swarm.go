@@ -1,10 +1,12 @@
 package docker
 
 import (
+	"net/http"
 	"net/netip"
 
 	"github.com/moby/moby/api/types/swarm"
 
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
@@ -57,4 +59,30 @@ func updateState(r *model.RolloutStatus) swarm.UpdateState {
 		return swarm.UpdateStateRollbackPaused
 	}
 	return ""
+}
+
+func (a *API) swarmInspect(w http.ResponseWriter, r *request) error {
+	c, ok := store.Get[*model.Cluster](a.snapshot(), model.ClusterID)
+	if !ok {
+		return fault.New(fault.Unavailable, "the cluster is still being set up")
+	}
+	v := swarm.Swarm{ClusterInfo: clusterInfo(c)}
+	var err error
+	if v.JoinTokens.Worker, err = a.Core.JoinToken(r.Context(), r.who, false); err != nil {
+		return err
+	}
+	if v.JoinTokens.Manager, err = a.Core.JoinToken(r.Context(), r.who, true); err != nil {
+		return err
+	}
+	return answer(w, http.StatusOK, v)
+}
+
+// swarmMember refuses what only a host outside a swarm can do.
+func swarmMember(http.ResponseWriter, *request) error {
+	return fault.New(fault.Unavailable, "This node is already part of a swarm. Use `tutti down` to leave this swarm and `tutti join` to join another one.")
+}
+
+// swarmUnlock says that there is nothing to unlock.
+func swarmUnlock(http.ResponseWriter, *request) error {
+	return fault.New(fault.Conflict, "swarm is not locked")
 }
