@@ -52,11 +52,15 @@ func (noImages) Ensure(_ context.Context, name, _ string, _ func(image.Progress)
 
 type servers struct{ leader string }
 
-func (s servers) Leader() string                       { return s.leader }
-func (s servers) Addresses() []wire.ServerAddress      { return nil }
-func (servers) Members() []core.Member                 { return nil }
-func (servers) Promote(context.Context, string) error  { return nil }
-func (servers) Demote(context.Context, string) error   { return nil }
+func (s servers) Leader() string                      { return s.leader }
+func (s servers) Addresses() []wire.ServerAddress     { return nil }
+func (servers) Members() []core.Member                { return nil }
+func (servers) Promote(context.Context, string) error { return nil }
+func (servers) Demote(context.Context, string) error  { return nil }
+func (servers) WriteBackup(to io.Writer) error {
+	_, err := io.WriteString(to, "backup")
+	return err
+}
 func (s servers) Remove(context.Context, string) error { return nil }
 
 // town is a run directory with hosts in it.

@@ -88,7 +88,8 @@ func rootCommand(g *globals) *cobra.Command {
 	add(groupLook, statusCommand(g), explainCommand(g), inspectCommand(g), logsCommand(g), eventsCommand(g),
 		servicesCommand(g), networksCommand(g), volumesCommand(g))
 	add(groupCluster, clusterCommands(g)...)
-	add(groupCluster, nodesCommand(g), nodeCommand(g), serverCommand(g), namespaceCommand(g), keysCommand(g), tokenCommand(g))
+	add(groupCluster, nodesCommand(g), nodeCommand(g), serverCommand(g), backupCommand(g), restoreCommand(g), recoverCommand(g), namespaceCommand(g),
+		keysCommand(g), tokenCommand(g))
 	root.AddCommand(versionCommand(g))
 	strict(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })

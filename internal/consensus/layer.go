@@ -11,6 +11,7 @@ import (
 // closed, and goes on answering what comes over them, with a log that is closed, too.
 type layer struct {
 	raft.StreamLayer
+	lost chan<- struct{} // gets a value when a connection has ended
 
 	mu     sync.Mutex
 	closed bool
@@ -23,8 +24,8 @@ type accepted struct {
 	layer *layer
 }
 
-func newLayer(l raft.StreamLayer) *layer {
-	return &layer{StreamLayer: l, open: map[*accepted]struct{}{}}
+func newLayer(l raft.StreamLayer, lost chan<- struct{}) *layer {
+	return &layer{StreamLayer: l, lost: lost, open: map[*accepted]struct{}{}}
 }
 
 func (l *layer) Accept() (net.Conn, error) {
@@ -47,6 +48,10 @@ func (a *accepted) Close() error {
 	a.layer.mu.Lock()
 	delete(a.layer.open, a)
 	a.layer.mu.Unlock()
+	select {
+	case a.layer.lost <- struct{}{}:
+	default:
+	}
 	return a.Conn.Close()
 }
 

@@ -63,5 +63,10 @@ func (r *Raft) Demote(ctx context.Context, id string) error {
 // HandOver lets another server lead, if this one does.
 func (r *Raft) HandOver() error { return r.change(r.raft.LeadershipTransfer(), "hand leadership over") }
 
+// Position returns how far this server's state machine has come in the log, and the present term.
+func (r *Raft) Position() (index, term uint64) {
+	return r.machine.progress.now(), r.raft.CurrentTerm()
+}
+
 // Applied returns the index of the log up to which this server's state machine has come.
 func (r *Raft) Applied() uint64 { return r.machine.progress.now() }

@@ -33,6 +33,9 @@ type Config struct {
 	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
 }
 
+// leaseTimeout is for how long a leader goes on that hears of no majority.
+const leaseTimeout = 300 * time.Millisecond
+
 // Raft is this server's part in the replication.
 type Raft struct {
 	cfg       Config
@@ -87,20 +90,9 @@ func New(cfg Config) (*Raft, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("open snapshots: %w", err), wal.Close())
 	}
-	transport, hangUp := cfg.transport(hlog)
-	rc := raft.DefaultConfig()
-	rc.LocalID = raft.ServerID(cfg.NodeID)
-	rc.Logger = hlog
-	rc.HeartbeatTimeout = or(cfg.HeartbeatTimeout, 500*time.Millisecond)
-	rc.ElectionTimeout = or(cfg.ElectionTimeout, 500*time.Millisecond)
-	rc.LeaderLeaseTimeout = or(cfg.LeaseTimeout, 300*time.Millisecond)
-	rc.CommitTimeout = 5 * time.Millisecond
-	rc.MaxAppendEntries = 512
-	rc.SnapshotThreshold = or(storage.SnapshotAfter, 16384)
-	rc.TrailingLogs = or(storage.KeptEntries, 8192)
-	rc.SnapshotInterval = or(storage.SnapshotEvery, rc.SnapshotInterval)
-	rc.BatchApplyCh = true
-	rc.ShutdownOnRemove = false // it stays, and can be added again
+	lost := make(chan struct{}, 1)
+	transport, hangUp := cfg.transport(hlog, lost)
+	rc := cfg.raftConfig(storage)
 	if cfg.Bootstrap {
 		has, err := raft.HasExistingState(wal, wal, snapshots)
 		if err == nil && !has {
@@ -136,6 +128,7 @@ func New(cfg Config) (*Raft, error) {
 		return ok
 	}))
 	out.following.Go(func() { out.follow(notify, observed) })
+	out.following.Go(func() { out.mindLeader(lost) })
 	out.pumping.Go(out.pump)
 	out.workers.Go(out.resolveEntries)
 	for range passesInFlight {
@@ -153,6 +146,23 @@ func New(cfg Config) (*Raft, error) {
 	return out, nil
 }
 
+func (c *Config) raftConfig(storage Storage) *raft.Config {
+	rc := raft.DefaultConfig()
+	rc.LocalID = raft.ServerID(c.NodeID)
+	rc.Logger = newHCLog(c.Log)
+	rc.HeartbeatTimeout = or(c.HeartbeatTimeout, 500*time.Millisecond)
+	rc.ElectionTimeout = or(c.ElectionTimeout, 500*time.Millisecond)
+	rc.LeaderLeaseTimeout = or(c.LeaseTimeout, leaseTimeout)
+	rc.CommitTimeout = 5 * time.Millisecond
+	rc.MaxAppendEntries = 512
+	rc.SnapshotThreshold = or(storage.SnapshotAfter, 16384)
+	rc.TrailingLogs = or(storage.KeptEntries, 8192)
+	rc.SnapshotInterval = or(storage.SnapshotEvery, rc.SnapshotInterval)
+	rc.BatchApplyCh = true
+	rc.ShutdownOnRemove = false // it stays, and can be added again
+	return rc
+}
+
 func (c *Config) storage() (Storage, error) {
 	if c.Storage != nil {
 		return *c.Storage, nil
@@ -160,12 +170,13 @@ func (c *Config) storage() (Storage, error) {
 	return onDisk(c.DataDir)
 }
 
-// transport returns the way to the other servers, and what ends the ways from them.
-func (c *Config) transport(log hclog.Logger) (t raft.Transport, hangUp func()) {
+// transport returns the way to the other servers, and what ends the ways from them. Lost gets a value
+// when one of these ended by itself.
+func (c *Config) transport(log hclog.Logger, lost chan<- struct{}) (t raft.Transport, hangUp func()) {
 	if c.Transport != nil {
 		return c.Transport, func() {}
 	}
-	streams := newLayer(c.Layer)
+	streams := newLayer(c.Layer, lost)
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: streams, MaxPool: 4, MaxRPCsInFlight: 64, Timeout: 2 * time.Second, Logger: log,
 	}), streams.hangUp

@@ -46,6 +46,8 @@ type Servers interface {
 	Promote(ctx context.Context, id string) error
 	Demote(ctx context.Context, id string) error
 	Remove(ctx context.Context, id string) error
+	// WriteBackup writes a backup of the state as this server has it.
+	WriteBackup(to io.Writer) error
 }
 
 // Member is a server as the replication knows it.

@@ -142,6 +142,10 @@ func (q quorum) Addresses() []wire.ServerAddress { return nil }
 func (q quorum) Members() []core.Member                { return nil }
 func (q quorum) Promote(context.Context, string) error { return nil }
 func (q quorum) Demote(context.Context, string) error  { return nil }
+func (quorum) WriteBackup(to io.Writer) error {
+	_, err := io.WriteString(to, "backup")
+	return err
+}
 func (q quorum) Remove(_ context.Context, id string) error {
 	q.b.left = append(q.b.left, id)
 	return nil

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -38,6 +39,12 @@ func (c *Core) ListServers() []ServerView {
 	}
 	slices.SortFunc(out, func(a, b ServerView) int { return cmp.Compare(a.Name, b.Name) })
 	return out
+}
+
+// Backup writes a backup of the cluster's state, which holds the cluster's keys.
+func (c *Core) Backup(ctx context.Context, who Caller, to io.Writer) error {
+	c.Log.Info("a backup is written", "by", who.Name, "through", who.Via)
+	return c.Servers.WriteBackup(to)
 }
 
 // PromoteServer lets a server have a vote as soon as it has caught up.

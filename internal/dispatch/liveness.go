@@ -82,7 +82,10 @@ const (
 	stalledFor = 500 * time.Millisecond
 	// leaderless is for how long, at least, there was no leader to hear of nodes before one is
 	// elected: servers miss the old one for that long before they elect another.
-	leaderless = 500 * time.Millisecond
+	leaderless = 300 * time.Millisecond
+	// restoredPatience is how long the nodes of a restored cluster have until they must be heard of:
+	// they look for servers where those were, and what runs on them is to be adopted, not replaced.
+	restoredPatience = time.Minute
 
 	// A host is asked shortly before its node would be taken for dead. For as long as it answers,
 	// the node's process is taken for stopped or busy, up to a limit.
@@ -358,10 +361,17 @@ func (l *Liveness) settle(ctx context.Context, now time.Time) error {
 	l.mu.Lock()
 	dead := l.pace().Dead
 	for id, n := range l.nodes {
-		if !n.known || n.session == "" { // gone, or never heard of
+		if !n.known { // gone
 			continue
 		}
 		st := n.status
+		if n.session == "" { // never heard of
+			if st.State == model.NodeUnknown && !st.Since.IsZero() && now.Sub(st.Since) >= restoredPatience {
+				st.State, st.Message, st.Since = model.NodeDown, "not heard of since the cluster was restored", now
+				next[id] = st
+			}
+			continue
+		}
 		st.Session, st.State, st.Message = n.session, model.NodeReady, ""
 		switch silent := now.Sub(n.seen); {
 		case silent < dead:

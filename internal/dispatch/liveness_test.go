@@ -158,7 +158,7 @@ func TestANewLeaderCountsTheTimeWithoutOne(t *testing.T) {
 		if w.Applied("a") != 0 {
 			t.Errorf("the new leader claims to know that %d is in force", w.Applied("a"))
 		}
-		const leaderless = 500 * time.Millisecond
+		const leaderless = 300 * time.Millisecond
 		time.Sleep(dead - leaderless - 100*time.Millisecond)
 		w.want("a", model.NodeReady)
 		time.Sleep(200 * time.Millisecond)

@@ -29,6 +29,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		return err
 	}
 	defer lock.Close()
+	if err := cfg.checkFormat(); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
 		return fmt.Errorf("make the run directory: %w", err)
 	}
@@ -89,7 +92,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 	return server.New(server.Config{
 		NodeID: id.NodeID, Name: cfg.Name, Address: cfg.wireAddress(), DataDir: cfg.DataDir,
 		Founding: id.founding, Founded: cfg.founded, AddressPool: cfg.AddressPool, NodePool: cfg.NodePool,
-		Known: id.servers, Port: port, Images: images, Log: cfg.Log, DeadServerAfter: cfg.DeadServerAfter,
+		Known: id.servers, Port: port, Images: images, Log: cfg.Log, DeadServerAfter: cfg.DeadServerAfter, Version: cfg.Version,
 	})
 }
 

@@ -172,6 +172,7 @@ var decisions = map[string][]wire.Role{
 	"/server/term":       {wire.RoleServer},
 	"/server/member":     {wire.RoleServer},
 	"/server/progress":   {wire.RoleServer},
+	"/server/leader":     {wire.RoleServer},
 	"/server/key":        {wire.RoleServer},
 
 	// What nodes do for servers.

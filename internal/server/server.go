@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -29,6 +28,7 @@ const (
 	pathBeats    = "/server/beats"    // call: []dispatch.Beat → dispatch.Heard
 	pathMember   = "/server/member"   // call: membership → Empty
 	pathProgress = "/server/progress" // call: Empty → memberProgress
+	pathLeader   = "/server/leader"   // call: Empty → leaderAnswer
 )
 
 // networkBits is the size of a new cluster's networks: 256 addresses.
@@ -55,6 +55,8 @@ type Config struct {
 	// CertificateLife is how long certificates of nodes are valid; 0 is wire.CertificateLife.
 	CertificateLife time.Duration
 	Images          core.Images // this node's own
+	// Version is that of this program.
+	Version string
 	// DeadServerAfter is for how long another server is dead before it is removed, if the others are
 	// enough without it; zero or less is never.
 	DeadServerAfter time.Duration
@@ -92,7 +94,7 @@ func New(cfg Config) (*Server, error) {
 		}
 	}
 	s.raft, err = consensus.New(consensus.Config{
-		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: filepath.Join(cfg.DataDir, "server"),
+		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: StateDir(cfg.DataDir),
 		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), Transport: cfg.Transport, Storage: cfg.Storage,
 		FSM: s.store, Calls: consensus.OverWire(cfg.Port.Client()), Log: cfg.Log,
 	})
@@ -117,10 +119,6 @@ func New(cfg Config) (*Server, error) {
 	s.handle()
 	return s, nil
 }
-
-// KeyFile returns the path of a server's key file: what a backup must hold beside the state. See
-// secret.ExportKeyFile and secret.ImportKeyFile.
-func KeyFile(dataDir string) string { return filepath.Join(dataDir, "identity", "cluster.key") }
 
 // mayPass is the port's gate.
 func (s *Server) mayPass(peer wire.Peer, replication bool) error {
@@ -151,6 +149,9 @@ func (s *Server) handle() {
 	s.port.Handle(pathBeats, wire.HandleCall(s.hear), wire.RoleServer)
 	s.port.Handle(pathMember, wire.HandleCall(func(ctx context.Context, m membership) (wire.Empty, error) {
 		return wire.Empty{}, s.changeMember(ctx, m)
+	}), wire.RoleServer)
+	s.port.Handle(pathLeader, wire.HandleCall(func(context.Context, wire.Empty) (leaderAnswer, error) {
+		return leaderAnswer{Leader: s.Leader()}, nil
 	}), wire.RoleServer)
 	s.port.Handle(pathProgress, wire.HandleCall(func(context.Context, wire.Empty) (memberProgress, error) {
 		return memberProgress{Applied: s.raft.Applied()}, nil

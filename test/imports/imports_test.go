@@ -34,19 +34,22 @@ var house = map[string][]string{
 
 	// node builds the whole: every part, and none of the command line's.
 	"internal/node": {
-		"internal/agent", "internal/api/...", "internal/artifact", "internal/balance/...", "internal/cgroup", "internal/consensus",
+		"internal/agent", "internal/api/...", "internal/artifact", "internal/backup", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
-		"internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/volume", "internal/wire",
+		"internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
-		"internal/agent", "internal/api/native", "internal/consensus", "internal/control", "internal/core",
+		"internal/agent", "internal/api/native", "internal/backup", "internal/consensus", "internal/control", "internal/core",
 		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
 	// Adapters translate into use cases.
 	"internal/api/...": {"internal/core"},
 	"internal/compose": {"internal/core", "internal/cron"},
+
+	// Backups are written by servers and read by nodes that begin from them.
+	"internal/backup": {},
 
 	// Use cases.
 	"internal/core": {"internal/store", "internal/secret", "internal/cron"},

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/url"
@@ -25,7 +26,17 @@ import (
 type Client struct {
 	socket    string
 	transport *http.Transport
-	stale     atomic.Pointer[string]
+	stale     *atomic.Pointer[string]
+	// consistency is asked for with every read, if set.
+	consistency string
+}
+
+// Linearizable returns a client like this one whose reads show all that was acknowledged anywhere
+// before, or fail.
+func (c *Client) Linearizable() *Client {
+	out := *c
+	out.consistency = "linearizable"
+	return &out
 }
 
 // Stale says why an answer so far may be out of date, "" when none may be.
@@ -41,7 +52,7 @@ func Dial(socketPath string) *Client {
 	protocols := new(http.Protocols)
 	protocols.SetUnencryptedHTTP2(true)
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
-	return &Client{socket: socketPath, transport: &http.Transport{
+	return &Client{socket: socketPath, stale: new(atomic.Pointer[string]), transport: &http.Transport{
 		Protocols:          protocols,
 		DisableCompression: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -59,6 +70,13 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // do sends a request and returns an answer that succeeded; its body is to be closed.
 func (c *Client) do(ctx context.Context, method, path string, q url.Values, body io.Reader, media string) (*http.Response, error) {
+	if c.consistency != "" && method == http.MethodGet {
+		q = maps.Clone(q)
+		if q == nil {
+			q = url.Values{}
+		}
+		q.Set("consistency", c.consistency)
+	}
 	u := url.URL{Scheme: "http", Host: "tutti", Path: path, RawQuery: q.Encode()}
 	r, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
@@ -230,6 +248,23 @@ func (c *Client) RemoveNode(ctx context.Context, node string) error {
 // Servers lists the cluster's servers.
 func (c *Client) Servers(ctx context.Context) ([]core.ServerView, error) {
 	return get[[]core.ServerView](ctx, c, pathServers, nil)
+}
+
+// Backup writes a backup of the cluster's state; a stale one is what the server has, whether a
+// majority is there or not. It is whole if backup.Open finds it so.
+func (c *Client) Backup(ctx context.Context, to io.Writer, stale bool) error {
+	if !stale {
+		c = c.Linearizable()
+	}
+	resp, err := c.do(ctx, http.MethodGet, pathBackup, nil, nil, "")
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(to, resp.Body); err != nil {
+		return fault.New(fault.Unavailable, "the backup was not finished: %w", err)
+	}
+	return nil
 }
 
 // PromoteServer lets a server have a vote, once it has caught up.

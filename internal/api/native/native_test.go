@@ -100,11 +100,15 @@ func (fakeImages) Ensure(_ context.Context, name, _ string, _ func(image.Progres
 
 type fakeServers struct{ leader string }
 
-func (f fakeServers) Leader() string                       { return f.leader }
-func (f fakeServers) Addresses() []wire.ServerAddress      { return nil }
-func (fakeServers) Members() []core.Member                 { return nil }
-func (fakeServers) Promote(context.Context, string) error  { return nil }
-func (fakeServers) Demote(context.Context, string) error   { return nil }
+func (f fakeServers) Leader() string                      { return f.leader }
+func (f fakeServers) Addresses() []wire.ServerAddress     { return nil }
+func (fakeServers) Members() []core.Member                { return nil }
+func (fakeServers) Promote(context.Context, string) error { return nil }
+func (fakeServers) Demote(context.Context, string) error  { return nil }
+func (fakeServers) WriteBackup(to io.Writer) error {
+	_, err := io.WriteString(to, "backup")
+	return err
+}
 func (f fakeServers) Remove(context.Context, string) error { return nil }
 
 // house is a server with an API, and a client of it.

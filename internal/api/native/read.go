@@ -23,6 +23,7 @@ const (
 	pathFind         = "/v1/find"         // ?ref → core.Found
 	pathExplain      = "/v1/explain"      // ?ref → core.Explanation
 	pathServers      = "/v1/servers"      // → []core.ServerView
+	pathBackup       = "/v1/backup"       // → a backup file; holds the cluster's keys
 	pathToken        = "/v1/token"        // ?server → Token
 )
 
@@ -53,6 +54,7 @@ func (s *server) readRoutes(mux *http.ServeMux) {
 	get(pathFind, read(s, func(_ context.Context, q query) (core.Found, error) { return c.Find(q.Get("ref")) }))
 	get(pathExplain, read(s, func(ctx context.Context, q query) (core.Explanation, error) { return c.Explain(ctx, q.Get("ref")) }))
 	get(pathServers, read(s, func(context.Context, query) ([]core.ServerView, error) { return c.ListServers(), nil }))
+	get(pathBackup, s.backup)
 	mux.HandleFunc("GET "+pathToken, s.token)
 }
 
@@ -72,6 +74,35 @@ func (s *server) listInstances(_ context.Context, q query) ([]InstanceView, erro
 		return nil, err
 	}
 	return s.instances(s.Core.Snapshot(), InstanceChoice{Ref: q.Get("ref"), Application: q.Get("application"), Ended: ended})
+}
+
+// backup streams a backup. What goes wrong on the way breaks the connection, and what came is
+// without its end then.
+func (s *server) backup(w http.ResponseWriter, r *http.Request) {
+	out := &begun{ResponseWriter: w}
+	err := s.Core.Backup(r.Context(), callerOf(r.Context()), out)
+	switch {
+	case err == nil:
+	case !out.begun:
+		s.fail(w, r, err)
+	default:
+		s.Log.Error("a backup was not finished", "error", err)
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// begun knows whether anything was answered.
+type begun struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (b *begun) Write(p []byte) (int, error) {
+	if !b.begun {
+		b.Header().Set("Content-Type", "application/octet-stream")
+		b.begun = true
+	}
+	return b.ResponseWriter.Write(p)
 }
 
 func (s *server) token(w http.ResponseWriter, r *http.Request) {
