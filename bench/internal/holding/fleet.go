@@ -90,21 +90,21 @@ func (c *cluster) openFleet(ctx context.Context, size int) (*fleet, error) {
 }
 
 func (n *node) open(ctx context.Context, c *cluster, address string) error {
-	identity, err := c.identity(n.id, wire.RoleAgent)
+	var joined *wire.Joined
+	err := again(ctx, func() (err error) { joined, err = c.join(ctx, n.id, address, c.agentToken); return err })
 	if err != nil {
 		return err
 	}
-	port, err := wire.ListenOn(deaf{}, "", identity, slog.New(slog.DiscardHandler))
+	port, err := wire.ListenOn(deaf{}, "", joined.Identity, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
 	}
-	for try := 0; ; try++ { // as agents do: servers are busy when all come at once
-		if n.stream, err = port.Client().Stream(context.WithoutCancel(ctx), address, agent.SessionPath); err == nil {
-			break
-		}
-		if try == 20 || pause(ctx, time.Second) != nil {
-			return fmt.Errorf("node %s: %w", n.id, err)
-		}
+	err = again(ctx, func() (err error) {
+		n.stream, err = port.Client().Stream(context.WithoutCancel(ctx), address, agent.SessionPath)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("node %s: %w", n.id, err)
 	}
 	hello := &wire.Hello{Session: n.id, Node: &model.Node{
 		Meta: model.Meta{ID: n.id, Name: n.id}, WireAddress: "192.0.2.1:7400", HostAddress: "192.0.2." + strconv.Itoa(1+len(n.id)%250),
@@ -118,6 +118,16 @@ func (n *node) open(ctx context.Context, c *cluster, address string) error {
 	n.mu.Unlock()
 	go n.listen()
 	return nil
+}
+
+// again tries until it works, as agents do: servers are busy when all come at once.
+func again(ctx context.Context, do func() error) error {
+	for try := 0; ; try++ {
+		err := do()
+		if err == nil || try == 20 || pause(ctx, time.Second) != nil {
+			return err
+		}
+	}
 }
 
 // pulse sends a heartbeat.

@@ -82,7 +82,7 @@ func (p plan) run(ctx context.Context, sheet *report.Sheet, size int) (err error
 	}
 	sheet.Say("opening %d sessions", size)
 	began := time.Now()
-	f, err := c.openFleet(ctx, size)
+	f, err := c.openFleet(ctx, size-servers) // servers are nodes, too
 	if err != nil {
 		return err
 	}
@@ -96,7 +96,7 @@ func (p plan) run(ctx context.Context, sheet *report.Sheet, size int) (err error
 
 // atRest reads what the servers use while nothing happens but heartbeats.
 func (p plan) atRest(ctx context.Context, sheet *report.Sheet, c *cluster, f *fleet, before usage) error {
-	size := len(f.nodes)
+	size := len(f.nodes) + servers
 	if err := pause(ctx, 2*time.Duration(f.every.Load())+3*time.Second); err != nil { // the pace of so many nodes has reached all
 		return err
 	}
@@ -118,13 +118,13 @@ func (p plan) atRest(ctx context.Context, sheet *report.Sheet, c *cluster, f *fl
 	if lost := f.lost.Load(); lost > 0 {
 		return fmt.Errorf("%d sessions ended meanwhile", lost)
 	}
-	counted := fmt.Sprintf("%d idle sessions with mutual TLS at %d servers on one machine, over %.0f s, the nodes played by another process there; a beat every %s", size, servers, took, time.Duration(f.every.Load()))
+	counted := fmt.Sprintf("a cluster of %d nodes, of which %d are servers and the others idle sessions with mutual TLS, on one machine, over %.0f s, the nodes played by another process there; a beat every %s", size, servers, took, time.Duration(f.every.Load()))
 	name := fmt.Sprintf("sessions/%d", size)
 	return errors.Join(
 		sheet.AddAlone(name+"/beats", rate, "beats/s", counted+"; confirmed by the leader"),
 		sheet.AddAlone(name+"/cpu", (two.cpu-one.cpu)/took, "cores", counted+"; user and system time of all three servers"),
 		sheet.AddAlone(name+"/memory", float64(two.rss)/servers/(1<<20), "MiB", counted+fmt.Sprintf("; resident, mean of the servers, each %.0f MiB before the first session", float64(before.rss)/servers/(1<<20))),
-		sheet.AddAlone(name+"/memory-of-one", float64(two.rss-before.rss)/float64(size)/1024, "KiB", counted+"; what the servers' resident memory has grown by, a session"),
+		sheet.AddAlone(name+"/memory-of-one", float64(two.rss-before.rss)/float64(len(f.nodes))/1024, "KiB", counted+"; what the servers' resident memory has grown by, a session"),
 	)
 }
 
@@ -138,7 +138,7 @@ func (p plan) notice(ctx context.Context, sheet *report.Sheet, f *fleet) error {
 		}
 		took = append(took, d)
 	}
-	size := len(f.nodes)
+	size := len(f.nodes) + servers
 	goal := 1500.0
 	if size > 100 {
 		goal = 5000

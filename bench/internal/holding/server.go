@@ -19,6 +19,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/secret"
 	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -42,8 +44,8 @@ func Reexec(args []string) bool {
 type part struct {
 	Identity *wire.Identity
 	DataDir  string
-	Founds   bool
 	CAKeyPEM []byte // of one that founds
+	Key      []byte // of one that joined; see wire.Joined
 	Known    []wire.ServerAddress
 }
 
@@ -68,10 +70,17 @@ func serve(path string) error {
 		return err
 	}
 	var founding *wire.Authority
-	if p.Founds {
+	if len(p.CAKeyPEM) > 0 {
 		if founding, err = wire.LoadAuthority(p.Identity.CAPEM, p.CAKeyPEM); err != nil {
 			return err
 		}
+	}
+	keys, err := secret.LoadKeyFile(filepath.Join(p.DataDir, "cluster.key"))
+	if err == nil && len(p.Key) > 0 {
+		err = keys.Keep(p.Key)
+	}
+	if err != nil {
+		return err
 	}
 	portCtx, closePort := context.WithCancel(context.Background())
 	var g errgroup.Group
@@ -79,26 +88,38 @@ func serve(path string) error {
 	s, err := server.New(server.Config{
 		NodeID: p.Identity.NodeID, Name: p.Identity.NodeID, Address: port.Addr().String(), DataDir: p.DataDir,
 		Founding: founding, Founded: func() error { return nil }, AddressPool: "10.210.0.0/16", NodePool: "10.128.0.0/14",
-		Known: p.Known, Port: port, Log: log,
+		Known: p.Known, Port: port, Keys: keys, Log: log,
 	})
 	if err != nil {
 		return err
 	}
 	g.Go(func() error { return port.Serve(portCtx) })
-	fmt.Println(port.Addr())
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx) }()
 	if err := s.Begin(ctx); err != nil && ctx.Err() == nil {
 		return err
 	}
+	said := []any{port.Addr()}
+	for _, role := range []bool{true, false} {
+		if founding == nil {
+			break
+		}
+		token, err := s.Core().JoinToken(ctx, core.Caller{Name: "bench", Via: "bench"}, role)
+		if err != nil {
+			return err
+		}
+		said = append(said, token)
+	}
+	fmt.Println(said...)
 	return errors.Join(<-ran, s.Shutdown())
 }
 
 // cluster is the server processes.
 type cluster struct {
-	authority *wire.Authority
 	addresses []string
 	processes []*exec.Cmd
+	// serverToken and agentToken admit hosts.
+	serverToken, agentToken string
 }
 
 func startCluster(ctx context.Context, dir string) (_ *cluster, err error) {
@@ -108,9 +129,6 @@ func startCluster(ctx context.Context, dir string) (_ *cluster, err error) {
 			err = errors.Join(err, c.stop())
 		}
 	}()
-	if c.authority, err = wire.NewAuthority(); err != nil {
-		return nil, err
-	}
 	for k := range servers {
 		if err := c.start(ctx, dir, k); err != nil {
 			return nil, fmt.Errorf("start server %d: %w", k+1, err)
@@ -119,28 +137,46 @@ func startCluster(ctx context.Context, dir string) (_ *cluster, err error) {
 	return c, nil
 }
 
-func (c *cluster) identity(id string, role wire.Role) (*wire.Identity, error) {
+// found makes the identity of the first server.
+func found(id string) (*part, error) {
+	authority, err := wire.NewAuthority()
+	if err != nil {
+		return nil, err
+	}
 	csr, key, err := wire.NewRequest()
 	if err != nil {
 		return nil, err
 	}
-	cert, err := c.authority.Sign(csr, id, role)
+	cert, err := authority.Sign(csr, id, wire.RoleServer)
 	if err != nil {
 		return nil, err
 	}
-	return &wire.Identity{NodeID: id, Role: role, CertPEM: cert, KeyPEM: key, CAPEM: c.authority.CertPEM}, nil
+	identity := &wire.Identity{NodeID: id, Role: wire.RoleServer, CertPEM: cert, KeyPEM: key, CAPEM: authority.CertPEM}
+	return &part{Identity: identity, CAKeyPEM: authority.KeyPEM}, nil
+}
+
+// join admits a host, as any host is admitted.
+func (c *cluster) join(ctx context.Context, id, address, token string) (*wire.Joined, error) {
+	joined, err := wire.Join(ctx, address, token, wire.Newcomer{NodeID: id, Name: id, Address: "192.0.2.1", Port: 7400})
+	if err != nil {
+		return nil, fmt.Errorf("join %s: %w", id, err)
+	}
+	return joined, nil
 }
 
 func (c *cluster) start(ctx context.Context, dir string, k int) error {
 	id := "server-" + strconv.Itoa(k+1)
-	identity, err := c.identity(id, wire.RoleServer)
+	p, err := found(id)
+	if k > 0 {
+		var joined *wire.Joined
+		if joined, err = c.join(ctx, id, c.addresses[0], c.serverToken); err == nil {
+			p = &part{Identity: joined.Identity, Key: joined.Key}
+		}
+	}
 	if err != nil {
 		return err
 	}
-	p := part{Identity: identity, DataDir: filepath.Join(dir, id)}
-	if k == 0 {
-		p.Founds, p.CAKeyPEM = true, c.authority.KeyPEM
-	}
+	p.DataDir = filepath.Join(dir, id)
 	for n, a := range c.addresses {
 		p.Known = append(p.Known, wire.ServerAddress{ID: "server-" + strconv.Itoa(n+1), Address: a})
 	}
@@ -174,11 +210,15 @@ func (c *cluster) start(ctx context.Context, dir string, k int) error {
 		io.Copy(io.Discard, out)
 	}()
 	select {
-	case address := <-said:
-		if address == "" {
+	case line := <-said:
+		words := strings.Fields(line)
+		if len(words) == 0 {
 			return errors.New("it ended early")
 		}
-		c.addresses = append(c.addresses, address)
+		c.addresses = append(c.addresses, words[0])
+		if len(words) == 3 {
+			c.serverToken, c.agentToken = words[1], words[2]
+		}
 		return nil
 	case <-time.After(10 * time.Second):
 		return errors.New("it does not say its address")
