@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -152,6 +153,9 @@ func instanceState(paint painter, i *model.Instance) string {
 		if st.Health == model.HealthStarting {
 			text = "running, not healthy yet"
 		}
+	}
+	if slices.ContainsFunc(st.Tasks, func(t model.TaskStatus) bool { return t.State == string(driver.Paused) }) {
+		text = "paused"
 	}
 	if i.Desired == model.DesiredDrain && !st.State.Final() {
 		text += ", draining"

@@ -438,6 +438,25 @@ func (a *Agent) Stats(ctx context.Context, instance, task string) (driver.Stats,
 	return d.Stats(ctx, id)
 }
 
+// Processes lists the processes of a task.
+func (a *Agent) Processes(ctx context.Context, instance, task string) ([]driver.Process, error) {
+	d, id, err := a.find(instance, task)
+	if err != nil {
+		return nil, err
+	}
+	return d.Processes(ctx, id)
+}
+
+// Pause stops the processes of an instance's task where they are, or lets them go on; an empty task
+// name means all of its tasks.
+func (a *Agent) Pause(ctx context.Context, instance, task string, pause bool) error {
+	w, err := a.worker(instance)
+	if err != nil {
+		return err
+	}
+	return w.pause(ctx, task, pause)
+}
+
 func parseAddresses(list []model.Address) (map[string]netip.Addr, error) {
 	out := make(map[string]netip.Addr, len(list))
 	for _, a := range list {

@@ -908,6 +908,47 @@ func TestExecAndStatsReachTheLatestRun(t *testing.T) {
 	})
 }
 
+func TestAPausedInstanceIsLeftAloneUntilItGoesOn(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.state.Programs["check"] = func(p *fake.Process) int { return 0 }
+		app := named("app", "serve")
+		app.Health = &model.Probe{Exec: []string{"check"}, Interval: 5 * time.Second, Retries: 2}
+		w.assign(w.assignment("i1", app, named("helper", "serve")))
+		w.until("it is ready", func() bool { return w.status("i1").Ready })
+		if err := w.agent.Pause(w.Context(), "i1", "", true); err != nil {
+			w.Fatal(err)
+		}
+		if st := w.wantState("i1", model.InstanceRunning); st.Ready || st.Tasks[0].State != "paused" || st.Tasks[1].State != "paused" {
+			w.Errorf("status is %+v, want both tasks paused, and no connections for them", st)
+		}
+		if err := w.agent.Pause(w.Context(), "i1", "", true); err != nil {
+			w.Errorf("pausing again gave %v", err)
+		}
+		time.Sleep(time.Minute) // a probe of it would fail
+		if st := w.wantState("i1", model.InstanceRunning); st.Restarts != 0 {
+			w.Errorf("status is %+v, want that it waits", st)
+		}
+		if err := w.agent.Pause(w.Context(), "i1", "", false); err != nil {
+			w.Fatal(err)
+		}
+		if st := w.status("i1"); !st.Ready || st.Tasks[0].State != "running" {
+			w.Errorf("status is %+v, want it back", st)
+		}
+		if err := w.agent.Pause(w.Context(), "i1", "app", false); !fault.Is(err, fault.Conflict) {
+			w.Errorf("resuming what runs gave %v", err)
+		}
+		// One that is paused hears its stop signal all the same.
+		if err := w.agent.Pause(w.Context(), "i1", "app", true); err != nil {
+			w.Fatal(err)
+		}
+		w.agent.Assign(&wire.Assign{Remove: []string{"i1"}})
+		took := w.until("it is gone", func() bool { return len(w.agent.Instances()) == 0 })
+		if took > time.Second {
+			w.Errorf("it took %s to stop", took)
+		}
+	})
+}
+
 // part is a part of the network.
 type part struct {
 	mu     sync.Mutex

@@ -128,6 +128,9 @@ func (w *worker) startProbes(ctx context.Context, wg *sync.WaitGroup, p *prepare
 					return
 				case <-time.After(s.next(n)):
 				}
+				if w.isPaused(l.id) {
+					continue
+				}
 				output, err := w.probe(ctx, p, l.task, l.id, l.probe, s.probe.Timeout)
 				if ctx.Err() != nil {
 					return

@@ -35,6 +35,12 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathStats, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) (driver.Stats, error) {
 		return a.Stats(ctx, r.Instance, r.Task)
 	}), wire.RoleServer)
+	p.Handle(wire.PathProcesses, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) ([]driver.Process, error) {
+		return a.Processes(ctx, r.Instance, r.Task)
+	}), wire.RoleServer)
+	p.Handle(wire.PathPause, wire.HandleCall(func(ctx context.Context, r wire.PauseRequest) (wire.Empty, error) {
+		return wire.Empty{}, a.Pause(ctx, r.Instance, r.Task, r.Pause)
+	}), wire.RoleServer)
 	p.Handle(wire.PathEnsureImage, wire.HandleCall(func(ctx context.Context, r wire.ImageRef) (wire.ImageRef, error) {
 		info, err := a.Images.Ensure(ctx, r.Name, r.Digest, func(image.Progress) {})
 		return wire.ImageRef{Name: info.Name, Digest: info.Digest}, err

@@ -217,6 +217,7 @@ func (w *worker) stopTask(ctx context.Context, p *prepared, t *model.TaskSpec, i
 		grace = *as.Instance.StopWithin
 	}
 	if grace > 0 {
+		w.unpause(ctx, d, st)
 		if err := d.Signal(ctx, id, stopSignal(t, p.images[t.Name])); err != nil && !fault.Is(err, fault.NotFound) {
 			w.log.Warn("stop signal could not be sent", "task", t.Name, "error", err)
 		}

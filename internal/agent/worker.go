@@ -103,7 +103,7 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	st := w.status
 	st.Tasks = slices.Clone(st.Tasks)
 	change(&st)
-	ready := st.State == model.InstanceRunning && (st.Health == model.HealthNone || st.Health == model.HealthHealthy)
+	ready := st.State == model.InstanceRunning && (st.Health == model.HealthNone || st.Health == model.HealthHealthy) && !paused(st.Tasks)
 	if ready && !st.Ready {
 		st.ReadySince = time.Now()
 	}

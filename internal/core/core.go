@@ -20,6 +20,9 @@ type Remote interface {
 	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
 	Attach(ctx context.Context, nodeID string, ref wire.TaskRef, s driver.Streams) error
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
+	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
+	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
+	Processes(ctx context.Context, nodeID string, ref wire.TaskRef) ([]driver.Process, error)
 	EnsureImage(ctx context.Context, nodeID, name, digest string) error
 	RemoveImage(ctx context.Context, nodeID, name string) error
 	RemoveVolume(ctx context.Context, nodeID, id string) error

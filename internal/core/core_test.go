@@ -33,6 +33,8 @@ type bench struct {
 	outrun  func()   // called once, before the next proposal is applied
 	removed []string // volumes
 	signals []string // node, task, signal
+	paused  []string // node, instance, whether it is to pause
+	reads   int      // of usage
 	left    []string // servers taken out of the quorum
 }
 
@@ -85,6 +87,27 @@ func (b *bench) Attach(_ context.Context, node string, _ wire.TaskRef, s driver.
 func (b *bench) Signal(_ context.Context, node string, ref wire.TaskRef, signal int) error {
 	b.signals = append(b.signals, fmt.Sprint(node, " ", ref.Task, " ", signal))
 	return nil
+}
+
+func (b *bench) Pause(_ context.Context, node string, ref wire.TaskRef, pause bool) error {
+	b.paused = append(b.paused, fmt.Sprint(node, " ", ref.Instance, " ", pause))
+	return nil
+}
+
+// Stats tells of a node n1 with tasks that use half a processor; n2 does not answer.
+func (b *bench) Stats(_ context.Context, node string, _ wire.TaskRef) (driver.Stats, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if node != "n1" {
+		return driver.Stats{}, fault.New(fault.Unavailable, "node is down")
+	}
+	b.reads++
+	n := uint64(b.reads)
+	return driver.Stats{Time: time.Unix(int64(n), 0), CPUNanoseconds: n * 5e8, MemoryBytes: 7, Pids: 2}, nil
+}
+
+func (b *bench) Processes(_ context.Context, node string, ref wire.TaskRef) ([]driver.Process, error) {
+	return []driver.Process{{PID: 42, Command: []string{node, ref.Instance, ref.Task}}}, nil
 }
 
 func (b *bench) Exec(_ context.Context, node string, ref wire.TaskRef, _ driver.ExecSpec, _ driver.Streams) (int, error) {

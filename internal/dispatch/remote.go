@@ -84,6 +84,23 @@ func (r *Remote) Signal(ctx context.Context, nodeID string, ref wire.TaskRef, si
 	return r.call(ctx, nodeID, wire.PathSignal, wire.SignalRequest{TaskRef: ref, Signal: signal}, &wire.Empty{})
 }
 
+// Pause stops a task on a node where it is, or lets it go on; no task is all of the instance's.
+func (r *Remote) Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error {
+	return r.call(ctx, nodeID, wire.PathPause, wire.PauseRequest{TaskRef: ref, Pause: pause}, &wire.Empty{})
+}
+
+// Stats reads the usage of a task on a node.
+func (r *Remote) Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (st driver.Stats, err error) {
+	err = r.call(ctx, nodeID, wire.PathStats, ref, &st)
+	return st, err
+}
+
+// Processes lists the processes of a task on a node.
+func (r *Remote) Processes(ctx context.Context, nodeID string, ref wire.TaskRef) (list []driver.Process, err error) {
+	err = r.call(ctx, nodeID, wire.PathProcesses, ref, &list)
+	return list, err
+}
+
 // converse passes the streams of a process on a node both ways until it ends.
 func (r *Remote) converse(ctx context.Context, address, path string, start wire.ExecStart, st driver.Streams) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)

@@ -144,6 +144,18 @@ type Stats struct {
 	WriteBytes       uint64    `json:"writeBytes"`
 }
 
+// Process is one that a task's processes consist of.
+type Process struct {
+	PID            int       `json:"pid"`  // as seen from the driver's own pid namespace
+	Parent         int       `json:"ppid"` // the same
+	UID            uint32    `json:"uid"`
+	State          string    `json:"state"` // the kernel's letter: R, S, D, Z, T …
+	Started        time.Time `json:"started,omitzero"`
+	CPUNanoseconds uint64    `json:"cpuNanoseconds"`
+	MemoryBytes    uint64    `json:"memoryBytes"` // resident, what is shared included
+	Command        []string  `json:"command"`     // argv, or the name in brackets
+}
+
 // Driver runs tasks. Methods on an unknown ID return fault.NotFound. All methods are safe for
 // concurrent use.
 type Driver interface {
@@ -169,6 +181,8 @@ type Driver interface {
 	// Logs calls yield for each entry in order until done or yield returns an error.
 	Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error
 	Stats(ctx context.Context, id string) (Stats, error)
+	// Processes lists the processes of a running task, by process ID.
+	Processes(ctx context.Context, id string) ([]Process, error)
 	// List returns every task started and not removed, also those started before a restart.
 	List(ctx context.Context) ([]Status, error)
 	// Remove kills what runs and frees everything that the task held, logs included.

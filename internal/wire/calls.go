@@ -11,6 +11,8 @@ const (
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
+	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
+	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
 	PathEnsureImage  = "/agent/image/ensure"  // call: ImageRef → ImageRef
 	PathRemoveImage  = "/agent/image/remove"  // call: ImageRef → Empty
 	PathRemoveVolume = "/agent/volume/remove" // call: VolumeRef → Empty
@@ -71,6 +73,13 @@ type ExecStart struct {
 type SignalRequest struct {
 	TaskRef
 	Signal int `json:"signal"`
+}
+
+// PauseRequest stops a task's processes where they are, or lets them go on; an empty Task is all of
+// the instance's.
+type PauseRequest struct {
+	TaskRef
+	Pause bool `json:"pause"`
 }
 
 // ExecInput travels to the process; one field is set.

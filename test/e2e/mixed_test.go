@@ -129,6 +129,26 @@ func TestContainersAndProcesses(t *testing.T) {
 		t.Errorf("explain says %q", out)
 	}
 
+	// Both are looked at, and held, alike.
+	for _, ref := range []string{"mixed/box.1", "mixed/plain.1"} {
+		if out := tutti(t, "stats", ref); !strings.Contains(out, ref) {
+			t.Errorf("stats say %q", out)
+		}
+		if out := tutti(t, "top", ref); !strings.Contains(out, "pair") {
+			t.Errorf("top says %q", out)
+		}
+		tutti(t, "pause", ref)
+		eventually(t, 5*time.Second, ref+" is paused", func() error {
+			if out := tutti(t, "ps", "mixed"); !strings.Contains(out, "paused") {
+				return errors.New(out)
+			}
+			return nil
+		})
+		refused(t, []string{"is paused"}, "exec", ref, "/pair", "check")
+		tutti(t, "unpause", ref)
+		allWell(t, 10*time.Second)
+	}
+
 	// The node's own process dies: the processes go on, and are found again.
 	i := slices.IndexFunc(instances(t), func(i instance) bool { return i.Workload == "mixed/plain" })
 	one := instances(t)[i]

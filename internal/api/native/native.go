@@ -39,6 +39,7 @@ func New(d Deps) http.Handler {
 	s.changeRoutes(mux)
 	s.policyRoutes(mux)
 	s.rolloutRoutes(mux)
+	s.usageRoutes(mux)
 	s.streamRoutes(mux)
 	s.keyRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {

@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -43,6 +44,8 @@ func (d direct) Propose(_ context.Context, data []byte) (store.Result, error) {
 type fakeNodes struct {
 	logs func(ctx context.Context, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	exec func(ctx context.Context, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
+
+	paused []string // instance, whether it is to pause
 }
 
 func (f *fakeNodes) Logs(ctx context.Context, _ string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error {
@@ -55,6 +58,19 @@ func (f *fakeNodes) Attach(context.Context, string, wire.TaskRef, driver.Streams
 
 func (f *fakeNodes) Signal(context.Context, string, wire.TaskRef, int) error {
 	return errors.New("the command line sends no signals")
+}
+
+func (f *fakeNodes) Pause(_ context.Context, _ string, ref wire.TaskRef, pause bool) error {
+	f.paused = append(f.paused, fmt.Sprint(ref.Instance, " ", pause))
+	return nil
+}
+
+func (f *fakeNodes) Stats(context.Context, string, wire.TaskRef) (driver.Stats, error) {
+	return driver.Stats{Time: time.Now(), MemoryBytes: 7, Pids: 2}, nil
+}
+
+func (f *fakeNodes) Processes(_ context.Context, _ string, ref wire.TaskRef) ([]driver.Process, error) {
+	return []driver.Process{{PID: 42, Command: []string{ref.Instance, ref.Task}}}, nil
 }
 
 func (f *fakeNodes) Exec(ctx context.Context, _ string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error) {
@@ -789,5 +805,30 @@ func TestServeEndsWhatFollows(t *testing.T) {
 	<-followed
 	if _, err := os.Stat(socket); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
+func TestWhatRunsIsHeldAndLookedAt(t *testing.T) {
+	h := newHouse(t)
+	h.shop()
+	if err := h.Pause(t.Context(), "shop/web", true); err != nil {
+		t.Fatal(err)
+	}
+	if err := h.Pause(t.Context(), "shop/web.1", false); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"instance1 true", "instance1 false"}; !slices.Equal(h.nodes.paused, want) {
+		t.Errorf("nodes were told %q, want %q", h.nodes.paused, want)
+	}
+	usage, err := h.Usage(t.Context(), "")
+	if err != nil || len(usage) != 1 || usage[0].Instance != "shop/web.1" || usage[0].Node != "alpha" || usage[0].Stats.MemoryBytes != 7 {
+		t.Errorf("usage is %+v, %v", usage, err)
+	}
+	list, err := h.Processes(t.Context(), "shop/web", "web")
+	if err != nil || len(list) != 1 || list[0].PID != 42 || !slices.Equal(list[0].Command, []string{"instance1", "web"}) {
+		t.Errorf("processes are %+v, %v", list, err)
+	}
+	if _, err := h.Usage(t.Context(), "nobody"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("usage of what does not exist gave %v", err)
 	}
 }

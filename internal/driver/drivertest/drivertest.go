@@ -681,9 +681,19 @@ func (s *suite) stats() {
 	if err != nil || st.Pids == 0 || st.MemoryBytes == 0 || st.Time.IsZero() {
 		s.Errorf("usage is %+v, %v", st, err)
 	}
+	status, err := s.d.Status(s.ctx, "i.a.1")
+	if err != nil {
+		s.Fatal(err)
+	}
+	list, err := s.d.Processes(s.ctx, "i.a.1")
+	if err != nil || len(list) != 1 || list[0].PID != status.PID || !slices.Contains(list[0].Command, "sleep") || list[0].Started.IsZero() {
+		s.Errorf("processes are %+v, %v; want the one of %+v", list, err, status)
+	}
 	if err := s.d.Kill(s.ctx, "i.a.1"); err != nil {
 		s.Fatal(err)
 	}
+	_, err = s.d.Processes(s.ctx, "i.a.1")
+	s.wantKind(err, fault.Unavailable, "list the processes of a task that ended")
 	_, err = s.d.Stats(s.ctx, "i.a.1")
 	s.wantKind(err, fault.Unavailable, "read the usage of a task that ended")
 }

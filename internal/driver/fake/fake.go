@@ -403,6 +403,16 @@ func (d *Driver) Stats(ctx context.Context, id string) (driver.Stats, error) {
 	return driver.Stats{Time: time.Now(), MemoryBytes: 1 << 20, MemoryLimitBytes: uint64(t.spec.Limit.MemoryBytes), Pids: uint64(1 + len(t.execs))}, nil
 }
 
+// Processes implements driver.Driver.
+func (d *Driver) Processes(ctx context.Context, id string) ([]driver.Process, error) {
+	t, err := d.running(id)
+	if err != nil {
+		return nil, err
+	}
+	st := t.current()
+	return []driver.Process{{PID: st.PID, State: "S", Started: st.Started, MemoryBytes: 1 << 20, Command: t.spec.Args}}, nil
+}
+
 // List implements driver.Driver.
 func (d *Driver) List(ctx context.Context) ([]driver.Status, error) {
 	d.state.mu.Lock()

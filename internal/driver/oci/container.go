@@ -263,6 +263,9 @@ func (c *container) Stats() (*driver.Stats, error) {
 	return supervisor.StatsOf(st.CgroupStats), nil
 }
 
+// Members implements supervisor.Body.
+func (c *container) Members() ([]int, error) { return c.c.Processes() }
+
 // bury frees what a container holds whose supervisor did not live to do so.
 func bury(_ *driver.Task, root string) {
 	defer os.RemoveAll(root)

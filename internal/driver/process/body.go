@@ -333,6 +333,9 @@ func (b *body) Stats() (*driver.Stats, error) {
 	return supervisor.StatsOf(st), nil
 }
 
+// Members implements supervisor.Body.
+func (b *body) Members() ([]int, error) { return members(b.cgroup) }
+
 // OutOfMemory implements supervisor.Body.
 func (b *body) OutOfMemory() bool {
 	n, err := b.cgroup.OOMKillCount()

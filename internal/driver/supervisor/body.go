@@ -19,6 +19,8 @@ type Body interface {
 	Pause() error
 	Resume() error
 	Stats() (*driver.Stats, error)
+	// Members returns the process IDs of everything that runs in the task.
+	Members() ([]int, error)
 	// OutOfMemory reports whether the kernel killed a process of the task for want of memory; it is
 	// asked after the first process was killed.
 	OutOfMemory() bool

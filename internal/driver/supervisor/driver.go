@@ -362,6 +362,12 @@ func (d *Driver) Stats(ctx context.Context, id string) (driver.Stats, error) {
 	return *o.Stats, nil
 }
 
+// Processes implements driver.Driver.
+func (d *Driver) Processes(ctx context.Context, id string) ([]driver.Process, error) {
+	o, err := d.call(ctx, id, request{Op: "processes"})
+	return o.Processes, err
+}
+
 // Logs implements driver.Driver.
 func (d *Driver) Logs(ctx context.Context, id string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
 	if _, err := d.Status(ctx, id); err != nil {

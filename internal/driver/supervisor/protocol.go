@@ -13,7 +13,7 @@ import (
 
 // The first message on a supervisor's socket says what is wanted.
 type request struct {
-	Op     string           `json:"op"` // wait, signal, kill, pause, resume, stats, exec, attach
+	Op     string           `json:"op"` // wait, signal, kill, pause, resume, stats, processes, exec, attach
 	Signal int              `json:"signal,omitempty"`
 	Exec   *driver.ExecSpec `json:"exec,omitempty"`
 	Stdin  bool             `json:"stdin,omitempty"`
@@ -38,6 +38,8 @@ type output struct {
 	Error  string        `json:"error,omitempty"`
 	Kind   string        `json:"kind,omitempty"`
 	Stats  *driver.Stats `json:"stats,omitempty"`
+
+	Processes []driver.Process `json:"processes,omitempty"`
 }
 
 const (

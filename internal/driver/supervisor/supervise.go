@@ -230,6 +230,8 @@ func (s *supervisor) answer(c net.Conn) {
 		err = s.freeze(driver.Paused, driver.Running, s.body.Resume)
 	case "stats":
 		o.Stats, err = s.body.Stats()
+	case "processes":
+		o.Processes, err = processesOf(s.body)
 	case "exec":
 		o.Exit, err = s.exec(r.Exec, r.Stdin, dec, enc)
 	case "attach":
