@@ -178,6 +178,7 @@ func CallAny(ctx context.Context, c *Client, address, path string, req, resp any
 	if err != nil {
 		return fmt.Errorf("call %s: %w", path, err)
 	}
+	ownSpan.tell(r.Header)
 	r.Header.Set("Content-Type", mediaCBOR)
 	res, err := c.http.Do(r)
 	if err != nil {
@@ -241,6 +242,7 @@ func (c *Client) Get(ctx context.Context, address, path string) (io.ReadCloser, 
 	if err != nil {
 		return nil, 0, fmt.Errorf("get %s: %w", path, err)
 	}
+	ownSpan.tell(r.Header)
 	res, err := c.http.Do(r)
 	if err != nil {
 		return nil, 0, unreachable(address, err)
@@ -318,6 +320,7 @@ func (c *Client) Stream(ctx context.Context, address, path string) (*Stream, err
 		cancel()
 		return nil, fmt.Errorf("open stream %s: %w", path, err)
 	}
+	ownSpan.tell(r.Header)
 	res, err := c.RoundTrip(r)
 	if err != nil {
 		cancel()

@@ -123,6 +123,9 @@ func (p *Port) Handle(pattern string, h http.Handler, allow ...Role) {
 	p.routes = append(p.routes, Route{pattern, allow})
 	p.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		peer, err := requestPeer(r)
+		if err == nil {
+			err = ownSpan.check(r.Header)
+		}
 		if err == nil && !slices.Contains(allow, peer.Role) {
 			err = fault.New(fault.Forbidden, "a node with the role %s may not use %s", peer.Role, r.URL.Path)
 		}
@@ -140,7 +143,15 @@ func (p *Port) Handle(pattern string, h http.Handler, allow ...Role) {
 // HandleOpen serves a path to anybody, certificate or not.
 func (p *Port) HandleOpen(pattern string, h http.Handler) {
 	p.routes = append(p.routes, Route{Pattern: pattern})
-	p.mux.Handle(pattern, h)
+	p.mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get(headerProtocol) != "" { // a node asks, to join
+			if err := ownSpan.check(r.Header); err != nil {
+				WriteError(w, err)
+				return
+			}
+		}
+		h.ServeHTTP(w, r)
+	})
 }
 
 func requestPeer(r *http.Request) (Peer, error) {

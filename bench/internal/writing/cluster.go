@@ -25,7 +25,8 @@ const (
 )
 
 type writeRequest struct {
-	Number int `json:"number"`
+	Number int  `json:"number"`
+	Object bool `json:"object"` // a config instead of a key
 }
 
 // server is the half of a Tutti server that keeps state: port, replication and store.
@@ -108,6 +109,9 @@ func newServer(a *wire.Authority, id, dir string, first bool) (*server, error) {
 	s.store.SetProposer(s.raft)
 	s.raft.Handle(port)
 	port.Handle(pathWrite, wire.HandleCall(func(ctx context.Context, r writeRequest) (wire.Empty, error) {
+		if r.Object {
+			return wire.Empty{}, s.writeObject(ctx, r.Number)
+		}
 		return wire.Empty{}, s.write(ctx, r.Number)
 	}), wire.RoleAgent)
 	port.Handle(pathWatch, wire.HandleStream(s.watch), wire.RoleAgent)
@@ -160,7 +164,16 @@ func (c *cluster) stop() error {
 // value is what every write writes.
 var value = make([]byte, valueBytes)
 
+// write puts a key.
 func (s *server) write(ctx context.Context, number int) error {
+	cs := &store.ChangeSet{}
+	cs.PutKey("key-"+strconv.Itoa(number), value, 0)
+	_, err := s.store.Commit(ctx, cs)
+	return err
+}
+
+// writeObject writes one of the cluster's own objects, which all have indexes and watchers.
+func (s *server) writeObject(ctx context.Context, number int) error {
 	name := "object-" + strconv.Itoa(number)
 	cs := &store.ChangeSet{}
 	cs.Put(&model.Config{Meta: model.Meta{ID: name, Namespace: model.DefaultNamespace, Name: name}, Data: value})
@@ -173,12 +186,36 @@ func (c *cluster) write(ctx context.Context, number int) error {
 	return c.atLeader(ctx, func(s *server) error { return s.write(ctx, number) })
 }
 
-// writeRemotely asks the leader through its port.
+// writeRemotely asks the leader through its port, a call for each write.
 func (c *cluster) writeRemotely(ctx context.Context, number int) error {
+	return c.ask(ctx, writeRequest{Number: number})
+}
+
+func (c *cluster) writeObjectRemotely(ctx context.Context, number int) error {
+	return c.ask(ctx, writeRequest{Number: number, Object: true})
+}
+
+func (c *cluster) ask(ctx context.Context, r writeRequest) error {
 	return c.atLeader(ctx, func(s *server) error {
-		_, err := wire.Call[writeRequest, wire.Empty](ctx, c.client.Client(), s.address(), pathWrite, writeRequest{number})
+		_, err := wire.Call[writeRequest, wire.Empty](ctx, c.client.Client(), s.address(), pathWrite, r)
 		return err
 	})
+}
+
+// writeAtFollower writes in the process of a server that does not lead; what is written there goes
+// through the leader's port, as many writes as wait in one call, and is acknowledged once it shows
+// in that process.
+func (c *cluster) writeAtFollower(ctx context.Context, number int) error {
+	for {
+		at := c.servers[0]
+		if at.raft.IsLeader() && len(c.servers) > 1 {
+			at = c.servers[1]
+		}
+		err := at.write(ctx, number)
+		if !fault.Is(err, fault.Unavailable) || pause(ctx, 10*time.Millisecond) != nil {
+			return err
+		}
+	}
 }
 
 // atLeader does something at the server that leads, and again when leadership changes meanwhile,

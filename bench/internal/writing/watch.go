@@ -105,7 +105,7 @@ func (p plan) fanOut(ctx context.Context, sheet *report.Sheet, c *cluster, e *et
 		return fmt.Errorf("etcd: %w", err)
 	}
 	sheet.Say("1 writer and %d watchers on %d Tutti servers", p.watchers, c.size())
-	own, err := p.watched(ctx, c.writeRemotely, c.watchRemotely)
+	own, err := p.watched(ctx, c.writeObjectRemotely, c.watchRemotely)
 	if err != nil {
 		return fmt.Errorf("measure Tutti: %w", err)
 	}

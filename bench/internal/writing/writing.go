@@ -114,15 +114,20 @@ func (p plan) writes(ctx context.Context, sheet *report.Sheet, c *cluster, e *et
 	if err != nil {
 		return fmt.Errorf("etcd: %w", err)
 	}
-	durable := fmt.Sprintf("committed: on disk (fsync) at a majority of %d servers on one machine and applied at the leader, %d B values; ", c.size(), valueBytes)
-	for _, way := range []struct {
+	durable := fmt.Sprintf("committed: on disk (fsync) at a majority of %d servers on one machine and applied where it was asked for, keys with %d B values; ", c.size(), valueBytes)
+	type way struct {
 		name    string
 		write   write
 		counted string
-	}{
+	}
+	ways := []way{
 		{"inside", c.write, durable + "Tutti: as its controllers write, in the leader's process; etcd: by gRPC without TLS"},
-		{"remote", c.writeRemotely, durable + "Tutti: as other nodes write, through the leader's port with mutual TLS; etcd: by gRPC without TLS"},
-	} {
+		{"remote", c.writeRemotely, durable + "Tutti: through the leader's port with mutual TLS, a call for each write; etcd: by gRPC without TLS"},
+	}
+	if c.size() > 1 {
+		ways = append(ways, way{"follower", c.writeAtFollower, durable + "Tutti: in a follower's process, which hands on to the leader through its port with mutual TLS what waits; etcd: at its leader, by gRPC without TLS"})
+	}
+	for _, way := range ways {
 		sheet.Say("%d writers to %d Tutti servers, %s", writers, c.size(), way.name)
 		own, err := p.measure(ctx, writers, way.write)
 		if err != nil {

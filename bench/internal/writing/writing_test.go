@@ -21,7 +21,7 @@ func TestCluster(t *testing.T) {
 			t.Errorf("%s: %d writes: %v", name, len(o.latencies), err)
 		}
 	}
-	if d, err := p.watched(t.Context(), c.writeRemotely, c.watchRemotely); err != nil || len(d) != p.changes {
+	if d, err := p.watched(t.Context(), c.writeObjectRemotely, c.watchRemotely); err != nil || len(d) != p.changes {
 		t.Errorf("%d changes were watched: %v", len(d), err)
 	}
 	leader := c.leader()
