@@ -27,6 +27,9 @@ type class struct {
 	eager        bool
 	taken, freed int // how far the placer's lists were followed
 	reasons      map[string]string
+	evictions    *evictions // what would have to give way on each node, once that was asked
+	// how far the placer's lists were followed for the evictions
+	evicted, regained int
 }
 
 // candidate is a node with the score it had when last looked at.

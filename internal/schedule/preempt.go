@@ -2,6 +2,7 @@ package schedule
 
 import (
 	"cmp"
+	"container/heap"
 	"fmt"
 	"slices"
 
@@ -16,11 +17,12 @@ type victims struct {
 
 // eviction is a node with those of its instances that would have to give way.
 type eviction struct {
-	node    *NodeView
-	who     []int // positions among the node's occupants
-	highest int
-	sum     int
-	tie     uint64
+	node      *NodeView
+	candidate *candidate
+	who       []int // positions among the node's occupants
+	highest   int
+	sum       int
+	tie       uint64
 }
 
 // better compares evictions: the least important victim first, then the fewest, then the least
@@ -44,21 +46,7 @@ func (a *eviction) better(b *eviction) bool {
 // preempt finds the node on which the fewest and least important instances give way to a request,
 // and sets the room aside; nil when nobody does. Where enough are ending already, nobody else has to.
 func (p *placer) preempt(c *class) *victims {
-	own := c.Template.Placement.Priority
-	var best *eviction
-	for i := range c.nodes {
-		n := &c.nodes[i]
-		v := n.view
-		if len(v.Going) == 0 && (!p.occupied || p.lowest >= own) || !c.groupFits(v.index) {
-			continue
-		}
-		if e := p.evict(c, v, own); e != nil {
-			e.tie = n.score.tie
-			if best == nil || e.better(best) {
-				best = e
-			}
-		}
-	}
+	best := c.bestEviction()
 	if best == nil {
 		return nil
 	}
@@ -201,4 +189,87 @@ func (p *placer) reprieve(v *NodeView, e *eviction, leave func(*Occupant, int64)
 			e.highest = pr
 		}
 	}
+}
+
+// bestEviction finds the node on which the least has to give way.
+func (c *class) bestEviction() *eviction {
+	if c.bounded() { // which domains take one more changes with every placement
+		var best *eviction
+		for i := range c.nodes {
+			if e := c.evictAt(&c.nodes[i]); e != nil && c.groupFits(e.node.index) && (best == nil || e.better(best)) {
+				best = e
+			}
+		}
+		return best
+	}
+	if c.evictions == nil {
+		c.evictions = &evictions{}
+		c.evicted, c.regained = len(c.p.taken), len(c.p.freed)
+		for i := range c.nodes {
+			c.evictions.add(c.evictAt(&c.nodes[i]))
+		}
+	}
+	for ; c.evicted < len(c.p.taken); c.evicted++ {
+		c.evictAgain(c.p.taken[c.evicted])
+	}
+	for ; c.regained < len(c.p.freed); c.regained++ {
+		c.evictAgain(c.p.freed[c.regained])
+	}
+	for len(*c.evictions) > 0 {
+		top := (*c.evictions)[0]
+		heap.Pop(c.evictions)
+		now := c.evictAt(top.candidate) // budgets may have been spent since
+		if now == nil {
+			continue
+		}
+		if !top.better(now) && !now.better(top) {
+			c.evictions.add(now) // for the next request, unless the node changes
+			return now
+		}
+		c.evictions.add(now)
+	}
+	return nil
+}
+
+// bounded reports whether the class has rules about failure domains of several nodes.
+func (c *class) bounded() bool { return len(c.skew)+len(c.maxPer)+len(c.near)+len(c.apart) > 0 }
+
+func (c *class) evictAt(n *candidate) *eviction {
+	own := c.Template.Placement.Priority
+	if len(n.view.Going) == 0 && (!c.p.occupied || c.p.lowest >= own) {
+		return nil
+	}
+	e := c.p.evict(c, n.view, own)
+	if e != nil {
+		e.candidate, e.tie = n, n.score.tie
+	}
+	return e
+}
+
+// evictAgain looks again at a node on which something changed. What was known of it is found out to
+// be out of date when its turn comes.
+func (c *class) evictAgain(node int32) {
+	if i, ok := slices.BinarySearchFunc(c.nodes, node, func(n candidate, node int32) int { return int(n.view.index - node) }); ok {
+		c.evictions.add(c.evictAt(&c.nodes[i]))
+	}
+}
+
+// evictions is a heap with the best first.
+type evictions []*eviction
+
+func (h *evictions) add(e *eviction) {
+	if e != nil {
+		heap.Push(h, e)
+	}
+}
+
+func (h evictions) Len() int           { return len(h) }
+func (h evictions) Less(i, j int) bool { return h[i].better(h[j]) }
+func (h evictions) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+func (h *evictions) Push(x any)        { *h = append(*h, x.(*eviction)) }
+func (h *evictions) Pop() any {
+	old := *h
+	x := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return x
 }

@@ -111,7 +111,6 @@ func populate(ctx context.Context, st *store.Store, s shape) error {
 			return err
 		}
 	}
-	t := template(s.kind)
 	count := make([]int, s.workloads)
 	for i := range s.instances {
 		w := s.workloadOf(i)
@@ -121,7 +120,7 @@ func populate(ctx context.Context, st *store.Store, s shape) error {
 		}
 	}
 	for w := range count {
-		for _, o := range workload(w, count[w], t) {
+		for _, o := range workload(w, count[w], s.template(w)) {
 			if err := put(o); err != nil {
 				return err
 			}

@@ -23,8 +23,43 @@ const (
 	basic       kind = "basic"
 	spread      kind = "spread"       // evenly over the 16 values of a label
 	constrained kind = "constraint"   // only nodes with a label, every third
-	apart       kind = "antiaffinity" // no two instances of a workload on one node
+	apart       kind = "antiaffinity" // no two instances of a workload on one node; with as many as nodes, a daemon
+	mixed       kind = "mixed"        // of the above, one workload after the other
+	full        kind = "full"         // room for half of the instances only
+
+	// SwarmKit knows nothing of these.
+	even    kind = "evenly"     // as spread, but no value may have two more than another
+	near    kind = "affinity"   // all instances of a workload within one value of the label
+	gang    kind = "gang"       // each workload as a whole or not at all
+	preempt kind = "preemption" // all nodes are full of what is less important
 )
+
+// alone reports whether SwarmKit has nothing like it.
+func (k kind) alone() bool { return k == even || k == near || k == gang || k == preempt }
+
+// kindOf is what a workload of the shape asks of nodes.
+func (s shape) kindOf(workload int) kind {
+	if s.kind == mixed {
+		return []kind{basic, spread, constrained, apart}[workload%4]
+	}
+	return s.kind
+}
+
+// roomy is how many instances find a place.
+func (s shape) roomy() int {
+	if s.kind == full {
+		return min(s.instances, s.nodes*fewPerNode)
+	}
+	return s.instances
+}
+
+// cpusOf is how many cores an instance wants, in billionths.
+func (s shape) cpusOf() int64 {
+	if s.kind == full || s.kind == preempt {
+		return nodeNanoCPUs / fewPerNode
+	}
+	return instanceNanoCPUs
+}
 
 // shape is a cluster and what is to be placed on it, all at once.
 type shape struct {
@@ -35,8 +70,9 @@ type shape struct {
 }
 
 const (
-	zones    = 16
-	ssdEvery = 3
+	zones      = 16
+	fewPerNode = 5 // instances that a node has room for, where there is too little
+	ssdEvery   = 3
 	// What a node has and an instance wants: room for 400 instances.
 	nodeNanoCPUs, nodeMemory         = 4e9, 8 << 30
 	instanceNanoCPUs, instanceMemory = 1e7, 16 << 20
@@ -65,12 +101,15 @@ func shapes(brief bool) []shape {
 			{basic, 1_000, 10, 10_000},
 			{basic, 5_000, 10, 50_000},
 			{spread, 5_000, 10, 50_000},
+			{even, 5_000, 1_000, 50_000},
+			shapeOf(preempt, 1_000),
+			shapeOf(gang, 1_000),
 		}
 	}
 	var out []shape
-	for _, k := range []kind{basic, spread, constrained, apart} {
+	for _, k := range []kind{basic, spread, constrained, apart, mixed, full, even, near, gang, preempt} {
 		for _, nodes := range []int{1_000, 5_000, 10_000} {
-			out = append(out, shape{k, nodes, 10, min(10*nodes, 50_000)})
+			out = append(out, shapeOf(k, nodes))
 		}
 	}
 	out = append(out,
@@ -78,8 +117,24 @@ func shapes(brief bool) []shape {
 		shape{spread, 5_000, 1_000, 50_000},
 		shape{basic, 100_000, 10, 100_000},
 		shape{spread, 100_000, 10, 100_000},
+		shape{even, 5_000, 1_000, 50_000},
+		shape{apart, 5_000, 1_000, 50_000},
+		shape{mixed, 100_000, 10, 100_000},
+		shape{even, 100_000, 10, 100_000},
 	)
 	return out
+}
+
+// shapeOf is the usual shape of a kind: workloads of many instances, or where that is the point of
+// small ones.
+func shapeOf(k kind, nodes int) shape {
+	switch k {
+	case gang:
+		return shape{k, nodes, min(10*nodes, 50_000) / 16, min(10*nodes, 50_000)}
+	case preempt:
+		return shape{k, nodes, 10, nodes}
+	}
+	return shape{k, nodes, 10, min(10*nodes, 50_000)}
 }
 
 // million is the largest shape, measured in a process of its own for the sake of its memory.
@@ -99,6 +154,11 @@ func Run(ctx context.Context, sheet *report.Sheet, brief bool) error {
 	for _, s := range shapes(brief) {
 		if err := r.compare(ctx, s); err != nil {
 			return fmt.Errorf("place %s: %w", s, err)
+		}
+	}
+	for _, s := range latencyShapes(brief) {
+		if err := r.latency(s); err != nil {
+			return fmt.Errorf("place one by one on %s: %w", s, err)
 		}
 	}
 	for _, s := range loopShapes(brief) {
@@ -125,6 +185,12 @@ func (r *run) compare(ctx context.Context, s shape) error {
 		}
 		all += took
 		rates = append(rates, float64(s.instances)/took.Seconds())
+	}
+	if s.kind.alone() {
+		return r.sheet.Add(report.Row{
+			Name: "schedule/" + s.String(), Value: report.Median(rates), Unit: "placements/s",
+			Counted: "Tutti: decided by schedule.Place, nothing committed; processor time of one core; SwarmKit has no such shape",
+		})
 	}
 	peer, err := r.swarmKit(ctx, s)
 	if err != nil {

@@ -21,18 +21,40 @@ func place(s shape) (time.Duration, error) {
 	if err != nil {
 		return 0, err
 	}
+	return took, allPlaced(s, placed)
+}
+
+// allPlaced makes sure that a shape came out as it should.
+func allPlaced(s shape, placed []schedule.Placement) error {
+	found, victims, reason := 0, 0, ""
 	for i := range placed {
-		if placed[i].NodeID == "" {
-			return 0, fmt.Errorf("instance %s found no place: %s", placed[i].InstanceID, placed[i].Reason)
+		victims += len(placed[i].Victims)
+		if placed[i].NodeID != "" {
+			found++
+		} else {
+			reason = placed[i].Reason
 		}
 	}
-	return took, nil
+	switch {
+	case s.kind == preempt && victims != s.instances:
+		return fmt.Errorf("%d instances give way to %d (%s)", victims, s.instances, reason)
+	case s.kind != preempt && found != s.roomy():
+		return fmt.Errorf("%d of %d instances found a place, there is room for %d: %s", found, s.instances, s.roomy(), reason)
+	}
+	return nil
 }
 
 func views(s shape) []*schedule.NodeView {
 	out := make([]*schedule.NodeView, s.nodes)
 	for i := range out {
 		out[i] = &schedule.NodeView{Node: node(i)}
+		for n := range fewPerNode {
+			if s.kind == preempt {
+				o := schedule.Occupant{InstanceID: fmt.Sprint("old-", i, "-", n), WorkloadID: "old", Wanted: model.Resources{NanoCPUs: s.cpusOf(), MemoryBytes: instanceMemory}}
+				out[i].Take(o.WorkloadID, &o.Wanted, nil)
+				out[i].Occupants = append(out[i].Occupants, o)
+			}
+		}
 	}
 	return out
 }
@@ -53,19 +75,27 @@ func node(n int) *model.Node {
 	}
 }
 
-// template is what all workloads of a kind run.
-func template(k kind) *model.Template {
+// template is what a workload of a shape runs.
+func (s shape) template(workload int) *model.Template {
 	t := &model.Template{Tasks: []model.TaskSpec{{
 		Name: "main", Image: "app",
-		Reserve: model.Resources{NanoCPUs: instanceNanoCPUs, MemoryBytes: instanceMemory},
+		Reserve: model.Resources{NanoCPUs: s.cpusOf(), MemoryBytes: instanceMemory},
 	}}}
-	switch k {
+	switch s.kindOf(workload) {
 	case spread:
 		t.Placement.Spread = []string{"node.labels.zone"}
 	case constrained:
 		t.Placement.Constraints = []model.Constraint{{Key: "node.labels.disk", Operator: model.Equal, Values: []string{"ssd"}}}
 	case apart:
 		t.Placement.MaxPerNode = 1
+	case even:
+		t.Placement.Skew = []model.Skew{{Key: "node.labels.zone", Max: 1}}
+	case near:
+		t.Placement.Near = []model.Affinity{{Key: "node.labels.zone"}}
+	case gang:
+		t.Placement.Gang = true
+	case preempt:
+		t.Placement.Priority = 10
 	}
 	return t
 }
@@ -74,12 +104,13 @@ func requestsOf(s shape) []schedule.Request {
 	templates := make([]*model.Template, s.workloads)
 	names := make([]string, s.workloads)
 	for i := range templates {
-		templates[i], names[i] = template(s.kind), "workload-"+strconv.Itoa(i)
+		templates[i], names[i] = s.template(i), "workload-"+strconv.Itoa(i)
 	}
 	out := make([]schedule.Request, s.instances)
 	for i := range out {
 		w := s.workloadOf(i)
 		out[i] = schedule.Request{InstanceID: "instance-" + strconv.Itoa(i), WorkloadID: names[w], Workload: names[w], Template: templates[w]}
+		out[i].Near = schedule.Resolve(templates[w].Placement.Near, names[w], nil)
 	}
 	return out
 }

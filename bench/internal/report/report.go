@@ -17,10 +17,11 @@ type Row struct {
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
 	// Peer names the other program with its version, PeerValue is its figure.
-	Peer      string  `json:"peer"`
-	PeerValue float64 `json:"peer_value"`
+	// Without both there is no peer that does the like.
+	Peer      string  `json:"peer,omitempty"`
+	PeerValue float64 `json:"peer_value,omitempty"`
 	// Ratio tells how many times better Tutti is; below 1 it is worse.
-	Ratio float64 `json:"ratio"`
+	Ratio float64 `json:"ratio,omitempty"`
 	// Counted says what was counted (decided, committed, running), with which durability, and
 	// where the two sides differ.
 	Counted string `json:"counted"`
@@ -40,6 +41,10 @@ func New(rows, progress io.Writer) *Sheet {
 
 // Add prints a row; the ratio follows from the unit: of rates more is better, of all else less.
 func (s *Sheet) Add(r Row) error {
+	alone := r.Peer == "" && r.PeerValue == 0
+	if alone {
+		r.PeerValue = r.Value // nothing to compare with
+	}
 	better, worse := r.PeerValue, r.Value
 	if perSecond(r.Unit) {
 		better, worse = r.Value, r.PeerValue
@@ -49,6 +54,9 @@ func (s *Sheet) Add(r Row) error {
 	}
 	r.Ratio = round(better / worse)
 	r.Value, r.PeerValue = round(r.Value), round(r.PeerValue)
+	if alone {
+		r.PeerValue, r.Ratio = 0, 0
+	}
 	line, err := json.Marshal(r)
 	if err != nil {
 		return fmt.Errorf("encode %s: %w", r.Name, err)
