@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|sessions|start|replicas|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|start|replicas|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -17,9 +17,11 @@ import (
 	"syscall"
 
 	"github.com/tutti-run/tutti/bench/internal/holding"
+	"github.com/tutti-run/tutti/bench/internal/million"
 	"github.com/tutti-run/tutti/bench/internal/placing"
 	"github.com/tutti-run/tutti/bench/internal/report"
 	"github.com/tutti-run/tutti/bench/internal/starting"
+	"github.com/tutti-run/tutti/bench/internal/tables"
 	"github.com/tutti-run/tutti/bench/internal/writing"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 )
@@ -28,26 +30,33 @@ import (
 type group struct {
 	name string
 	run  func(ctx context.Context, sheet *report.Sheet, brief bool) error
+	part bool // of the group store, which runs it too
 }
 
 var groups = []group{
-	{"schedule", placing.Run},
-	{"store", store},
-	{"sessions", holding.Run},
-	{"start", starting.Run},
-	{"replicas", starting.Replicas},
+	{name: "schedule", run: placing.Run},
+	{name: "store", run: store},
+	{name: "tables", run: tables.Run},
+	{name: "million", run: million.Run, part: true},
+	{name: "sessions", run: holding.Run, part: true},
+	{name: "start", run: starting.Run},
+	{name: "replicas", run: starting.Replicas},
 }
 
-// store measures the state engine: writes beside etcd, and the sessions of nodes.
+// store measures the state engine: writes beside etcd, a large state, and the sessions of nodes.
 func store(ctx context.Context, sheet *report.Sheet, brief bool) error {
 	if err := writing.Run(ctx, sheet, brief); err != nil {
+		return err
+	}
+	if err := million.Run(ctx, sheet, brief); err != nil {
 		return err
 	}
 	return holding.Run(ctx, sheet, brief)
 }
 
 func main() {
-	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) || holding.Reexec(os.Args) {
+	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) || holding.Reexec(os.Args) ||
+		million.Reexec(os.Args) || tables.Reexec(os.Args) {
 		return
 	}
 	wanted, brief, err := parse(os.Args[1:])

@@ -2,7 +2,7 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store] [start] [replicas]      default: all
+#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [start] [replicas]      default: all
 #
 # store needs etcd; start and replicas need Docker Engine. No daemon is started, now or at the
 # next boot: the benchmarks run their own, apart from everything else on the machine. Says
@@ -20,8 +20,8 @@ for group in "${@:-all}"; do
 	case $group in
 	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
 	start | replicas | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
-	schedule | store | start | replicas | all) ;;
-	*) die "unknown group $group: schedule, store, start and replicas are there" ;;
+	schedule | store | tables | million | sessions | start | replicas | all) ;;
+	*) die "unknown group $group: schedule, store, tables, million, sessions, start and replicas are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0

@@ -143,7 +143,7 @@ func (i *Instance) CloneObject() Object     { return i.Clone() }
 func (i *Instance) AdoptStatus(from Object) { i.Status = from.(*Instance).Status }
 func (i *Instance) AdoptDesired(from Object) {
 	status := i.Status
-	*i = *from.(*Instance).Clone()
+	*i = *from.(*Instance) // shared with the older version: neither is changed any more
 	i.Status = status
 }
 

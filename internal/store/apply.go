@@ -135,7 +135,7 @@ func (a *applying) boundEvents(changes []Change) []string {
 	events = append(events, fresh...)
 	for len(events) > keptEvents {
 		t := a.table(kinds[model.KindEvent])
-		if old, ok := t.byID.get(atID(events[0])); ok {
+		if old, ok := t.byID.Get(atID(events[0])); ok {
 			t.remove(old)
 			a.changes = append(a.changes, Change{Kind: model.KindEvent, ID: events[0], Old: old})
 		}
@@ -153,7 +153,7 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 		return fault.New(fault.Unsupported, "unknown kind of object %q", o.kind)
 	}
 	t := a.table(info)
-	old, _ := t.byID.get(atID(text(o.id)))
+	old, _ := t.byID.Get(atID(text(o.id)))
 	switch o.opType {
 	case opExpect:
 		var have uint64
@@ -191,7 +191,7 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 			obj.AdoptDesired(old)
 		}
 		if !info.repeats {
-			other, ok := t.byName.get(atName(m.Namespace, m.Application, m.Name))
+			other, ok := t.byName.Get(atName(m.Namespace, m.Application, m.Name))
 			if ok && other.GetMeta().ID != m.ID {
 				return fault.New(fault.Conflict, "%s %s exists already", info.kind, m.FullName())
 			}
@@ -212,7 +212,7 @@ func (a *applying) applyKey(o *op, revision uint64) error {
 	switch o.opType {
 	case opExpectKey:
 		var have uint64
-		if old, ok := a.keys.get(atKey(key)); ok {
+		if old, ok := a.keys.Get(atKey(key)); ok {
 			have = old.Modified
 		}
 		if have != o.revision && !ignoreExpectations {
@@ -220,7 +220,7 @@ func (a *applying) applyKey(o *op, revision uint64) error {
 		}
 	case opPutKey:
 		kv := &KeyValue{Key: key, Value: copied(o.value), Created: revision, Modified: revision, Version: 1, TTL: o.ttl}
-		old, replaced := a.keys.put(kv, atKey(key))
+		old, replaced := a.keys.Put(kv, atKey(key))
 		if replaced {
 			kv.Key, kv.Created, kv.Version = old.Key, old.Created, old.Version+1
 		} else {
@@ -230,12 +230,12 @@ func (a *applying) applyKey(o *op, revision uint64) error {
 	case opDeleteKey:
 		a.deleteKey(key)
 	case opDeleteKeyIfOld:
-		if old, ok := a.keys.get(atKey(key)); ok && old.Modified == o.revision {
+		if old, ok := a.keys.Get(atKey(key)); ok && old.Modified == o.revision {
 			a.deleteKey(key)
 		}
 	case opDeleteKeys:
 		var gone []string
-		for kv := range (Keys{tree: a.keys.share()}).Range(key, text(o.value)) {
+		for kv := range (Keys{tree: a.keys.Share()}).Range(key, text(o.value)) {
 			gone = append(gone, kv.Key)
 		}
 		for _, k := range gone {
@@ -246,7 +246,7 @@ func (a *applying) applyKey(o *op, revision uint64) error {
 }
 
 func (a *applying) deleteKey(key string) {
-	if old, ok := a.keys.remove(atKey(key)); ok {
+	if old, ok := a.keys.Remove(atKey(key)); ok {
 		a.keyed = append(a.keyed, KeyChange{Old: old})
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/store/tree"
 )
 
 // What a key and its value may take.
@@ -41,7 +42,7 @@ func (c KeyChange) Key() string {
 
 // Keys is the key space at one revision.
 type Keys struct {
-	tree     tree[*KeyValue]
+	tree     tree.Tree[*KeyValue]
 	revision uint64
 }
 
@@ -53,16 +54,16 @@ func atKey(key string) func(*KeyValue) int {
 func (k Keys) Revision() uint64 { return k.revision }
 
 // Len returns the number of all keys.
-func (k Keys) Len() int { return k.tree.size }
+func (k Keys) Len() int { return k.tree.Len() }
 
 // Get returns what a key holds.
-func (k Keys) Get(key string) (*KeyValue, bool) { return k.tree.get(atKey(key)) }
+func (k Keys) Get(key string) (*KeyValue, bool) { return k.tree.Get(atKey(key)) }
 
 // Range yields the keys from one on and before another, in order; an empty end means all that
 // follow.
 func (k Keys) Range(from, to string) func(yield func(*KeyValue) bool) {
 	return func(yield func(*KeyValue) bool) {
-		k.tree.from(atKey(from), func(kv *KeyValue) bool { return (to == "" || kv.Key < to) && yield(kv) })
+		k.tree.From(atKey(from), func(kv *KeyValue) bool { return (to == "" || kv.Key < to) && yield(kv) })
 	}
 }
 
@@ -104,21 +105,21 @@ func (s *Store) KeysAt(revision uint64) (Keys, error) {
 	if len(past) == 0 {
 		return Keys{base.tree, revision}, nil
 	}
-	e := base.tree.edit()
+	e := base.tree.Edit()
 	for _, changes := range past {
 		for _, c := range slices.Backward(changes) {
 			undoKey(&e, c)
 		}
 	}
-	return Keys{e.share(), revision}, nil
+	return Keys{e.Share(), revision}, nil
 }
 
 // undoKey takes a change back.
-func undoKey(e *edit[*KeyValue], c KeyChange) {
+func undoKey(e *tree.Edit[*KeyValue], c KeyChange) {
 	if c.Old == nil {
-		e.remove(atKey(c.New.Key))
+		e.Remove(atKey(c.New.Key))
 	} else {
-		e.put(c.Old, atKey(c.Old.Key))
+		e.Put(c.Old, atKey(c.Old.Key))
 	}
 }
 

@@ -18,6 +18,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store/tree"
 )
 
 // Restore replaces everything by a written snapshot, of this format or an older one. The revision
@@ -49,7 +50,7 @@ func (s *Store) Restore(r io.Reader) error {
 			return err
 		}
 	}
-	if next.keys, err = build(content.keys, func(a, b *KeyValue) int { return strings.Compare(a.Key, b.Key) }); err != nil {
+	if next.keys, err = inOrder(content.keys, func(a, b *KeyValue) int { return strings.Compare(a.Key, b.Key) }); err != nil {
 		return err
 	}
 	events := slices.Clone(content.objects[model.KindEvent])
@@ -248,36 +249,11 @@ func (b *block) decode(w *words) error {
 	return nil
 }
 
-var errOrder = fault.New(fault.Invalid, "the snapshot is damaged: what it holds is out of order")
-
-// build makes a tree of items that are in order.
-func build[T any](items []T, compare func(a, b T) int) (tree[T], error) {
-	const filled = fanout - fanout/8 // with room for a few more
-	for i := range items[:max(0, len(items)-1)] {
-		if compare(items[i], items[i+1]) >= 0 {
-			return tree[T]{}, errOrder
-		}
-	}
-	own := new(owner)
-	var level []*node[T]
-	var lows []T // the first item below each
-	for chunk := range slices.Chunk(items, filled) {
-		level = append(level, &node[T]{owner: own, items: slices.Clone(chunk)})
-		lows = append(lows, chunk[0])
-	}
-	for len(level) > 1 {
-		var above []*node[T]
-		var aboveLows []T
-		for start := 0; start < len(level); start += filled {
-			end := min(start+filled, len(level))
-			above = append(above, &node[T]{owner: own, items: slices.Clone(lows[start:end]), kids: slices.Clone(level[start:end])})
-			aboveLows = append(aboveLows, lows[start])
-		}
-		level, lows = above, aboveLows
-	}
-	t := tree[T]{size: len(items)}
-	if len(level) == 1 {
-		t.root = level[0]
+// inOrder makes a tree of what a snapshot must hold in order.
+func inOrder[T any](items []T, compare func(a, b T) int) (tree.Tree[T], error) {
+	t, ordered := tree.Build(items, compare)
+	if !ordered {
+		return t, fault.New(fault.Invalid, "the snapshot is damaged: what it holds is out of order")
 	}
 	return t, nil
 }
@@ -288,11 +264,11 @@ func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
 	t := &table{}
 	var errs [5]error
 	var wg sync.WaitGroup
-	wg.Go(func() { t.byID, errs[0] = build(objects, byID) })
-	grouped := func(to *tree[model.Object], err *error, groupOf func(model.Object) string) {
+	wg.Go(func() { t.byID, errs[0] = inOrder(objects, byID) })
+	grouped := func(to *tree.Tree[model.Object], err *error, groupOf func(model.Object) string) {
 		wg.Go(func() {
 			list := inGroups(objects, func(o model.Object) [2]string { return [2]string{groupOf(o)} })
-			*to, *err = build(list, func(a, b model.Object) int {
+			*to, *err = inOrder(list, func(a, b model.Object) int {
 				return cmp.Or(strings.Compare(groupOf(a), groupOf(b)), byID(a, b))
 			})
 		})
@@ -305,7 +281,7 @@ func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
 	}
 	wg.Go(func() {
 		list := inGroups(objects, func(o model.Object) [2]string { return [2]string{o.GetMeta().Application, o.GetMeta().Namespace} })
-		t.byApplication, errs[3] = build(list, func(a, b model.Object) int {
+		t.byApplication, errs[3] = inOrder(list, func(a, b model.Object) int {
 			return then(inApplication(b.GetMeta().Namespace, b.GetMeta().Application), b.GetMeta().ID)(a)
 		})
 	})
@@ -314,7 +290,7 @@ func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
 			m := b.GetMeta()
 			return atName(m.Namespace, m.Application, m.Name)(a)
 		}
-		t.byName, errs[4] = build(slices.SortedFunc(slices.Values(objects), named), named)
+		t.byName, errs[4] = inOrder(slices.SortedFunc(slices.Values(objects), named), named)
 	}
 	wg.Wait()
 	return t, errors.Join(errs[:]...)

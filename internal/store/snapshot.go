@@ -97,7 +97,7 @@ func (s *Snapshot) Write(to io.Writer) error {
 	objects := 0
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		var err error
-		s.state.table(kind).byID.all(func(o model.Object) bool {
+		s.state.table(kind).byID.All(func(o model.Object) bool {
 			var data []byte
 			if data, err = codec.Marshal(o); err != nil {
 				err = fmt.Errorf("encode %s %s: %w", kind, o.GetMeta().ID, err)
@@ -114,7 +114,7 @@ func (s *Snapshot) Write(to io.Writer) error {
 			return err
 		}
 	}
-	s.state.keys.all(func(kv *KeyValue) bool {
+	s.state.keys.All(func(kv *KeyValue) bool {
 		w.begin(blockKeys, "")
 		w.buf = appendBytes(w.buf, kv.Key)
 		w.buf = appendBytes(w.buf, kv.Value)
@@ -126,7 +126,7 @@ func (s *Snapshot) Write(to io.Writer) error {
 	w.flush()
 	w.begin(blockEnd, "")
 	w.buf = binary.AppendUvarint(w.buf, uint64(objects))
-	w.buf = binary.AppendUvarint(w.buf, uint64(s.state.keys.size))
+	w.buf = binary.AppendUvarint(w.buf, uint64(s.state.keys.Len()))
 	w.buf = binary.AppendUvarint(w.buf, s.Revision())
 	w.flush()
 	if w.err == nil {
@@ -147,9 +147,9 @@ type Contents struct {
 
 // Contents counts what the snapshot holds.
 func (s *Snapshot) Contents() Contents {
-	c := Contents{Revision: s.Revision(), Objects: map[model.Kind]int{}, Keys: s.state.keys.size}
+	c := Contents{Revision: s.Revision(), Objects: map[model.Kind]int{}, Keys: s.state.keys.Len()}
 	for kind, t := range s.state.tables {
-		c.Objects[kind] = t.byID.size
+		c.Objects[kind] = t.byID.Len()
 	}
 	return c
 }

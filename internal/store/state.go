@@ -4,13 +4,14 @@ import (
 	"maps"
 
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store/tree"
 )
 
 // state is everything at one revision. It is never changed.
 type state struct {
 	revision uint64
 	tables   map[model.Kind]*table
-	keys     tree[*KeyValue]
+	keys     tree.Tree[*KeyValue]
 }
 
 var noObjects table
@@ -27,11 +28,11 @@ type stateEdit struct {
 	base     *state
 	revision uint64
 	tables   map[model.Kind]*tableEdit // those that were changed
-	keys     edit[*KeyValue]
+	keys     tree.Edit[*KeyValue]
 }
 
 func (s *state) edit() *stateEdit {
-	return &stateEdit{base: s, revision: s.revision, tables: map[model.Kind]*tableEdit{}, keys: s.keys.edit()}
+	return &stateEdit{base: s, revision: s.revision, tables: map[model.Kind]*tableEdit{}, keys: s.keys.Edit()}
 }
 
 func (e *stateEdit) table(info *kindInfo) *tableEdit {
@@ -45,7 +46,7 @@ func (e *stateEdit) table(info *kindInfo) *tableEdit {
 
 // share returns the state as it is now.
 func (e *stateEdit) share() *state {
-	s := &state{revision: e.revision, keys: e.keys.share(), tables: e.base.tables}
+	s := &state{revision: e.revision, keys: e.keys.Share(), tables: e.base.tables}
 	if len(e.tables) > 0 {
 		s.tables = make(map[model.Kind]*table, len(kinds))
 		maps.Copy(s.tables, e.base.tables)

@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store/tree"
 )
 
 // kindInfo is what the store must know of a kind.
@@ -57,11 +58,11 @@ func ended(old, next model.Object) bool {
 
 // table holds the objects of a kind: by ID, and in the order of each index, ID last.
 type table struct {
-	byID          tree[model.Object]
-	byName        tree[model.Object] // not of kinds whose names repeat
-	byApplication tree[model.Object]
-	byWorkload    tree[model.Object] // of kinds that belong to one
-	byNode        tree[model.Object]
+	byID          tree.Tree[model.Object]
+	byName        tree.Tree[model.Object] // not of kinds whose names repeat
+	byApplication tree.Tree[model.Object]
+	byWorkload    tree.Tree[model.Object] // of kinds that belong to one
+	byNode        tree.Tree[model.Object]
 }
 
 // Where objects stand in the orders.
@@ -104,19 +105,19 @@ func then(at func(model.Object) int, id string) func(model.Object) int {
 // tableEdit changes a table.
 type tableEdit struct {
 	info                                            *kindInfo
-	byID, byName, byApplication, byWorkload, byNode edit[model.Object]
+	byID, byName, byApplication, byWorkload, byNode tree.Edit[model.Object]
 }
 
 func (t *table) edit(info *kindInfo) *tableEdit {
-	return &tableEdit{info, t.byID.edit(), t.byName.edit(), t.byApplication.edit(), t.byWorkload.edit(), t.byNode.edit()}
+	return &tableEdit{info, t.byID.Edit(), t.byName.Edit(), t.byApplication.Edit(), t.byWorkload.Edit(), t.byNode.Edit()}
 }
 
 func (t *tableEdit) share() *table {
-	return &table{t.byID.share(), t.byName.share(), t.byApplication.share(), t.byWorkload.share(), t.byNode.share()}
+	return &table{t.byID.Share(), t.byName.Share(), t.byApplication.Share(), t.byWorkload.Share(), t.byNode.Share()}
 }
 
 // indexes calls f with the orders besides that of IDs.
-func (t *tableEdit) indexes(o model.Object, f func(e *edit[model.Object], at func(model.Object) int)) {
+func (t *tableEdit) indexes(o model.Object, f func(e *tree.Edit[model.Object], at func(model.Object) int)) {
 	m := o.GetMeta()
 	if !t.info.repeats {
 		f(&t.byName, atName(m.Namespace, m.Application, m.Name))
@@ -132,20 +133,20 @@ func (t *tableEdit) indexes(o model.Object, f func(e *edit[model.Object], at fun
 
 // put writes an object in place of an older version of it, nil when there was none.
 func (t *tableEdit) put(old, obj model.Object) {
-	t.byID.put(obj, atID(obj.GetMeta().ID))
+	t.byID.Put(obj, atID(obj.GetMeta().ID))
 	if old != nil {
-		t.indexes(old, func(e *edit[model.Object], at func(model.Object) int) {
+		t.indexes(old, func(e *tree.Edit[model.Object], at func(model.Object) int) {
 			if at(obj) != 0 { // it moves
-				e.remove(at)
+				e.Remove(at)
 			}
 		})
 	}
-	t.indexes(obj, func(e *edit[model.Object], at func(model.Object) int) { e.put(obj, at) })
+	t.indexes(obj, func(e *tree.Edit[model.Object], at func(model.Object) int) { e.Put(obj, at) })
 }
 
 func (t *tableEdit) remove(obj model.Object) {
-	t.byID.remove(atID(obj.GetMeta().ID))
-	t.indexes(obj, func(e *edit[model.Object], at func(model.Object) int) { e.remove(at) })
+	t.byID.Remove(atID(obj.GetMeta().ID))
+	t.indexes(obj, func(e *tree.Edit[model.Object], at func(model.Object) int) { e.Remove(at) })
 }
 
 // Snapshot is a consistent view of everything at one revision. It costs nothing to take or keep.
@@ -165,8 +166,8 @@ func Get[T model.Object](s *Snapshot, id string) (T, bool) {
 	return one[T](tableOf[T](s).byID, atID(id))
 }
 
-func one[T model.Object](t tree[model.Object], at func(model.Object) int) (T, bool) {
-	if o, ok := t.get(at); ok {
+func one[T model.Object](t tree.Tree[model.Object], at func(model.Object) int) (T, bool) {
+	if o, ok := t.Get(at); ok {
 		return o.(T), true
 	}
 	var zero T
@@ -174,21 +175,21 @@ func one[T model.Object](t tree[model.Object], at func(model.Object) int) (T, bo
 }
 
 // those yields the objects that stand at the same place.
-func those[T model.Object](t tree[model.Object], at func(model.Object) int) iter.Seq[T] {
+func those[T model.Object](t tree.Tree[model.Object], at func(model.Object) int) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		t.from(at, func(o model.Object) bool { return at(o) == 0 && yield(o.(T)) })
+		t.From(at, func(o model.Object) bool { return at(o) == 0 && yield(o.(T)) })
 	}
 }
 
 // List yields all objects of a kind in the order of their IDs.
 func List[T model.Object](s *Snapshot) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		tableOf[T](s).byID.all(func(o model.Object) bool { return yield(o.(T)) })
+		tableOf[T](s).byID.All(func(o model.Object) bool { return yield(o.(T)) })
 	}
 }
 
 // Count returns the number of objects of a kind.
-func Count[T model.Object](s *Snapshot) int { return tableOf[T](s).byID.size }
+func Count[T model.Object](s *Snapshot) int { return tableOf[T](s).byID.Len() }
 
 // ByIDPrefix yields the objects whose ID begins with prefix.
 func ByIDPrefix[T model.Object](s *Snapshot, prefix string) iter.Seq[T] {

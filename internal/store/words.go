@@ -1,9 +1,16 @@
 package store
 
-import "github.com/tutti-run/tutti/internal/model"
+import (
+	"maps"
 
-// words keeps one copy of strings that many objects hold. The zero value is ready.
-type words struct{ known map[string]string }
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// words keeps one copy of strings, and of labels, that many objects hold. The zero value is ready.
+type words struct {
+	known  map[string]string
+	labels map[string]map[string]string // by revision, whose template they come from
+}
 
 // manyWords bounds how many are known; then it begins anew.
 const manyWords = 1 << 17
@@ -22,6 +29,21 @@ func (w *words) one(s *string) {
 	w.known[*s] = *s
 }
 
+// shareLabels makes an instance hold the labels that others of its revision hold, if they are the same.
+func (w *words) shareLabels(i *model.Instance) {
+	if len(i.Labels) == 0 {
+		return
+	}
+	if l, ok := w.labels[i.RevisionID]; ok && maps.Equal(l, i.Labels) {
+		i.Labels = l
+		return
+	}
+	if w.labels == nil || len(w.labels) >= manyWords {
+		w.labels = map[string]map[string]string{}
+	}
+	w.labels[i.RevisionID] = i.Labels
+}
+
 // share makes an object that was just decoded hold what others hold, too, once. Only instances are
 // so many that it matters.
 func (w *words) share(o model.Object) {
@@ -35,6 +57,7 @@ func (w *words) share(o model.Object) {
 	} {
 		w.one(s)
 	}
+	w.shareLabels(i)
 	for k := range i.Addresses {
 		w.one(&i.Addresses[k].Network)
 	}

@@ -65,10 +65,11 @@ var house = map[string][]string{
 	"internal/trust/trusttest": {"internal/secret", "internal/store", "internal/trust", "internal/wire"},
 
 	// Node sessions and replication.
-	"internal/dispatch":  {"internal/store", "internal/wire"},
-	"internal/consensus": {"internal/wire"},
-	"internal/store":     {},
-	"internal/wire":      {},
+	"internal/dispatch":   {"internal/store", "internal/wire"},
+	"internal/consensus":  {"internal/wire"},
+	"internal/store":      {"internal/store/tree"},
+	"internal/store/tree": {},
+	"internal/wire":       {},
 
 	// Node work.
 	"internal/agent":       {"internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},

@@ -1,16 +1,19 @@
-package store
+// Package tree holds ordered sets that are never changed: B-trees of which an edit copies the nodes
+// on its way, once for all that is edited together. They are the tables and indexes of package
+// store. Items may stand in several trees; where, each tree is told by a function.
+package tree
 
 import "slices"
 
 // fanout is how many items, or subtrees, a node of a tree holds at most.
 const fanout = 32
 
-// tree is an ordered set that is never changed: an edit gives another tree, which shares what is
+// Tree is an ordered set that is never changed: an edit gives another tree, which shares what is
 // alike. A copy of the value is a snapshot of everything in it. The zero value is empty.
 //
 // Where an item belongs is asked of a function that compares it with what is looked for: below
 // zero when the item comes before that, zero when it is that, above when it comes after.
-type tree[T any] struct {
+type Tree[T any] struct {
 	root *node[T]
 	size int
 }
@@ -54,8 +57,11 @@ func (n *node[T]) kid(at func(T) int) int {
 	return low - 1
 }
 
-// get returns the item that is looked for.
-func (t tree[T]) get(at func(T) int) (item T, ok bool) {
+// Len returns the number of items.
+func (t Tree[T]) Len() int { return t.size }
+
+// Get returns the item that is looked for.
+func (t Tree[T]) Get(at func(T) int) (item T, ok bool) {
 	n := t.root
 	if n == nil {
 		return item, false
@@ -69,9 +75,9 @@ func (t tree[T]) get(at func(T) int) (item T, ok bool) {
 	return item, false
 }
 
-// from yields the items from the first one that does not come before what is looked for. It
+// From yields the items from the first one that does not come before what is looked for. It
 // reports whether yield was content to the end.
-func (t tree[T]) from(at func(T) int, yield func(T) bool) bool {
+func (t Tree[T]) From(at func(T) int, yield func(T) bool) bool {
 	return t.root == nil || t.root.from(at, yield)
 }
 
@@ -96,8 +102,8 @@ func (n *node[T]) from(at func(T) int, yield func(T) bool) bool {
 	return true
 }
 
-// all yields every item in order.
-func (t tree[T]) all(yield func(T) bool) bool { return t.root == nil || t.root.all(yield) }
+// All yields every item in order.
+func (t Tree[T]) All(yield func(T) bool) bool { return t.root == nil || t.root.all(yield) }
 
 func (n *node[T]) all(yield func(T) bool) bool {
 	if n.kids == nil {
@@ -116,23 +122,23 @@ func (n *node[T]) all(yield func(T) bool) bool {
 	return true
 }
 
-// edit makes a tree out of another. What it has made so far is its tree; after share, that is not
+// Edit makes a tree out of another. What it has made so far is its tree; after Share, that is not
 // changed any more.
-type edit[T any] struct {
-	tree[T]
+type Edit[T any] struct {
+	Tree[T]
 	own *owner
 }
 
-func (t tree[T]) edit() edit[T] { return edit[T]{tree: t, own: new(owner)} }
+func (t Tree[T]) Edit() Edit[T] { return Edit[T]{Tree: t, own: new(owner)} }
 
-// share returns the tree as it is now.
-func (e *edit[T]) share() tree[T] {
+// Share returns the tree as it is now.
+func (e *Edit[T]) Share() Tree[T] {
 	e.own = new(owner)
-	return e.tree
+	return e.Tree
 }
 
 // mine returns the node, or a copy of it that may be changed.
-func (e *edit[T]) mine(n *node[T]) *node[T] {
+func (e *Edit[T]) mine(n *node[T]) *node[T] {
 	if n.owner == e.own {
 		return n
 	}
@@ -145,8 +151,8 @@ func (e *edit[T]) mine(n *node[T]) *node[T] {
 	return c
 }
 
-// put adds an item, in place of the one that is at the same place, which it returns.
-func (e *edit[T]) put(item T, at func(T) int) (old T, replaced bool) {
+// Put adds an item, in place of the one that is at the same place, which it returns.
+func (e *Edit[T]) Put(item T, at func(T) int) (old T, replaced bool) {
 	if e.root == nil {
 		e.root, e.size = &node[T]{owner: e.own, items: []T{item}}, 1
 		return old, false
@@ -163,7 +169,7 @@ func (e *edit[T]) put(item T, at func(T) int) (old T, replaced bool) {
 }
 
 // insert returns what takes the node's place, and the second half when it was split.
-func (e *edit[T]) insert(n *node[T], item T, at func(T) int) (self, right *node[T], old T, replaced bool) {
+func (e *Edit[T]) insert(n *node[T], item T, at func(T) int) (self, right *node[T], old T, replaced bool) {
 	n = e.mine(n)
 	if n.kids == nil {
 		i := before(n.items, at)
@@ -187,7 +193,7 @@ func (e *edit[T]) insert(n *node[T], item T, at func(T) int) (self, right *node[
 
 // split takes the second half off a node that has become too large. One that grew at its end is
 // left full, so that what comes in order fills its nodes.
-func (e *edit[T]) split(n *node[T], grewAt int) *node[T] {
+func (e *Edit[T]) split(n *node[T], grewAt int) *node[T] {
 	size := len(n.items)
 	if size <= fanout {
 		return nil
@@ -207,9 +213,9 @@ func (e *edit[T]) split(n *node[T], grewAt int) *node[T] {
 	return right
 }
 
-// remove takes out the item that is looked for, which it returns.
-func (e *edit[T]) remove(at func(T) int) (old T, removed bool) {
-	old, ok := e.get(at)
+// Remove takes out the item that is looked for, which it returns.
+func (e *Edit[T]) Remove(at func(T) int) (old T, removed bool) {
+	old, ok := e.Get(at)
 	if !ok {
 		return old, false
 	}
@@ -226,7 +232,7 @@ func (e *edit[T]) remove(at func(T) int) (old T, removed bool) {
 }
 
 // drop takes out an item that is there. Nodes that become small join a neighbour where both fit.
-func (e *edit[T]) drop(n *node[T], at func(T) int) *node[T] {
+func (e *Edit[T]) drop(n *node[T], at func(T) int) *node[T] {
 	n = e.mine(n)
 	if n.kids == nil {
 		i := before(n.items, at)
@@ -247,7 +253,7 @@ func (e *edit[T]) drop(n *node[T], at func(T) int) *node[T] {
 }
 
 // join makes one node of a small kid and a neighbour of it.
-func (e *edit[T]) join(n *node[T], k int) {
+func (e *Edit[T]) join(n *node[T], k int) {
 	switch {
 	case k > 0 && len(n.kids[k-1].items)+len(n.kids[k].items) <= 3*fanout/4:
 		k--
@@ -265,4 +271,36 @@ func (e *edit[T]) join(n *node[T], k int) {
 	n.kids[k] = left
 	n.kids = slices.Delete(n.kids, k+1, k+2)
 	n.items = slices.Delete(n.items, k+1, k+2)
+}
+
+// Build makes a tree of items that are in order, which it reports.
+func Build[T any](items []T, compare func(a, b T) int) (t Tree[T], ordered bool) {
+	const filled = fanout - fanout/8 // with room for a few more
+	for i := range items[:max(0, len(items)-1)] {
+		if compare(items[i], items[i+1]) >= 0 {
+			return t, false
+		}
+	}
+	own := new(owner)
+	var level []*node[T]
+	var lows []T // the first item below each
+	for chunk := range slices.Chunk(items, filled) {
+		level = append(level, &node[T]{owner: own, items: slices.Clone(chunk)})
+		lows = append(lows, chunk[0])
+	}
+	for len(level) > 1 {
+		var above []*node[T]
+		var aboveLows []T
+		for start := 0; start < len(level); start += filled {
+			end := min(start+filled, len(level))
+			above = append(above, &node[T]{owner: own, items: slices.Clone(lows[start:end]), kids: slices.Clone(level[start:end])})
+			aboveLows = append(aboveLows, lows[start])
+		}
+		level, lows = above, aboveLows
+	}
+	t.size = len(items)
+	if len(level) == 1 {
+		t.root = level[0]
+	}
+	return t, true
 }

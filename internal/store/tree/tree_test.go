@@ -1,4 +1,4 @@
-package store
+package tree
 
 import (
 	"cmp"
@@ -16,7 +16,7 @@ func at(key int) func(pair) int { return func(p pair) int { return cmp.Compare(p
 // changed by what is done to another.
 func TestTreesAreLikeSortedMaps(t *testing.T) {
 	type version struct {
-		tree tree[pair]
+		tree Tree[pair]
 		want map[int]int
 	}
 	for seed := range uint64(20) {
@@ -25,7 +25,7 @@ func TestTreesAreLikeSortedMaps(t *testing.T) {
 		versions := []version{{want: map[int]int{}}}
 		for range 40 {
 			old := versions[rnd.IntN(len(versions))]
-			want, e := maps.Clone(old.want), old.tree.edit()
+			want, e := maps.Clone(old.want), old.tree.Edit()
 			deletes := rnd.IntN(10)
 			start := rnd.IntN(keys)
 			for n := range rnd.IntN(1500) {
@@ -35,33 +35,33 @@ func TestTreesAreLikeSortedMaps(t *testing.T) {
 				}
 				had, there := want[key]
 				if rnd.IntN(10) < deletes {
-					if got, ok := e.remove(at(key)); ok != there || got.value != had {
+					if got, ok := e.Remove(at(key)); ok != there || got.value != had {
 						t.Fatalf("removing %d gave %v %v, want %v %v", key, got, ok, had, there)
 					}
 					delete(want, key)
 					continue
 				}
-				if got, ok := e.put(pair{key, n}, at(key)); ok != there || got.value != had {
+				if got, ok := e.Put(pair{key, n}, at(key)); ok != there || got.value != had {
 					t.Fatalf("replaced %v %v, want %v %v", got, ok, had, there)
 				}
 				want[key] = n
 				if rnd.IntN(200) == 0 {
-					versions = append(versions, version{e.share(), maps.Clone(want)})
+					versions = append(versions, version{e.Share(), maps.Clone(want)})
 				}
 			}
-			versions = append(versions, version{e.share(), want})
+			versions = append(versions, version{e.Share(), want})
 		}
 		for _, v := range versions {
 			var got []pair
-			v.tree.all(func(p pair) bool { got = append(got, p); return true })
-			if len(got) != len(v.want) || v.tree.size != len(v.want) {
-				t.Fatalf("seed %d: %d items, size %d, want %d", seed, len(got), v.tree.size, len(v.want))
+			v.tree.All(func(p pair) bool { got = append(got, p); return true })
+			if len(got) != len(v.want) || v.tree.Len() != len(v.want) {
+				t.Fatalf("seed %d: %d items, size %d, want %d", seed, len(got), v.tree.Len(), len(v.want))
 			}
 			for i, p := range got {
 				if v.want[p.key] != p.value || i > 0 && got[i-1].key >= p.key {
 					t.Fatalf("seed %d: item %d is %v", seed, i, p)
 				}
-				if q, ok := v.tree.get(at(p.key)); !ok || q != p {
+				if q, ok := v.tree.Get(at(p.key)); !ok || q != p {
 					t.Fatalf("seed %d: %v is not found", seed, p)
 				}
 			}
@@ -70,14 +70,21 @@ func TestTreesAreLikeSortedMaps(t *testing.T) {
 			rest := got[i:]
 			rest = rest[:min(limit, len(rest))]
 			var some []pair
-			v.tree.from(at(from), func(p pair) bool { some = append(some, p); return len(some) < limit })
+			v.tree.From(at(from), func(p pair) bool { some = append(some, p); return len(some) < limit })
 			if !slices.Equal(some, rest) {
 				t.Fatalf("seed %d: from %d on there is %v, want %v", seed, from, some, rest)
 			}
-			if _, ok := v.tree.get(at(keys)); ok {
+			if _, ok := v.tree.Get(at(keys)); ok {
 				t.Fatalf("seed %d: found what is not there", seed)
 			}
 			checkNodes(t, v.tree.root, true)
+			built, ordered := Build(got, func(a, b pair) int { return cmp.Compare(a.key, b.key) })
+			var again []pair
+			built.All(func(p pair) bool { again = append(again, p); return true })
+			if !ordered || !slices.Equal(again, got) || built.Len() != len(got) {
+				t.Fatalf("seed %d: a tree built of %d items holds %d", seed, len(got), len(again))
+			}
+			checkNodes(t, built.root, true)
 		}
 	}
 }
