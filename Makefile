@@ -50,6 +50,9 @@ test: needs ## unit tests of Tutti and of the example
 e2e: build ## end-to-end tests: real containers on virtual hosts that lose power and network
 	@$(summary) -- -tags $(TAGS),e2e -count=1 -timeout 30m -v ./test/e2e/...
 
+e2e-docker: build ## a session of the docker command line against Tutti and a Docker Engine, compared
+	@scripts/e2e-docker.sh
+
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)
 

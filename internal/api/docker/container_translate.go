@@ -378,6 +378,9 @@ func btoi(b bool) int {
 // attachment joins a network, by name or ID, as an endpoint's settings say.
 func (a *API) attachment(r *request, ref string, e *network.EndpointSettings) (model.Attachment, error) {
 	n, err := a.networkForUse(r, ref)
+	if fault.Is(err, fault.NotFound) { // clients take that status for an image that they have to pull
+		return model.Attachment{}, fault.New(fault.Invalid, "%w", err)
+	}
 	if err != nil {
 		return model.Attachment{}, err
 	}

@@ -55,6 +55,12 @@ func decodeStrict(body []byte, v any) error {
 	if json.Unmarshal(body, &said) != nil || json.Unmarshal(known, &understood) != nil {
 		return nil
 	}
+	// Fields that say nothing any more, whatever they hold.
+	if m, ok := said.(map[string]any); ok {
+		for _, key := range []string{"CheckDuplicate", "Detach"} {
+			delete(m, key)
+		}
+	}
 	if lost := lostFields("", said, understood); len(lost) > 0 {
 		slices.Sort(lost)
 		return fault.New(fault.Unsupported, "the field %s is not supported by Tutti", strings.Join(lost, ", "))

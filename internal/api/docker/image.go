@@ -131,6 +131,7 @@ func (a *API) imageList(w http.ResponseWriter, r *request) error {
 		tags, digests := tagsOf(snap, img.Digest)
 		if refs := f["reference"]; len(refs) > 0 {
 			tags = slices.DeleteFunc(tags, func(t string) bool { return !referenceMatches(refs, t) })
+			digests = slices.DeleteFunc(digests, func(d string) bool { return !referenceMatches(refs, d) })
 			if len(tags) == 0 {
 				continue
 			}

@@ -30,6 +30,7 @@ type container struct {
 	task    *driver.Task
 	spec    *specs.Spec
 	config  *configs.Config
+	limits  []configs.Rlimit
 	profile *configs.Seccomp // nil: unconfined
 	filter  *filter          // the profile, compiled; nil: libcontainer does it
 	c       *libcontainer.Container
@@ -40,6 +41,9 @@ func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	c := &container{task: t}
 	var err error
 	if c.spec, err = spec(t, reaper); err != nil {
+		return nil, err
+	}
+	if c.limits, err = rlimits(t.Ulimits); err != nil {
 		return nil, err
 	}
 	c.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: t.ID, NoNewKeyring: false, Spec: c.spec})
@@ -105,7 +109,7 @@ func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (superviso
 }
 
 func (c *container) process(args, env []string, cwd string, u *specs.User) *libcontainer.Process {
-	p := &libcontainer.Process{Args: args, Env: env, Cwd: cwd, LogLevel: "3", UID: int(u.UID), GID: int(u.GID)}
+	p := &libcontainer.Process{Args: args, Env: env, Cwd: cwd, LogLevel: "3", UID: int(u.UID), GID: int(u.GID), Rlimits: c.limits}
 	for _, g := range u.AdditionalGids {
 		p.AdditionalGroups = append(p.AdditionalGroups, int(g))
 	}

@@ -80,11 +80,6 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	if t.OOMScoreAdjust != 0 {
 		s.Process.OOMScoreAdj = &t.OOMScoreAdjust
 	}
-	for _, l := range t.Ulimits {
-		s.Process.Rlimits = append(s.Process.Rlimits, specs.POSIXRlimit{
-			Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: uint64(l.Soft), Hard: uint64(l.Hard),
-		})
-	}
 	if !t.Privileged {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 	}
