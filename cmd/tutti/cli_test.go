@@ -370,7 +370,7 @@ func (c *town) control(finish func(w *model.Workload) []model.Object) {
 	go func() {
 		defer close(ended)
 		for ctx.Err() == nil {
-			for w := range store.List[*model.Workload](c.core.Snapshot()) {
+			for w := range store.List[*model.Workload](c.core.Store.Snapshot()) {
 				if w.Status.Generation < w.Generation {
 					w = w.Clone()
 					w.Status.Generation, w.Status.Released = w.Generation, w.RevisionID

@@ -23,6 +23,7 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/node"
 	"github.com/tutti-run/tutti/internal/server"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // clusterCommands make and end nodes on this machine.
@@ -42,6 +43,8 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.Address, "address", "", "IPv4 address under which other hosts reach this one (default: that of the default route)")
 	c.Flags().IntVar(&f.config.Port, "port", node.DefaultPort, "port for other nodes")
 	c.Flags().DurationVar(&f.config.DeadServerAfter, "remove-dead-servers", server.DefaultDeadServerAfter, "remove servers that have been dead for so long and were replaced; negative: never")
+	c.Flags().StringVar(&f.config.APIListen, "api-listen", "", "address:port where a server answers the API over the network, to users with a certificate or token (default: nowhere)")
+	c.Flags().DurationVar(&f.config.CertificateLife, "certificate-life", wire.CertificateLife, "how long certificates that this server signs for nodes are valid")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
 

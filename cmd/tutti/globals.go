@@ -25,11 +25,22 @@ type globals struct {
 	DataDir string
 	// Output is table, json or yaml.
 	Output string
+	// Host is a server that is reached over the network, https://ADDRESS:PORT; empty is one of this host.
+	Host string
+	// Token and CertPath are what is shown there: a user's token, or a directory with cert.pem, key.pem
+	// and ca.pem.
+	Token, CertPath string
+	// Namespace is where names are meant to be; empty is the default one.
+	Namespace string
 }
 
 const (
 	envRunDir      = "TUTTI_RUN_DIR"
 	envDataDir     = "TUTTI_DATA_DIR"
+	envHost        = "TUTTI_HOST"
+	envToken       = "TUTTI_TOKEN"
+	envCertPath    = "TUTTI_CERT_PATH"
+	envNamespace   = "TUTTI_NAMESPACE"
 	defaultRunDir  = "/run/tutti"
 	defaultDataDir = "/var/lib/tutti"
 	socketName     = "tutti.sock"
@@ -40,6 +51,10 @@ var outputs = []string{"table", "json", "yaml"}
 func (g *globals) bind(f *pflag.FlagSet) {
 	f.StringVar(&g.RunDir, "run-dir", cmp.Or(os.Getenv(envRunDir), defaultRunDir), "where the sockets of hosts are (environment: "+envRunDir+")")
 	f.StringVar(&g.DataDir, "data-dir", cmp.Or(os.Getenv(envDataDir), defaultDataDir), "where a host keeps its data (environment: "+envDataDir+")")
+	f.StringVar(&g.Host, "host", os.Getenv(envHost), "a server to ask over the network, https://ADDRESS:PORT (environment: "+envHost+")")
+	f.StringVar(&g.CertPath, "cert", os.Getenv(envCertPath), "directory with cert.pem, key.pem and ca.pem of `tutti user cert` (environment: "+envCertPath+")")
+	f.StringVar(&g.Namespace, "namespace", os.Getenv(envNamespace), "where names are meant to be (environment: "+envNamespace+")")
+	g.Token = os.Getenv(envToken)
 	g.Output = outputs[0]
 	f.VarP((*outputFlag)(&g.Output), "output", "o", "how to print: table, json or yaml")
 }
@@ -69,9 +84,39 @@ func (g *globals) sockets() []string {
 	return append([]string{filepath.Join(g.RunDir, socketName)}, virtual...)
 }
 
-// connect finds a server of the cluster that runs on this host: the first that answers and knows
+// connect returns a client for the server of --host or, without it, for one of the cluster that runs on this
+// host: the first that answers and knows
 // of a leader or, failing that, the first that answers.
 func (g *globals) connect(ctx context.Context) (*native.Client, error) {
+	if g.Host != "" {
+		return g.dialRemote()
+	}
+	c, err := g.connectHere(ctx)
+	if err == nil {
+		c.In(g.Namespace)
+	}
+	return c, err
+}
+
+// dialRemote returns a client for the server that --host names.
+func (g *globals) dialRemote() (*native.Client, error) {
+	r := native.Remote{URL: g.Host, Token: g.Token, Namespace: g.Namespace}
+	if g.CertPath != "" {
+		for name, to := range map[string]*[]byte{"cert.pem": &r.CertPEM, "key.pem": &r.KeyPEM, "ca.pem": &r.CAPEM} {
+			data, err := os.ReadFile(filepath.Join(g.CertPath, name))
+			if err != nil && (name == "ca.pem" || g.Token == "" || !errors.Is(err, fs.ErrNotExist)) {
+				return nil, fmt.Errorf("read the certificate: %w", err)
+			}
+			*to = data
+		}
+	}
+	if g.Token == "" && g.CertPath == "" {
+		return nil, fault.New(fault.Invalid, "who asks %s? Set %s to a token of `tutti user token`, or --cert to a directory of `tutti user cert`", g.Host, envToken)
+	}
+	return native.DialRemote(r)
+}
+
+func (g *globals) connectHere(ctx context.Context) (*native.Client, error) {
 	var leaderless *native.Client
 	var refusal error
 	for _, path := range g.sockets() {

@@ -116,28 +116,3 @@ func explanationText(paint painter, e *core.Explanation) string {
 	}
 	return b.String()
 }
-
-func tokenCommand(g *globals) *cobra.Command {
-	var server bool
-	cmd := &cobra.Command{
-		Use:     "token",
-		Short:   "Print the token with which a host joins",
-		Long:    "Print the token with which a host joins the cluster as an agent, or as a server with --server.\nWhoever has it can join: treat it as a password.",
-		Example: "  tutti token\n  tutti token --server",
-		Args:    noArguments(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			return g.with(cmd.Context(), func(c *native.Client) error {
-				token, err := c.Token(cmd.Context(), server)
-				if err != nil {
-					return err
-				}
-				if g.structured() {
-					return g.print(cmd.OutOrStdout(), native.Token{Token: token}, nil)
-				}
-				return hint(cmd.OutOrStdout(), token)
-			})
-		},
-	}
-	cmd.Flags().BoolVar(&server, "server", false, "for a host that becomes a server, too")
-	return cmd
-}

@@ -13,11 +13,16 @@ import (
 )
 
 // Scale sets the count of a workload.
-func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) error {
+func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) (err error) {
+	a, err := c.begin(who, "scale", fmt.Sprintf("%s to %d", ref, count))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	if count < 0 {
 		return fault.New(fault.Invalid, "count %d is negative", count)
 	}
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		switch w.Type {
 		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload, model.CronWorkload:
 		default:
@@ -33,8 +38,13 @@ func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) err
 }
 
 // RestartWorkload replaces all instances of a workload as its update policy says.
-func (c *Core) RestartWorkload(ctx context.Context, who Caller, ref string) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) RestartWorkload(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "restart", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		w.Template.ForceUpdate++
 		setRevision(snap, cs, w, now)
 		event(cs, now, "workload restarted", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
@@ -43,8 +53,13 @@ func (c *Core) RestartWorkload(ctx context.Context, who Caller, ref string) erro
 }
 
 // Rollback returns a workload to the revision before the present one.
-func (c *Core) Rollback(ctx context.Context, who Caller, ref string) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) Rollback(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "rollback", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		r, ok := store.Get[*model.Revision](snap, w.PreviousRevisionID)
 		if !ok {
 			return fault.New(fault.Invalid, "%s has no earlier revision to return to", w.FullName())
@@ -68,9 +83,12 @@ func setRevision(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, n
 	keepRevision(snap, cs, w, hash, now)
 }
 
-func (c *Core) changeWorkload(ctx context.Context, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {
+func (c *Core) changeWorkload(ctx context.Context, a *act, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		old, err := findWorkload(snap, ref)
+		old, err := findWorkload(snap.Only(a.who.sees), a.who.namespace(), ref)
+		if err == nil {
+			err = a.in(old.Namespace)
+		}
 		if err != nil {
 			return err
 		}
@@ -89,12 +107,20 @@ func (c *Core) changeWorkload(ctx context.Context, ref string, change func(*mode
 
 // Remove removes an application or a workload. Volumes, and what they hold, stay unless
 // withVolumes; then it returns only after the instances have ended and the data is gone.
-func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes bool) error {
+func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes bool) (err error) {
+	a, err := c.begin(who, "remove", removalText(ref, withVolumes))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	var volumes []*model.Volume
 	var workloads []string
-	err := c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		volumes, workloads = nil, nil
-		f, err := find(snap, ref)
+		f, err := find(snap.Only(who.sees), who.namespace(), ref)
+		if err == nil {
+			err = a.about(f)
+		}
 		if err != nil {
 			return err
 		}
@@ -195,20 +221,30 @@ func (c *Core) removeVolumes(ctx context.Context, volumes []*model.Volume) error
 }
 
 // SetAvailability makes a node take work, take no new work, or give up what it has.
-func (c *Core) SetAvailability(ctx context.Context, who Caller, ref string, a model.Availability) error {
-	switch a {
+func (c *Core) SetAvailability(ctx context.Context, who Caller, ref string, to model.Availability) (err error) {
+	a, err := c.begin(who, "node availability", fmt.Sprintf("%s to %s", ref, to))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	switch to {
 	case model.Active, model.Cordoned, model.Draining:
 	default:
-		return fault.New(fault.Invalid, "availability %q: active, cordoned and draining are accepted", a)
+		return fault.New(fault.Invalid, "availability %q: active, cordoned and draining are accepted", to)
 	}
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
-		n.Availability = a
-		event(cs, time.Now(), "node "+string(a), n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		n.Availability = to
+		event(cs, time.Now(), "node "+string(to), n, fmt.Sprintf("by %s through %s", who.Name, who.Via))
 	})
 }
 
 // LabelNode sets and removes labels of a node.
-func (c *Core) LabelNode(ctx context.Context, who Caller, ref string, set map[string]string, remove []string) error {
+func (c *Core) LabelNode(ctx context.Context, who Caller, ref string, set map[string]string, remove []string) (err error) {
+	a, err := c.begin(who, "node labels", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
 		if n.Labels == nil {
 			n.Labels = map[string]string{}
@@ -237,7 +273,12 @@ func (c *Core) changeNode(ctx context.Context, ref string, change func(*model.No
 
 // RemoveNode forgets a node that is down or never came, and takes it out of the quorum if it is a
 // server. Its certificate lets it in no more.
-func (c *Core) RemoveNode(ctx context.Context, who Caller, ref string) error {
+func (c *Core) RemoveNode(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "node remove", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	n, err := findNode(c.Store.Snapshot(), ref)
 	if err != nil {
 		return err
@@ -282,6 +323,18 @@ func shutOut(snap *store.Snapshot, cs *store.ChangeSet, id string, now time.Time
 }
 
 // JoinToken returns the token with which a host joins, as a server or as an agent only.
-func (c *Core) JoinToken(ctx context.Context, who Caller, server bool) (string, error) {
+func (c *Core) JoinToken(ctx context.Context, who Caller, server bool) (token string, err error) {
+	a, err := c.begin(who, "token show", tokenText(server, !server))
+	if err != nil {
+		return "", err
+	}
+	defer a.end(&err)
 	return c.Trust.JoinToken(server)
+}
+
+func removalText(ref string, withVolumes bool) string {
+	if withVolumes {
+		return ref + " with its volumes"
+	}
+	return ref
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -66,6 +67,17 @@ type Trust interface {
 	// SecretKey returns the key that encrypts secrets, unless this server is locked.
 	SecretKey() ([]byte, error)
 	JoinToken(server bool) (string, error)
+	// Sealed reports whether every server is of a version that keeps keys sealed, and users.
+	Sealed() bool
+	Locked() bool
+	View() (trust.View, error)
+	RotateTokens(ctx context.Context, server, agent bool) error
+	RotateAuthority(ctx context.Context, window time.Duration) error
+	DropAuthority(ctx context.Context) error
+	SetAutolock(ctx context.Context, on bool) (unlockKey string, err error)
+	UnlockKey(ctx context.Context, rotate bool) (string, error)
+	Unlock(ctx context.Context, unlockKey string) error
+	IssueUser(u *model.User, csrPEM []byte, life time.Duration) (certPEM []byte, believe wire.Trust, err error)
 }
 
 // Deps is what Core works with.
@@ -75,7 +87,8 @@ type Deps struct {
 	Remote  Remote
 	Images  Images
 	Servers Servers
-	NodeID  string // of this server
+	NodeID  string   // of this server
+	Audit   AuditLog // nil keeps none
 	Log     *slog.Logger
 }
 
@@ -87,8 +100,13 @@ type Core struct {
 // New returns a Core.
 func New(d Deps) *Core { return &Core{Deps: d} }
 
-// Snapshot returns a consistent view for reading.
-func (c *Core) Snapshot() *store.Snapshot { return c.Store.Snapshot() }
+// Snapshot returns a consistent view of what the caller may see, for reading.
+func (c *Core) Snapshot(who Caller) (*store.Snapshot, error) {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return nil, err
+	}
+	return c.look(who), nil
+}
 
 func namespaceOr(ns string) string {
 	if ns == "" {

@@ -22,7 +22,7 @@ import (
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-var anna = core.Caller{Name: "anna", Via: "test"}
+var anna = core.Local("anna", "test")
 
 // bench is a Core over a store of its own, with the rest of the cluster played by the test.
 type bench struct {
@@ -227,7 +227,7 @@ func changes(r core.DeployResult) []string {
 
 func (b *bench) workload(name string) *model.Workload {
 	b.Helper()
-	w, ok := store.ByName[*model.Workload](b.Snapshot(), model.DefaultNamespace, "shop", name)
+	w, ok := store.ByName[*model.Workload](b.Store.Snapshot(), model.DefaultNamespace, "shop", name)
 	if !ok {
 		b.Fatalf("shop/%s does not exist", name)
 	}
@@ -236,7 +236,7 @@ func (b *bench) workload(name string) *model.Workload {
 
 func named[T model.Object](b *bench, name string) T {
 	b.Helper()
-	obj, ok := store.ByName[T](b.Snapshot(), model.DefaultNamespace, "shop", name)
+	obj, ok := store.ByName[T](b.Store.Snapshot(), model.DefaultNamespace, "shop", name)
 	if !ok {
 		b.Fatalf("%s does not exist", name)
 	}
@@ -244,7 +244,7 @@ func named[T model.Object](b *bench, name string) T {
 }
 
 func (b *bench) events() (out []string) {
-	_ = b.Events(b.Context(), time.Time{}, false, func(e *model.Event) error {
+	_ = b.Events(b.Context(), anna, time.Time{}, false, func(e *model.Event) error {
 		out = append(out, e.Type+": "+e.Message)
 		return nil
 	})
@@ -262,14 +262,14 @@ func TestDeploy(t *testing.T) {
 	if got := changes(b.deploy(dry)); !slices.Equal(got, want) {
 		t.Errorf("it would have %q", got)
 	}
-	for w := range store.List[*model.Workload](b.Snapshot()) {
+	for w := range store.List[*model.Workload](b.Store.Snapshot()) {
 		t.Errorf("a dry run made %s", w.FullName())
 	}
-	before := b.Snapshot().Revision()
+	before := b.Store.Snapshot().Revision()
 	if got := changes(b.deploy(shop())); !slices.Equal(got, want) {
 		t.Errorf("it has %q", got)
 	}
-	if now := b.Snapshot().Revision(); now != before+1 {
+	if now := b.Store.Snapshot().Revision(); now != before+1 {
 		t.Errorf("it took %d change sets, and so happened in parts", now-before)
 	}
 
@@ -291,12 +291,12 @@ func TestDeploy(t *testing.T) {
 		t.Error("the secret is readable in the state")
 	}
 	for _, w := range []*model.Workload{web, db} {
-		r, ok := store.Get[*model.Revision](b.Snapshot(), w.RevisionID)
+		r, ok := store.Get[*model.Revision](b.Store.Snapshot(), w.RevisionID)
 		if !ok || w.Template.Hash() != r.Hash || r.Template.Hash() != r.Hash || r.Number != 1 || w.Generation != 1 || w.PreviousRevisionID != "" {
 			t.Errorf("%s: generation %d, revision %+v", w.Name, w.Generation, r)
 		}
 	}
-	if a, ok := store.ByName[*model.Application](b.Snapshot(), model.DefaultNamespace, "", "shop"); !ok || a.Version != 1 || a.Source != "compose" {
+	if a, ok := store.ByName[*model.Application](b.Store.Snapshot(), model.DefaultNamespace, "", "shop"); !ok || a.Version != 1 || a.Source != "compose" {
 		t.Errorf("application %+v", a)
 	}
 }
@@ -307,11 +307,11 @@ func TestDeployingTheSameAgainChangesNothing(t *testing.T) {
 	if err := b.RestartWorkload(t.Context(), anna, "shop/web"); err != nil {
 		t.Fatal(err)
 	}
-	before := b.Snapshot().Revision()
+	before := b.Store.Snapshot().Revision()
 	if got := changes(b.deploy(shop())); len(got) > 0 {
 		t.Errorf("it has %q", got)
 	}
-	if now := b.Snapshot().Revision(); now != before {
+	if now := b.Store.Snapshot().Revision(); now != before {
 		t.Errorf("the state was written %d times", now-before)
 	}
 }
@@ -345,7 +345,7 @@ func TestDeployingChanges(t *testing.T) {
 				t.Errorf("it has %q, want %q", got, c.want)
 			}
 			for name, old := range before {
-				w, ok := store.Get[*model.Workload](b.Snapshot(), old.ID)
+				w, ok := store.Get[*model.Workload](b.Store.Snapshot(), old.ID)
 				if !ok {
 					continue
 				}
@@ -353,7 +353,7 @@ func TestDeployingChanges(t *testing.T) {
 				if (w.RevisionID != old.RevisionID) != updated || updated && w.PreviousRevisionID != old.RevisionID {
 					t.Errorf("%s went from revision %s to %s, coming from %q", name, old.RevisionID, w.RevisionID, w.PreviousRevisionID)
 				}
-				if _, ok := store.Get[*model.Revision](b.Snapshot(), w.RevisionID); !ok {
+				if _, ok := store.Get[*model.Revision](b.Store.Snapshot(), w.RevisionID); !ok {
 					t.Errorf("revision %s of %s does not exist", w.RevisionID, name)
 				}
 				if changed := slices.Contains(c.want, "updated workload "+name); (w.Generation == old.Generation+1) != changed {
@@ -363,7 +363,7 @@ func TestDeployingChanges(t *testing.T) {
 			if got := changes(b.deploy(shop(c.change))); len(got) > 0 {
 				t.Errorf("deployed again, it has %q", got)
 			}
-			if _, ok := store.ByName[*model.Volume](b.Snapshot(), model.DefaultNamespace, "shop", "data"); !ok {
+			if _, ok := store.ByName[*model.Volume](b.Store.Snapshot(), model.DefaultNamespace, "shop", "data"); !ok {
 				t.Error("the data is gone")
 			}
 		})
@@ -405,7 +405,7 @@ func TestDeployRefuses(t *testing.T) {
 			if fault.KindOf(err) != c.kind || !strings.Contains(fmt.Sprint(err), c.says) {
 				t.Errorf("it says (%v) %v; want (%v) %q", fault.KindOf(err), err, c.kind, c.says)
 			}
-			snap := b.Snapshot()
+			snap := b.Store.Snapshot()
 			for w := range store.List[*model.Workload](snap) {
 				t.Errorf("%s was made", w.FullName())
 			}
@@ -460,7 +460,7 @@ func TestARevisionForgottenMeanwhileIsMadeAnew(t *testing.T) {
 	if w := b.workload("web"); w.RevisionID != first {
 		t.Fatalf("web is at %s, want %s", w.RevisionID, first)
 	}
-	if _, ok := store.Get[*model.Revision](b.Snapshot(), first); !ok {
+	if _, ok := store.Get[*model.Revision](b.Store.Snapshot(), first); !ok {
 		t.Error("web is at a revision that does not exist")
 	}
 	b.deploy(shop(second))
@@ -531,7 +531,7 @@ func TestRemove(t *testing.T) {
 	if err := b.remove("shop/web", false); err != nil {
 		t.Fatal(err)
 	}
-	snap := b.Snapshot()
+	snap := b.Store.Snapshot()
 	if i, _ := store.Get[*model.Instance](snap, "i1"); i.Desired != model.DesiredRemove {
 		t.Errorf("its instance is to %s", i.Desired)
 	}
@@ -546,7 +546,7 @@ func TestRemove(t *testing.T) {
 	if err := b.remove("shop", false); err != nil {
 		t.Fatal(err)
 	}
-	snap = b.Snapshot()
+	snap = b.Store.Snapshot()
 	left := []string{}
 	for _, list := range [][]string{
 		names[*model.Application](snap), names[*model.Workload](snap), names[*model.Service](snap), names[*model.Network](snap),
@@ -588,8 +588,8 @@ func TestRemoveWithDataWaitsForInstances(t *testing.T) {
 	if err := b.remove("shop", true); err != nil {
 		t.Fatal(err)
 	}
-	if want := []string{"n2 " + data.ID}; !slices.Equal(b.removed, want) || len(names[*model.Volume](b.Snapshot())) > 0 {
-		t.Errorf("removed %v, want %v; %v are left", b.removed, want, names[*model.Volume](b.Snapshot()))
+	if want := []string{"n2 " + data.ID}; !slices.Equal(b.removed, want) || len(names[*model.Volume](b.Store.Snapshot())) > 0 {
+		t.Errorf("removed %v, want %v; %v are left", b.removed, want, names[*model.Volume](b.Store.Snapshot()))
 	}
 }
 
@@ -608,7 +608,7 @@ func TestNodes(t *testing.T) {
 	if err := b.LabelNode(ctx, anna, "node-n2", map[string]string{"zone": "b"}, []string{"rack"}); err != nil {
 		t.Fatal(err)
 	}
-	n, _ := store.Get[*model.Node](b.Snapshot(), "n2")
+	n, _ := store.Get[*model.Node](b.Store.Snapshot(), "n2")
 	if n.Availability != model.Draining || len(n.Labels) != 1 || n.Labels["zone"] != "b" || n.Status.State != model.NodeReady {
 		t.Errorf("%+v", n)
 	}
@@ -616,7 +616,7 @@ func TestNodes(t *testing.T) {
 		if err := b.RemoveNode(ctx, anna, "node-"+id); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "only a node that is down can be removed") {
 			t.Errorf("a live node: %v", err)
 		}
-		n, _ := store.Get[*model.Node](b.Snapshot(), id)
+		n, _ := store.Get[*model.Node](b.Store.Snapshot(), id)
 		n = n.Clone()
 		n.Status.State = model.NodeDown
 		var cs store.ChangeSet
@@ -628,7 +628,7 @@ func TestNodes(t *testing.T) {
 			t.Errorf("a dead node: %v", err)
 		}
 	}
-	if left := names[*model.Node](b.Snapshot()); len(left) > 0 || !slices.Equal(b.left, []string{"n1"}) {
+	if left := names[*model.Node](b.Store.Snapshot()); len(left) > 0 || !slices.Equal(b.left, []string{"n1"}) {
 		t.Errorf("nodes %v are left; out of the quorum are %v", left, b.left)
 	}
 }
@@ -665,7 +665,7 @@ func TestFind(t *testing.T) {
 		{"shop/cache", "notFound"},
 		{"", "invalid"},
 	} {
-		f, err := b.Find(c.ref)
+		f, err := b.Find(anna, c.ref)
 		got := fault.KindOf(err).String()
 		switch {
 		case err != nil:
@@ -694,14 +694,14 @@ func TestNamespacesAndTaints(t *testing.T) {
 	if err := b.SetNamespace(b.Context(), anna, "default", share); err != nil {
 		t.Fatal(err)
 	}
-	list, err := b.Namespaces(b.Context())
+	list, err := b.Namespaces(b.Context(), anna)
 	if err != nil || len(list) != 1 || list[0].Name != "default" || list[0].Weight != 2 || list[0].MaxInstances != 9 {
 		t.Errorf("namespaces: %+v, %v", list, err)
 	}
 	if err := b.SetNamespace(b.Context(), anna, "default", model.NamespaceShare{}); err != nil {
 		t.Fatal(err)
 	}
-	if list, _ = b.Namespaces(b.Context()); len(list) != 0 {
+	if list, _ = b.Namespaces(b.Context(), anna); len(list) != 0 {
 		t.Errorf("a namespace without quota and instances is listed: %+v", list)
 	}
 	if err := b.SetNamespace(b.Context(), anna, "default", model.NamespaceShare{Weight: -1}); !fault.Is(err, fault.Invalid) {
@@ -743,7 +743,7 @@ func TestRollouts(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	info, err := b.Rollout(ctx, ref)
+	info, err := b.Rollout(ctx, anna, ref)
 	if err != nil || len(info.Revisions) != 3 || !info.Revisions[0].Present || !info.Revisions[1].Previous || info.Revisions[2].Number != 1 {
 		t.Fatalf("%+v, %v", info, err)
 	}

@@ -22,8 +22,27 @@ import (
 // Deploy makes an application as the deployment says, or changes it to that. It happens as a
 // whole or, with an error that names every reason, not at all. It returns once the change is
 // decided and durable; what follows is watched through the objects' statuses.
-func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResult, error) {
-	d.Namespace = namespaceOr(d.Namespace)
+func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (result DeployResult, err error) {
+	d.Namespace = namespaceOr(cmp.Or(d.Namespace, who.Namespace))
+	a, err := c.begin(who, "deploy", d.Namespace+"/"+d.Application)
+	if err != nil {
+		return DeployResult{}, err
+	}
+	if d.DryRun {
+		a.need.silent = true
+	}
+	defer func() {
+		if err == nil {
+			a.what += changesText(result.Changes)
+		}
+		a.end(&err)
+	}()
+	if err := a.in(d.Namespace); err != nil {
+		return DeployResult{}, err
+	}
+	if err := hostReach(who, &d); err != nil {
+		return DeployResult{}, err
+	}
 	if err := checkDeployment(&d); err != nil {
 		return DeployResult{}, err
 	}
@@ -37,7 +56,6 @@ func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResu
 			return DeployResult{}, err
 		}
 	}
-	var result DeployResult
 	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}, key: key}
 		if err := p.plan(who); err != nil {

@@ -9,13 +9,21 @@ import (
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/trust"
 )
 
 // Explain says why an application, workload, instance or node is as it is, and what to do where
 // something is wrong.
-func (c *Core) Explain(ctx context.Context, ref string) (Explanation, error) {
-	snap := c.Store.Snapshot()
-	f, err := find(snap, ref)
+func (c *Core) Explain(ctx context.Context, who Caller, ref string) (Explanation, error) {
+	a, err := c.begin(who, "look", ref)
+	if err != nil {
+		return Explanation{}, err
+	}
+	snap := c.look(who)
+	f, err := find(snap, who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
 	if err != nil {
 		return Explanation{}, err
 	}
@@ -273,8 +281,11 @@ func (e *explainer) history(f Found) {
 }
 
 // Status sums the cluster up.
-func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
-	snap := c.Store.Snapshot()
+func (c *Core) Status(ctx context.Context, who Caller) (ClusterStatus, error) {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return ClusterStatus{}, err
+	}
+	snap := c.look(who)
 	s := ClusterStatus{Revision: snap.Revision()}
 	problem := func(advice, format string, args ...any) {
 		s.Problems = append(s.Problems, Problem{What: fmt.Sprintf(format, args...), Advice: advice})
@@ -301,6 +312,13 @@ func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
 	}
 	if leader == "" {
 		problem("bring back enough servers for a majority; what runs goes on running meanwhile", "no server leads: nothing can be changed, and this may be out of date")
+	}
+	if c.Trust != nil && c.Trust.Locked() && who.has(model.RoleViewer, "") {
+		problem("give the unlock key to `tutti unlock` on that server", "the server that answers is locked since it was started: it gives nodes no secrets and admits no hosts")
+	}
+	if v, err := c.rotation(who); err == nil && v.Retiring != "" && len(v.Waiting) > 0 && time.Since(v.Since) > time.Minute {
+		problem("bring them back before "+v.Until.Format(time.DateTime)+", or they must join anew; `tutti ca` tells more",
+			"%d nodes have no certificate of the new authority yet: %s", len(v.Waiting), strings.Join(v.Waiting, ", "))
 	}
 	if s.Servers == 2 {
 		problem("add a third server: `tutti join --server`", "two servers cannot spare one")
@@ -349,4 +367,12 @@ func (c *Core) Status(ctx context.Context) (ClusterStatus, error) {
 	}
 	s.Healthy = len(s.Problems) == 0
 	return s, nil
+}
+
+// rotation tells how far the nodes are with another authority, to who may see all nodes' part in it.
+func (c *Core) rotation(who Caller) (trust.View, error) {
+	if c.Trust == nil || !who.has(model.RoleViewer, "") {
+		return trust.View{}, nil
+	}
+	return c.Trust.View()
 }

@@ -99,7 +99,7 @@ func TestTenMistakes(t *testing.T) {
 		i.ID, i.Name = "i1", "web.1"
 		b.put(w)
 		b.put(i)
-		e, err := b.Explain(b.Context(), "shop/web")
+		e, err := b.Explain(b.Context(), anna, "shop/web")
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -9,13 +9,22 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-// Find says what a reference means in the default namespace. Tried in this order: an
+// Find says what a reference means in the caller's namespace. Tried in this order: an
 // application ("shop"), a workload ("shop/web", or "web" outside any application), an instance
 // ("shop/web.1", "shop/db-0" of a stateful one), a node by name, and the beginning, of at least four characters, of an ID.
-func (c *Core) Find(ref string) (Found, error) { return find(c.Store.Snapshot(), ref) }
+func (c *Core) Find(who Caller, ref string) (Found, error) {
+	a, err := c.begin(who, "look", ref)
+	if err != nil {
+		return Found{}, err
+	}
+	f, err := find(c.look(who), who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
+	return f, err
+}
 
-func find(snap *store.Snapshot, ref string) (Found, error) {
-	ns := model.DefaultNamespace
+func find(snap *store.Snapshot, ns, ref string) (Found, error) {
 	if ref == "" {
 		return Found{}, fault.New(fault.Invalid, "nothing was named")
 	}
@@ -26,7 +35,7 @@ func find(snap *store.Snapshot, ref string) (Found, error) {
 	if w, ok := store.ByName[*model.Workload](snap, ns, app, name); ok {
 		return Found{Workload: w}, nil
 	}
-	if i := findInstance(snap, app, name); i != nil {
+	if i := findInstance(snap, ns, app, name); i != nil {
 		return Found{Instance: i}, nil
 	}
 	if n, ok := store.ByName[*model.Node](snap, "", "", ref); ok {
@@ -41,7 +50,7 @@ func find(snap *store.Snapshot, ref string) (Found, error) {
 }
 
 // findInstance prefers, among instances of one name, the one that is wanted, then the newest.
-func findInstance(snap *store.Snapshot, app, name string) *model.Instance {
+func findInstance(snap *store.Snapshot, ns, app, name string) *model.Instance {
 	workload, _, ok := strings.Cut(name, ".")
 	if !ok {
 		dash := strings.LastIndexByte(name, '-') // "db-0" of a stateful workload
@@ -50,7 +59,7 @@ func findInstance(snap *store.Snapshot, app, name string) *model.Instance {
 		}
 		workload = name[:dash]
 	}
-	w, ok := store.ByName[*model.Workload](snap, model.DefaultNamespace, app, workload)
+	w, ok := store.ByName[*model.Workload](snap, ns, app, workload)
 	if !ok {
 		return nil
 	}
@@ -119,8 +128,8 @@ func (f Found) describe() string {
 }
 
 // findWorkload takes a reference that must mean one workload.
-func findWorkload(snap *store.Snapshot, ref string) (*model.Workload, error) {
-	f, err := find(snap, ref)
+func findWorkload(snap *store.Snapshot, ns, ref string) (*model.Workload, error) {
+	f, err := find(snap, ns, ref)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +138,7 @@ func findWorkload(snap *store.Snapshot, ref string) (*model.Workload, error) {
 	}
 	if f.Application != nil {
 		var names []string
-		for w := range store.ByApplication[*model.Workload](snap, model.DefaultNamespace, f.Application.Name) {
+		for w := range store.ByApplication[*model.Workload](snap, ns, f.Application.Name) {
 			names = append(names, w.FullName())
 		}
 		if len(names) > 0 {
@@ -140,7 +149,7 @@ func findWorkload(snap *store.Snapshot, ref string) (*model.Workload, error) {
 }
 
 func findNode(snap *store.Snapshot, ref string) (*model.Node, error) {
-	f, err := find(snap, ref)
+	f, err := find(snap, model.DefaultNamespace, ref)
 	if err != nil {
 		return nil, err
 	}

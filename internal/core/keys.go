@@ -113,7 +113,10 @@ func (c *Core) keysAt(revision uint64) (store.Keys, error) {
 }
 
 // GetKey returns what a key holds, or held at a revision.
-func (c *Core) GetKey(key string, revision uint64) (KeyAnswer, error) {
+func (c *Core) GetKey(who Caller, key string, revision uint64) (KeyAnswer, error) {
+	if _, err := c.begin(who, "keys", ""); err != nil {
+		return KeyAnswer{}, err
+	}
 	keys, err := c.keysAt(revision)
 	if err != nil {
 		return KeyAnswer{}, fmt.Errorf("read key %q: %w", key, err)
@@ -126,7 +129,10 @@ func (c *Core) GetKey(key string, revision uint64) (KeyAnswer, error) {
 }
 
 // ListKeys returns a page of keys.
-func (c *Core) ListKeys(q KeyQuery) (KeyList, error) {
+func (c *Core) ListKeys(who Caller, q KeyQuery) (KeyList, error) {
+	if _, err := c.begin(who, "keys", ""); err != nil {
+		return KeyList{}, err
+	}
 	revision, from, to := q.Revision, q.Prefix, store.PrefixEnd(q.Prefix)
 	if q.Limit < 0 {
 		return KeyList{}, fault.New(fault.Invalid, "a page of %d keys: 0 (no limit) and more is accepted", q.Limit)
@@ -185,6 +191,9 @@ func parseContinue(s, prefix string) (n continuation, err error) {
 
 // ChangeKeys changes keys.
 func (c *Core) ChangeKeys(ctx context.Context, who Caller, k KeyChanges) (KeysCommitted, error) {
+	if _, err := c.begin(who, "keys", ""); err != nil {
+		return KeysCommitted{}, err
+	}
 	cs := &store.ChangeSet{}
 	for key, revision := range k.Expect {
 		cs.ExpectKey(key, revision)
@@ -213,7 +222,10 @@ const maxKeyTTL = 10 * 365 * 24 * time.Hour
 // WatchKeys yields changes of keys in their order until ctx is done, which is no error, or yield
 // returns one. When changes are no longer kept it fails with fault.TooOld: list, and watch from the
 // list's revision.
-func (c *Core) WatchKeys(ctx context.Context, q KeyWatch, yield func(KeyEvent) error) error {
+func (c *Core) WatchKeys(ctx context.Context, who Caller, q KeyWatch, yield func(KeyEvent) error) error {
+	if _, err := c.begin(who, "keys", ""); err != nil {
+		return err
+	}
 	if q.After == 0 {
 		q.After = c.Store.Snapshot().Revision()
 	}

@@ -20,8 +20,15 @@ import (
 // Logs yields the log lines of all tasks of an application, workload or instance: those that are
 // there already in order of time, then, when following, each as it comes, also from instances
 // that are started later.
-func (c *Core) Logs(ctx context.Context, ref string, o driver.LogOptions, yield func(LogLine) error) error {
-	f, err := find(c.Store.Snapshot(), ref)
+func (c *Core) Logs(ctx context.Context, who Caller, ref string, o driver.LogOptions, yield func(LogLine) error) error {
+	a, err := c.begin(who, "logs", ref)
+	if err != nil {
+		return err
+	}
+	f, err := find(c.look(who), who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
 	if err != nil {
 		return err
 	}
@@ -153,11 +160,22 @@ func (c *Core) collectLogs(ctx context.Context, f Found, o driver.LogOptions, yi
 }
 
 // Exec runs a process in a task of an instance; a workload means its first running instance.
-func (c *Core) Exec(ctx context.Context, who Caller, ref, task string, spec driver.ExecSpec, s driver.Streams) (int, error) {
-	snap := c.Store.Snapshot()
-	f, err := find(snap, ref)
+func (c *Core) Exec(ctx context.Context, who Caller, ref, task string, spec driver.ExecSpec, s driver.Streams) (code int, err error) {
+	a, err := c.begin(who, "exec", execText(ref, &spec))
 	if err != nil {
 		return 0, err
+	}
+	defer a.end(&err)
+	snap := c.look(who)
+	f, err := find(snap, who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if spec.Privileged && !who.has(model.RoleOperator, "") {
+		return 0, a.refusal("")
 	}
 	if f.Instance == nil && f.Workload == nil {
 		return 0, fault.New(fault.Invalid, "%s is %s; name a workload or an instance", ref, f.describe())
@@ -172,8 +190,11 @@ func (c *Core) Exec(ctx context.Context, who Caller, ref, task string, spec driv
 }
 
 // Events yields what happened since a time, oldest first, and goes on when following.
-func (c *Core) Events(ctx context.Context, since time.Time, follow bool, yield func(*model.Event) error) error {
-	snap := c.Store.Snapshot()
+func (c *Core) Events(ctx context.Context, who Caller, since time.Time, follow bool, yield func(*model.Event) error) error {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return err
+	}
+	snap := c.look(who)
 	var past []*model.Event
 	for e := range store.List[*model.Event](snap) {
 		if !e.Time.Before(since) {
@@ -204,7 +225,7 @@ func (c *Core) Events(ctx context.Context, since time.Time, follow bool, yield f
 			return fault.New(fault.Unavailable, "events were missed: %w", err)
 		}
 		for _, ch := range b.Changes {
-			if e, ok := ch.New.(*model.Event); ok && ch.Old == nil {
+			if e, ok := ch.New.(*model.Event); ok && ch.Old == nil && who.sees(e) {
 				if err := yield(e); err != nil {
 					return err
 				}
@@ -215,8 +236,18 @@ func (c *Core) Events(ctx context.Context, since time.Time, follow bool, yield f
 
 // ImportImage takes an image archive into the cluster: this server keeps it, and so do all other
 // servers that are there, so that it survives any one of them.
-func (c *Core) ImportImage(ctx context.Context, who Caller, r io.Reader, name string) ([]image.Info, error) {
-	infos, err := c.Images.Import(ctx, r, image.ImportOptions{Name: name})
+func (c *Core) ImportImage(ctx context.Context, who Caller, r io.Reader, name string) (infos []image.Info, err error) {
+	a, err := c.begin(who, "image import", name)
+	if err != nil {
+		return nil, err
+	}
+	defer func() {
+		for _, i := range infos {
+			a.what = i.Name + " " + i.Digest
+		}
+		a.end(&err)
+	}()
+	infos, err = c.Images.Import(ctx, r, image.ImportOptions{Name: name})
 	if err != nil {
 		return nil, err
 	}
@@ -277,7 +308,12 @@ func (c *Core) recordImages(ctx context.Context, infos []image.Info) error {
 }
 
 // RemoveImage makes the cluster forget an image that no workload uses.
-func (c *Core) RemoveImage(ctx context.Context, who Caller, ref string) error {
+func (c *Core) RemoveImage(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "image remove", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	name, err := image.Normalize(ref)
 	if err != nil {
 		return err
@@ -307,4 +343,12 @@ func (c *Core) RemoveImage(ctx context.Context, who Caller, ref string) error {
 		}
 	}
 	return nil
+}
+
+// execText leaves out all but the program's name: arguments may hold passwords.
+func execText(ref string, spec *driver.ExecSpec) string {
+	if len(spec.Args) == 0 {
+		return ref
+	}
+	return ref + ": " + spec.Args[0]
 }

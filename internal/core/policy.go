@@ -14,7 +14,12 @@ import (
 )
 
 // SetNamespace gives a namespace a weight and a quota; one that is empty takes both away.
-func (c *Core) SetNamespace(ctx context.Context, who Caller, name string, share model.NamespaceShare) error {
+func (c *Core) SetNamespace(ctx context.Context, who Caller, name string, share model.NamespaceShare) (err error) {
+	a, err := c.begin(who, "namespace set", name)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	if err := model.CheckName(name); err != nil {
 		return fault.New(fault.Invalid, "namespace name %w", err)
 	}
@@ -54,7 +59,10 @@ type Namespace struct {
 }
 
 // Namespaces lists those that have a share of their own or instances.
-func (c *Core) Namespaces(ctx context.Context) ([]Namespace, error) {
+func (c *Core) Namespaces(ctx context.Context, who Caller) ([]Namespace, error) {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return nil, err
+	}
 	snap := c.Store.Snapshot()
 	byName := map[string]*Namespace{}
 	of := func(name string) *Namespace {
@@ -83,14 +91,21 @@ func (c *Core) Namespaces(ctx context.Context) ([]Namespace, error) {
 	}
 	out := []Namespace{}
 	for _, n := range byName {
-		out = append(out, *n)
+		if who.has(model.RoleViewer, n.Name) {
+			out = append(out, *n)
+		}
 	}
 	slices.SortFunc(out, func(a, b Namespace) int { return strings.Compare(a.Name, b.Name) })
 	return out, nil
 }
 
 // TaintNode adds taints to a node, in place of those of the same key, and removes others by key.
-func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []model.Taint, remove []string) error {
+func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []model.Taint, remove []string) (err error) {
+	a, err := c.begin(who, "node taints", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	for _, t := range set {
 		switch {
 		case t.Key == "":
@@ -109,7 +124,12 @@ func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []mode
 
 // Overcommit lets burstable instances set aside so many times the cores of a node; 1 or 0: no more
 // than it has.
-func (c *Core) Overcommit(ctx context.Context, who Caller, ref string, times float64) error {
+func (c *Core) Overcommit(ctx context.Context, who Caller, ref string, times float64) (err error) {
+	a, err := c.begin(who, "node overcommit", fmt.Sprintf("%s to %g", ref, times))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	if times != 0 && (times < 1 || times > 100) {
 		return fault.New(fault.Invalid, "overcommit %g: a number from 1 to 100 is accepted", times)
 	}

@@ -13,8 +13,13 @@ import (
 )
 
 // PauseRollout freezes a workload: what runs is kept up, and no instance gets another revision.
-func (c *Core) PauseRollout(ctx context.Context, who Caller, ref string) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) PauseRollout(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "rollout pause", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		if w.Type.Ends() {
 			return fault.New(fault.Invalid, "%s is of kind %s, which is not rolled out; `tutti suspend` stops it", w.FullName(), w.Type)
 		}
@@ -27,8 +32,13 @@ func (c *Core) PauseRollout(ctx context.Context, who Caller, ref string) error {
 }
 
 // ResumeRollout lets a workload that was paused, or whose update failed and was paused for that, go on.
-func (c *Core) ResumeRollout(ctx context.Context, who Caller, ref string) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) ResumeRollout(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "rollout resume", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		failed := w.Status.Rollout.State == model.RolloutPaused
 		if !w.Paused && !failed {
 			return fault.New(fault.Invalid, "%s is not paused", w.FullName())
@@ -42,8 +52,13 @@ func (c *Core) ResumeRollout(ctx context.Context, who Caller, ref string) error 
 }
 
 // Promote lets an update take its next step, or with all every further one.
-func (c *Core) Promote(ctx context.Context, who Caller, ref string, all bool) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) Promote(ctx context.Context, who Caller, ref string, all bool) (err error) {
+	a, err := c.begin(who, "rollout promote", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		r := &w.Status.Rollout
 		if r.State != model.RolloutUpdating || r.Revision != w.RevisionID || len(w.Plan.Canary) == 0 && !w.Plan.BlueGreen {
 			return fault.New(fault.Invalid, "%s has no update that waits to be promoted", w.FullName())
@@ -59,11 +74,16 @@ func (c *Core) Promote(ctx context.Context, who Caller, ref string, all bool) er
 }
 
 // Undo returns a workload to a revision that is kept, by its number; 0 is the one before the present.
-func (c *Core) Undo(ctx context.Context, who Caller, ref string, number int) error {
+func (c *Core) Undo(ctx context.Context, who Caller, ref string, number int) (err error) {
 	if number == 0 {
 		return c.Rollback(ctx, who, ref)
 	}
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+	a, err := c.begin(who, "rollback", fmt.Sprintf("%s to revision %d", ref, number))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		var kept []string
 		for _, r := range revisionsOf(snap, w.ID) {
 			if r.Number != number {
@@ -84,8 +104,13 @@ func (c *Core) Undo(ctx context.Context, who Caller, ref string, number int) err
 }
 
 // Suspend scales a workload to zero and remembers its count; resume brings it back.
-func (c *Core) Suspend(ctx context.Context, who Caller, ref string, suspended bool) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) Suspend(ctx context.Context, who Caller, ref string, suspended bool) (err error) {
+	a, err := c.begin(who, "suspend", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, _ *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		if w.Suspended == suspended {
 			return nil
 		}
@@ -121,9 +146,16 @@ type RolloutInfo struct {
 }
 
 // Rollout tells how the latest update of a workload stands, and which revisions are kept.
-func (c *Core) Rollout(ctx context.Context, ref string) (RolloutInfo, error) {
-	snap := c.Store.Snapshot()
-	w, err := findWorkload(snap, ref)
+func (c *Core) Rollout(ctx context.Context, who Caller, ref string) (RolloutInfo, error) {
+	a, err := c.begin(who, "look", ref)
+	if err != nil {
+		return RolloutInfo{}, err
+	}
+	snap := c.look(who)
+	w, err := findWorkload(snap, who.namespace(), ref)
+	if err == nil {
+		err = a.in(w.Namespace)
+	}
 	if err != nil {
 		return RolloutInfo{}, err
 	}

@@ -16,8 +16,13 @@ import (
 
 // Start runs a workload once more: one that was suspended, or whose kept instances have ended. What
 // runs already is stopped first and started again.
-func (c *Core) Start(ctx context.Context, who Caller, ref string) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) Start(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "start", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		w.Suspended, w.StopWithin = false, nil
 		w.Starts++
 		for i := range store.InstancesOfWorkload(snap, w.ID) {
@@ -30,8 +35,13 @@ func (c *Core) Start(ctx context.Context, who Caller, ref string) error {
 
 // Stop suspends a workload; its tasks have the template's StopGrace to end by themselves, or
 // within, if given.
-func (c *Core) Stop(ctx context.Context, who Caller, ref string, within *time.Duration) error {
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+func (c *Core) Stop(ctx context.Context, who Caller, ref string, within *time.Duration) (err error) {
+	a, err := c.begin(who, "stop", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		w.Suspended, w.StopWithin = true, within
 		event(cs, now, "workload stopped", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
 		return nil
@@ -40,11 +50,19 @@ func (c *Core) Stop(ctx context.Context, who Caller, ref string, within *time.Du
 
 // RemoveWorkload removes a workload by its ID, and the services that lead to it. Its tasks have the
 // template's StopGrace to end by themselves, or within, if given.
-func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within *time.Duration) error {
+func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within *time.Duration) (err error) {
+	a, err := c.begin(who, "remove", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		w, ok := store.Get[*model.Workload](snap, id)
+		w, ok := store.Get[*model.Workload](snap.Only(who.sees), id)
 		if !ok {
 			return fault.New(fault.NotFound, "workload %s does not exist", id)
+		}
+		if err := a.in(w.Namespace); err != nil {
+			return err
 		}
 		removeWorkload(snap, cs, w, within)
 		for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
@@ -58,11 +76,16 @@ func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within
 }
 
 // Rename gives a workload, its instances and the service of its name another name.
-func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) error {
+func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) (err error) {
+	a, err := c.begin(who, "rename", ref+" to "+name)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	if err := model.CheckName(name); err != nil {
 		return fault.New(fault.Invalid, "workload name %w", err)
 	}
-	return c.changeWorkload(ctx, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		if other, ok := store.ByName[*model.Workload](snap, w.Namespace, w.Application, name); ok {
 			return fault.New(fault.Conflict, "the name %s is taken by %s", name, workloadLabel(other))
 		}
@@ -85,8 +108,13 @@ func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) error {
 }
 
 // Signal sends a signal, by number, to the first process of an instance's task; "" is its first.
-func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, signal int) error {
-	i, err := c.placed(instanceID)
+func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, signal int) (err error) {
+	a, err := c.begin(who, "signal", fmt.Sprintf("%s: %d", instanceID, signal))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
 	if err != nil {
 		return err
 	}
@@ -94,8 +122,13 @@ func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, 
 }
 
 // Attach connects to the streams of an instance's task; see driver.Driver.
-func (c *Core) Attach(ctx context.Context, who Caller, instanceID, task string, s driver.Streams) error {
-	i, err := c.placed(instanceID)
+func (c *Core) Attach(ctx context.Context, who Caller, instanceID, task string, s driver.Streams) (err error) {
+	a, err := c.begin(who, "attach", instanceID)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
 	if err != nil {
 		return err
 	}
@@ -103,18 +136,26 @@ func (c *Core) Attach(ctx context.Context, who Caller, instanceID, task string, 
 }
 
 // TaskLogs yields the log of one task of an instance. When following, it ends with the task.
-func (c *Core) TaskLogs(ctx context.Context, who Caller, instanceID, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error {
-	i, err := c.placed(instanceID)
+func (c *Core) TaskLogs(ctx context.Context, who Caller, instanceID, task string, o driver.LogOptions, yield func(driver.LogEntry) error) (err error) {
+	a, err := c.begin(who, "logs", instanceID)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
 	if err != nil {
 		return err
 	}
 	return c.Remote.Logs(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, o, yield)
 }
 
-func (c *Core) placed(instanceID string) (*model.Instance, error) {
-	i, ok := store.Get[*model.Instance](c.Store.Snapshot(), instanceID)
+func (c *Core) placed(a *act, instanceID string) (*model.Instance, error) {
+	i, ok := store.Get[*model.Instance](c.look(a.who), instanceID)
 	if !ok {
 		return nil, fault.New(fault.NotFound, "instance %s does not exist", instanceID)
+	}
+	if err := a.in(i.Namespace); err != nil {
+		return nil, err
 	}
 	if i.NodeID == "" {
 		return nil, fault.New(fault.Unavailable, "%s has no node yet", i.FullName())
@@ -123,13 +164,21 @@ func (c *Core) placed(instanceID string) (*model.Instance, error) {
 }
 
 // AwaitGone waits until no instance of a workload is left.
-func (c *Core) AwaitGone(ctx context.Context, workloadID string) error {
+func (c *Core) AwaitGone(ctx context.Context, who Caller, workloadID string) error {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return err
+	}
 	return c.awaitGone(ctx, []string{workloadID})
 }
 
 // PullImage gets what a registry has under a name now into the cluster.
-func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress func(image.Progress)) (image.Info, error) {
-	info, err := c.Images.Pull(ctx, ref, progress)
+func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress func(image.Progress)) (info image.Info, err error) {
+	a, err := c.begin(who, "image import", ref)
+	if err != nil {
+		return info, err
+	}
+	defer a.end(&err)
+	info, err = c.Images.Pull(ctx, ref, progress)
 	if err != nil {
 		return info, err
 	}
@@ -141,7 +190,12 @@ func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress f
 }
 
 // TagImage gives an image of the cluster another name.
-func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name string) error {
+func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name string) (err error) {
+	a, err := c.begin(who, "image import", name)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	info, err := c.Images.Tag(ctx, img.Name, img.Digest, name)
 	if err != nil {
 		return err
@@ -150,11 +204,19 @@ func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name 
 }
 
 // RemoveVolume removes a volume that no workload mounts, and what it holds.
-func (c *Core) RemoveVolume(ctx context.Context, who Caller, id string) error {
+func (c *Core) RemoveVolume(ctx context.Context, who Caller, id string) (err error) {
+	a, err := c.begin(who, "volume remove", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	snap := c.Store.Snapshot()
 	v, ok := store.Get[*model.Volume](snap, id)
 	if !ok {
 		return fault.New(fault.NotFound, "volume %s does not exist", id)
+	}
+	if err := a.in(v.Namespace); err != nil {
+		return err
 	}
 	if user := usesVolume(snap, id); user != nil {
 		return fault.New(fault.Conflict, "volume %s is used by %s", v.FullName(), workloadLabel(user))
@@ -183,11 +245,19 @@ func usesVolume(snap *store.Snapshot, id string) *model.Workload {
 }
 
 // RemoveNetwork removes a network that no workload is attached to.
-func (c *Core) RemoveNetwork(ctx context.Context, who Caller, id string) error {
+func (c *Core) RemoveNetwork(ctx context.Context, who Caller, id string) (err error) {
+	a, err := c.begin(who, "network remove", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		n, ok := store.Get[*model.Network](snap, id)
 		if !ok {
 			return fault.New(fault.NotFound, "network %s does not exist", id)
+		}
+		if err := a.in(n.Namespace); err != nil {
+			return err
 		}
 		for w := range store.List[*model.Workload](snap) {
 			for _, at := range w.Template.Networks {
@@ -204,8 +274,21 @@ func (c *Core) RemoveNetwork(ctx context.Context, who Caller, id string) error {
 }
 
 // RemoveFile removes a secret or config that no workload mounts.
-func (c *Core) RemoveFile(ctx context.Context, who Caller, kind model.Kind, id string) error {
+func (c *Core) RemoveFile(ctx context.Context, who Caller, kind model.Kind, id string) (err error) {
+	a, err := c.begin(who, "file remove", string(kind)+" "+id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	if kind != model.KindSecret && kind != model.KindConfig {
+		return fault.New(fault.Invalid, "%s %s is neither a secret nor a config", kind, id)
+	}
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		if obj := fileOf(snap, kind, id); obj != nil {
+			if err := a.in(obj.GetMeta().Namespace); err != nil {
+				return err
+			}
+		}
 		for w := range store.List[*model.Workload](snap) {
 			for _, task := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
 				for _, m := range task.Mounts {
@@ -221,19 +304,38 @@ func (c *Core) RemoveFile(ctx context.Context, who Caller, kind model.Kind, id s
 }
 
 // LabelFile replaces the labels of a secret or config.
-func (c *Core) LabelFile(ctx context.Context, who Caller, kind model.Kind, id string, labels map[string]string) error {
+func (c *Core) LabelFile(ctx context.Context, who Caller, kind model.Kind, id string, labels map[string]string) (err error) {
+	a, err := c.begin(who, "file labels", string(kind)+" "+id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		var obj model.Object
-		if s, ok := store.Get[*model.Secret](snap, id); ok && kind == model.KindSecret {
-			obj = s
-		} else if f, ok := store.Get[*model.Config](snap, id); ok && kind == model.KindConfig {
-			obj = f
-		} else {
+		obj := fileOf(snap.Only(who.sees), kind, id)
+		if obj == nil {
 			return fault.New(fault.NotFound, "%s %s does not exist", kind, id)
+		}
+		if err := a.in(obj.GetMeta().Namespace); err != nil {
+			return err
 		}
 		obj = obj.CloneObject()
 		obj.GetMeta().Labels = labels
 		put(cs, obj)
 		return nil
 	})
+}
+
+// fileOf returns a secret or config, nil when there is none.
+func fileOf(snap *store.Snapshot, kind model.Kind, id string) model.Object {
+	switch kind {
+	case model.KindSecret:
+		if s, ok := store.Get[*model.Secret](snap, id); ok {
+			return s
+		}
+	case model.KindConfig:
+		if c, ok := store.Get[*model.Config](snap, id); ok {
+			return c
+		}
+	}
+	return nil
 }

@@ -27,7 +27,10 @@ type ServerView struct {
 }
 
 // ListServers lists the cluster's servers by name.
-func (c *Core) ListServers() []ServerView {
+func (c *Core) ListServers(who Caller) ([]ServerView, error) {
+	if _, err := c.begin(who, "look", ""); err != nil {
+		return nil, err
+	}
 	snap := c.Store.Snapshot()
 	out := []ServerView{}
 	for _, m := range c.Servers.Members() {
@@ -38,17 +41,27 @@ func (c *Core) ListServers() []ServerView {
 		out = append(out, v)
 	}
 	slices.SortFunc(out, func(a, b ServerView) int { return cmp.Compare(a.Name, b.Name) })
-	return out
+	return out, nil
 }
 
 // Backup writes a backup of the cluster's state, which holds the cluster's keys.
-func (c *Core) Backup(ctx context.Context, who Caller, to io.Writer) error {
+func (c *Core) Backup(ctx context.Context, who Caller, to io.Writer) (err error) {
+	a, err := c.begin(who, "backup", "")
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	c.Log.Info("a backup is written", "by", who.Name, "through", who.Via)
 	return c.Servers.WriteBackup(to)
 }
 
 // PromoteServer lets a server have a vote as soon as it has caught up.
-func (c *Core) PromoteServer(ctx context.Context, who Caller, ref string) error {
+func (c *Core) PromoteServer(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "server promote", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	n, err := findNode(c.Store.Snapshot(), ref)
 	if err != nil {
 		return err
@@ -63,7 +76,12 @@ func (c *Core) PromoteServer(ctx context.Context, who Caller, ref string) error 
 }
 
 // DemoteServer takes a server's vote away; it follows on, for when it is promoted again.
-func (c *Core) DemoteServer(ctx context.Context, who Caller, ref string) error {
+func (c *Core) DemoteServer(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "server demote", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	n, err := findNode(c.Store.Snapshot(), ref)
 	if err != nil {
 		return err
@@ -76,7 +94,12 @@ func (c *Core) DemoteServer(ctx context.Context, who Caller, ref string) error {
 
 // RemoveServer takes a server that is down out of the servers; its node stays. If it comes back, it
 // joins again.
-func (c *Core) RemoveServer(ctx context.Context, who Caller, ref string) error {
+func (c *Core) RemoveServer(ctx context.Context, who Caller, ref string) (err error) {
+	a, err := c.begin(who, "server remove", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
 	n, err := findNode(c.Store.Snapshot(), ref)
 	if err != nil {
 		return err

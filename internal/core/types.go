@@ -5,12 +5,6 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
-// Caller is who asks, and through which API.
-type Caller struct {
-	Name string `json:"name"`
-	Via  string `json:"via"`
-}
-
 // Deployment is a whole application as desired. Its members refer to each other by name:
 // Attachment.Network, Mount.Source of volumes, secrets and configs, Service.WorkloadID,
 // Service.Networks and the keys of Service.Aliases hold "x" for this application's x and "/x"

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -15,9 +16,17 @@ import (
 
 // Pause stops the processes of all running instances that a reference covers where they are, or lets
 // them go on.
-func (c *Core) Pause(ctx context.Context, who Caller, ref string, pause bool) error {
-	snap := c.Store.Snapshot()
-	f, err := find(snap, ref)
+func (c *Core) Pause(ctx context.Context, who Caller, ref string, pause bool) (err error) {
+	a, err := c.begin(who, "pause", fmt.Sprintf("%s: %t", ref, pause))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	snap := c.look(who)
+	f, err := find(snap, who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
 	if err != nil {
 		return err
 	}
@@ -62,12 +71,19 @@ const (
 // Usage reads what the tasks of all running instances that a reference covers use now, "" being all
 // instances; processors over half a second.
 func (c *Core) Usage(ctx context.Context, who Caller, ref string) ([]Usage, error) {
-	snap := c.Store.Snapshot()
+	a, err := c.begin(who, "look", ref)
+	if err != nil {
+		return nil, err
+	}
+	snap := c.look(who)
 	var list []*model.Instance
 	if ref == "" {
 		list = slices.Collect(store.List[*model.Instance](snap))
 	} else {
-		f, err := find(snap, ref)
+		f, err := find(snap, who.namespace(), ref)
+		if err == nil {
+			err = a.about(f)
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -128,8 +144,15 @@ func (c *Core) Usage(ctx context.Context, who Caller, ref string) ([]Usage, erro
 // Processes lists the processes of a task of an instance; a workload means its first running
 // instance, and no task the first.
 func (c *Core) Processes(ctx context.Context, who Caller, ref, task string) ([]driver.Process, error) {
-	snap := c.Store.Snapshot()
-	f, err := find(snap, ref)
+	a, err := c.begin(who, "look", ref)
+	if err != nil {
+		return nil, err
+	}
+	snap := c.look(who)
+	f, err := find(snap, who.namespace(), ref)
+	if err == nil {
+		err = a.about(f)
+	}
 	if err != nil {
 		return nil, err
 	}

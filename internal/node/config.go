@@ -44,6 +44,8 @@ type Config struct {
 	// DeadServerAfter is for how long a server is dead before the others remove it, in nanoseconds;
 	// negative is never, 0 ten minutes.
 	DeadServerAfter time.Duration `json:"deadServerAfter,omitempty"`
+	// APIListen is host:port where servers answer people's clients over the network; empty is nowhere.
+	APIListen string `json:"apiListen,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -10,6 +11,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/api/access"
 	"github.com/tutti-run/tutti/internal/api/docker"
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
@@ -84,7 +86,26 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	ports.Go(func() error { return port.Serve(portCtx) })
 	cfg.Log.Info("node starts", "node", id.NodeID, "name", cfg.Name, "role", id.Role, "address", cfg.wireAddress(), "version", cfg.Version)
-	return work(ctx, s, w, id, api, dockerAPI, &cfg)
+	people, err := listenForPeople(&cfg, s, port)
+	if err != nil {
+		return errors.Join(err, api.Close(), dockerAPI.Close())
+	}
+	return work(ctx, s, w, id, api, dockerAPI, people, &cfg)
+}
+
+// listenForPeople opens the API's network listener, if there is to be one: nil otherwise.
+func listenForPeople(cfg *Config, s *server.Server, port *wire.Port) (net.Listener, error) {
+	switch {
+	case cfg.APIListen == "":
+		return nil, nil
+	case s == nil:
+		return nil, fault.New(fault.Unsupported, "the API is answered by servers only, and this node is none: leave --api-listen out")
+	}
+	inner, err := net.Listen("tcp", cfg.APIListen)
+	if err != nil {
+		return nil, fmt.Errorf("listen for the API on %s: %w", cfg.APIListen, err)
+	}
+	return tls.NewListener(inner, port.ForPeople()), nil
 }
 
 // newServer builds the server half; images is this node's own image store.
@@ -93,11 +114,12 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 		NodeID: id.NodeID, Name: cfg.Name, Address: cfg.wireAddress(), DataDir: cfg.DataDir,
 		Founding: id.founding, Founded: cfg.founded, AddressPool: cfg.AddressPool, NodePool: cfg.NodePool,
 		Known: id.servers, Port: port, Images: images, Log: cfg.Log, DeadServerAfter: cfg.DeadServerAfter, Version: cfg.Version,
+		CertificateLife: cfg.CertificateLife,
 	})
 }
 
 // work runs both halves and the APIs until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI net.Listener, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI, people net.Listener, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
@@ -108,13 +130,21 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, d
 		dockerHandler = s.Answer(docker.New(docker.Deps{
 			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,
 			Lifetime: native.Lifetime,
-			Caller:   func(ctx context.Context) core.Caller { return core.Caller{Name: native.Peer(ctx), Via: "docker"} },
+			Caller:   func(ctx context.Context) core.Caller { who := native.Peer(ctx); who.Via = "docker"; return who },
 		}))
 		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })
 	g.Go(func() error { return native.Serve(ctx, dockerAPI, dockerHandler) })
+	if people != nil {
+		directory := core.Directory{Store: s.Core().Store}
+		known := []access.Authenticator{access.Tokens{Directory: directory}, access.Certificates{Directory: directory}}
+		g.Go(func() error {
+			return native.Serve(ctx, people, access.Require(native.ViaNetwork, known, native.Refuse, handler))
+		})
+		cfg.Log.Info("the API listens on the network", "address", people.Addr())
+	}
 	g.Go(func() error {
 		if s != nil {
 			if err := s.Begin(ctx); err != nil {

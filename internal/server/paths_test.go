@@ -137,12 +137,12 @@ func (k *keep) remove(id string) {
 	k.Helper()
 	for end := time.Now().Add(10 * time.Second); ; {
 		k.commit(func(cs *store.ChangeSet) {
-			n, _ := store.Get[*model.Node](k.server.Core().Snapshot(), id)
+			n, _ := store.Get[*model.Node](k.server.Core().Store.Snapshot(), id)
 			c := n.Clone()
 			c.Status.State = model.NodeDown
 			cs.PutStatus(c)
 		})
-		err := k.server.Core().RemoveNode(k.Context(), core.Caller{Name: "anna", Via: "test"}, id)
+		err := k.server.Core().RemoveNode(k.Context(), core.Local("anna", "test"), id)
 		if err == nil {
 			return
 		}
@@ -174,6 +174,7 @@ var decisions = map[string][]wire.Role{
 	"/server/progress":   {wire.RoleServer},
 	"/server/leader":     {wire.RoleServer},
 	"/server/key":        {wire.RoleServer},
+	"/server/audit":      {wire.RoleServer},
 
 	// What nodes do for servers.
 	wire.PathLogs:         {wire.RoleServer},
@@ -184,6 +185,8 @@ var decisions = map[string][]wire.Role{
 	wire.PathEnsureImage:  {wire.RoleServer},
 	wire.PathRemoveImage:  {wire.RoleServer},
 	wire.PathRemoveVolume: {wire.RoleServer},
+	wire.PathPause:        {wire.RoleServer},
+	wire.PathProcesses:    {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists
@@ -376,7 +379,7 @@ func (k *keep) agentKeepsToItself(thief *wire.Port) {
 	k.commit(func(cs *store.ChangeSet) {
 		cs.Put(&model.Config{Meta: model.Meta{ID: "c2", Namespace: "default", Name: "c2"}})
 	})
-	snap := k.server.Core().Snapshot()
+	snap := k.server.Core().Store.Snapshot()
 	// The leader may have found out meanwhile that there is no such node.
 	if i, ok := store.Get[*model.Instance](snap, "i2"); ok && i.Status.State == model.InstanceFailed {
 		t.Errorf("agent-1 reported on an instance of agent-2: %+v", i.Status)

@@ -2,15 +2,19 @@ package server
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/raft"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/agent"
+	"github.com/tutti-run/tutti/internal/audit"
 	"github.com/tutti-run/tutti/internal/consensus"
 	"github.com/tutti-run/tutti/internal/control"
 	"github.com/tutti-run/tutti/internal/core"
@@ -29,6 +33,7 @@ const (
 	pathMember   = "/server/member"   // call: membership → Empty
 	pathProgress = "/server/progress" // call: Empty → memberProgress
 	pathLeader   = "/server/leader"   // call: Empty → leaderAnswer
+	pathAudit    = "/server/audit"    // call: core.AuditQuery → []core.AuditEntry
 )
 
 // networkBits is the size of a new cluster's networks: 256 addresses.
@@ -78,6 +83,7 @@ type Server struct {
 	control  *control.Controller
 	core     *core.Core
 	trust    *trust.Trust
+	audit    *audit.Log
 
 	confirmer *confirmer
 	// caughtUp is closed once the state is as new as the cluster's when this server started.
@@ -92,6 +98,9 @@ func New(cfg Config) (*Server, error) {
 		if cfg.Keys, err = secret.LoadKeyFile(KeyFile(cfg.DataDir)); err != nil {
 			return nil, err
 		}
+	}
+	if s.audit, err = audit.Open(filepath.Join(cfg.DataDir, "audit"), cfg.Name, cfg.Log); err != nil {
+		return nil, err
 	}
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: StateDir(cfg.DataDir),
@@ -114,6 +123,7 @@ func New(cfg Config) (*Server, error) {
 	s.core = core.New(core.Deps{
 		Store: s.store, Trust: s.trust, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
+		Audit: auditLogs{s},
 	})
 	s.confirmer = s.newConfirmer()
 	s.handle()
@@ -140,7 +150,7 @@ func (s *Server) Replication() *consensus.Raft { return s.raft }
 
 // Shutdown hands leadership over, where there is someone to take it, and ends the replication.
 // It comes after Run has returned.
-func (s *Server) Shutdown() error { return s.raft.Shutdown() }
+func (s *Server) Shutdown() error { return errors.Join(s.raft.Shutdown(), s.audit.Close()) }
 
 // handle registers what servers answer to other nodes.
 func (s *Server) handle() {
@@ -157,6 +167,9 @@ func (s *Server) handle() {
 		return memberProgress{Applied: s.raft.Applied()}, nil
 	}), wire.RoleServer)
 	s.port.Handle(agent.SessionPath, wire.HandleStream(s.serveSession), wire.RoleServer, wire.RoleAgent)
+	s.port.Handle(pathAudit, wire.HandleCall(func(_ context.Context, q core.AuditQuery) ([]core.AuditEntry, error) {
+		return s.audit.Read(q)
+	}), wire.RoleServer)
 	s.port.Handle(trust.PathKey, wire.HandleCall(s.trust.ShareKey), wire.RoleServer)
 	s.port.Handle(wire.PathRenew, wire.HandleCall(func(ctx context.Context, r wire.RenewRequest) (wire.RenewResponse, error) {
 		return s.trust.Renew(ctx, wire.PeerOf(ctx), r)
@@ -316,4 +329,36 @@ func (s *Server) hear(ctx context.Context, beats []dispatch.Beat) (dispatch.Hear
 func (s *Server) Leader() string {
 	id, _ := s.raft.Leader()
 	return id
+}
+
+// auditLogs are those of all servers; what is recorded goes to this one's.
+type auditLogs struct{ s *Server }
+
+// Record implements core.AuditLog.
+func (l auditLogs) Record(e core.AuditEntry) { l.s.audit.Record(e) }
+
+// Read implements core.AuditLog.
+func (l auditLogs) Read(ctx context.Context, q core.AuditQuery) (entries []core.AuditEntry, silent []string, err error) {
+	if entries, err = l.s.audit.Read(q); err != nil {
+		return nil, nil, err
+	}
+	for _, other := range l.s.Addresses() {
+		if other.ID == l.s.cfg.NodeID {
+			continue
+		}
+		ask, cancel := context.WithTimeout(ctx, 5*time.Second)
+		more, err := wire.Call[core.AuditQuery, []core.AuditEntry](ask, l.s.port.Client(), other.Address, pathAudit, q)
+		cancel()
+		if err != nil {
+			name := other.Address
+			if n, ok := store.Get[*model.Node](l.s.store.Snapshot(), other.ID); ok {
+				name = n.Name
+			}
+			silent = append(silent, name)
+			continue
+		}
+		entries = append(entries, more...)
+	}
+	slices.SortStableFunc(entries, func(a, b core.AuditEntry) int { return a.Time.Compare(b.Time) })
+	return entries, silent, nil
 }

@@ -175,6 +175,6 @@ func RaiseSnapshot(w io.Writer, r io.Reader, by uint64) (Contents, error) {
 	}
 	raised := *s.state.Load()
 	raised.revision += by
-	snap := &Snapshot{&raised}
+	snap := &Snapshot{state: &raised}
 	return snap.Contents(), snap.Write(w)
 }

@@ -61,7 +61,7 @@ func New(log *slog.Logger) *Store {
 func (s *Store) SetProposer(p Proposer) { s.proposer = p }
 
 // Snapshot returns a view of the present state.
-func (s *Store) Snapshot() *Snapshot { return &Snapshot{s.state.Load()} }
+func (s *Store) Snapshot() *Snapshot { return &Snapshot{state: s.state.Load()} }
 
 // Commit replicates a change set and returns the revision it got. Errors carry fault.Conflict
 // when an expectation failed, fault.Unavailable when there is no leader or quorum; after

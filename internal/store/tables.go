@@ -151,7 +151,16 @@ func (t *tableEdit) remove(obj model.Object) {
 
 // Snapshot is a consistent view of everything at one revision. It costs nothing to take or keep.
 // Objects read from it are shared: Clone before changing one.
-type Snapshot struct{ state *state }
+type Snapshot struct {
+	state *state
+	sees  func(model.Object) bool // nil: everything
+}
+
+// Only returns the same view without the objects that sees does not let through, whichever way they
+// are asked for.
+func (s *Snapshot) Only(sees func(model.Object) bool) *Snapshot { return &Snapshot{s.state, sees} }
+
+func (s *Snapshot) shows(o model.Object) bool { return s.sees == nil || s.sees(o) }
 
 // Revision returns the revision of the last change that the snapshot shows.
 func (s *Snapshot) Revision() uint64 { return s.state.revision }
@@ -163,11 +172,11 @@ func tableOf[T model.Object](s *Snapshot) *table {
 
 // Get returns the object of an ID.
 func Get[T model.Object](s *Snapshot, id string) (T, bool) {
-	return one[T](tableOf[T](s).byID, atID(id))
+	return one[T](s, tableOf[T](s).byID, atID(id))
 }
 
-func one[T model.Object](t tree.Tree[model.Object], at func(model.Object) int) (T, bool) {
-	if o, ok := t.Get(at); ok {
+func one[T model.Object](s *Snapshot, t tree.Tree[model.Object], at func(model.Object) int) (T, bool) {
+	if o, ok := t.Get(at); ok && s.shows(o) {
 		return o.(T), true
 	}
 	var zero T
@@ -175,25 +184,25 @@ func one[T model.Object](t tree.Tree[model.Object], at func(model.Object) int) (
 }
 
 // those yields the objects that stand at the same place.
-func those[T model.Object](t tree.Tree[model.Object], at func(model.Object) int) iter.Seq[T] {
+func those[T model.Object](s *Snapshot, t tree.Tree[model.Object], at func(model.Object) int) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		t.From(at, func(o model.Object) bool { return at(o) == 0 && yield(o.(T)) })
+		t.From(at, func(o model.Object) bool { return at(o) == 0 && (!s.shows(o) || yield(o.(T))) })
 	}
 }
 
 // List yields all objects of a kind in the order of their IDs.
 func List[T model.Object](s *Snapshot) iter.Seq[T] {
 	return func(yield func(T) bool) {
-		tableOf[T](s).byID.All(func(o model.Object) bool { return yield(o.(T)) })
+		tableOf[T](s).byID.All(func(o model.Object) bool { return !s.shows(o) || yield(o.(T)) })
 	}
 }
 
-// Count returns the number of objects of a kind.
+// Count returns the number of objects of a kind, those left out by Only included.
 func Count[T model.Object](s *Snapshot) int { return tableOf[T](s).byID.Len() }
 
 // ByIDPrefix yields the objects whose ID begins with prefix.
 func ByIDPrefix[T model.Object](s *Snapshot, prefix string) iter.Seq[T] {
-	return those[T](tableOf[T](s).byID, func(o model.Object) int {
+	return those[T](s, tableOf[T](s).byID, func(o model.Object) int {
 		id := o.GetMeta().ID
 		return strings.Compare(id[:min(len(id), len(prefix))], prefix)
 	})
@@ -201,24 +210,24 @@ func ByIDPrefix[T model.Object](s *Snapshot, prefix string) iter.Seq[T] {
 
 // ByName returns the object of a name; only for kinds whose names are unique.
 func ByName[T model.Object](s *Snapshot, namespace, application, name string) (T, bool) {
-	return one[T](tableOf[T](s).byName, atName(namespace, application, name))
+	return one[T](s, tableOf[T](s).byName, atName(namespace, application, name))
 }
 
 // ByApplication yields the members of an application.
 func ByApplication[T model.Object](s *Snapshot, namespace, application string) iter.Seq[T] {
-	return those[T](tableOf[T](s).byApplication, inApplication(namespace, application))
+	return those[T](s, tableOf[T](s).byApplication, inApplication(namespace, application))
 }
 
 // InstancesOfWorkload yields the instances of a workload, those that ended included.
 func InstancesOfWorkload(s *Snapshot, workloadID string) iter.Seq[*model.Instance] {
 	t := s.state.table(model.KindInstance)
-	return those[*model.Instance](t.byWorkload, inGroup(kinds[model.KindInstance].workload, workloadID))
+	return those[*model.Instance](s, t.byWorkload, inGroup(kinds[model.KindInstance].workload, workloadID))
 }
 
 // InstancesOnNode yields the instances placed on a node, those that ended included.
 func InstancesOnNode(s *Snapshot, nodeID string) iter.Seq[*model.Instance] {
 	t := s.state.table(model.KindInstance)
-	return those[*model.Instance](t.byNode, inGroup(kinds[model.KindInstance].node, nodeID))
+	return those[*model.Instance](s, t.byNode, inGroup(kinds[model.KindInstance].node, nodeID))
 }
 
 // UnplacedInstances yields the instances without a node.
@@ -227,5 +236,5 @@ func UnplacedInstances(s *Snapshot) iter.Seq[*model.Instance] { return Instances
 // RevisionsOfWorkload yields the kept revisions of a workload.
 func RevisionsOfWorkload(s *Snapshot, workloadID string) iter.Seq[*model.Revision] {
 	t := s.state.table(model.KindRevision)
-	return those[*model.Revision](t.byWorkload, inGroup(kinds[model.KindRevision].workload, workloadID))
+	return those[*model.Revision](s, t.byWorkload, inGroup(kinds[model.KindRevision].workload, workloadID))
 }

@@ -40,6 +40,9 @@ const RoleUser Role = "user"
 // CertificateLife is how long certificates of nodes are valid, unless something else is chosen.
 const CertificateLife = 90 * 24 * time.Hour
 
+// Backdated is how long before it was issued a certificate begins to be valid: clocks differ.
+const Backdated = time.Hour
+
 const authorityLife = 10 * 365 * 24 * time.Hour
 
 // Authority is the cluster's own certificate authority.
@@ -61,7 +64,7 @@ func NewAuthority() (*Authority, error) {
 	template := &x509.Certificate{
 		// Names differ, so that two authorities of a cluster are told apart.
 		SerialNumber: number, Subject: pkix.Name{CommonName: "Tutti cluster authority " + number.Text(36)[:6]},
-		NotBefore: now.Add(-time.Hour), NotAfter: now.Add(authorityLife),
+		NotBefore: now.Add(-Backdated), NotAfter: now.Add(authorityLife),
 		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
@@ -165,7 +168,7 @@ func (a *Authority) Issue(csrPEM []byte, h Holder) ([]byte, error) {
 	template := &x509.Certificate{
 		SerialNumber: serial(),
 		Subject:      pkix.Name{CommonName: h.Name, OrganizationalUnit: []string{string(h.Role)}, SerialNumber: h.ID},
-		NotBefore:    now.Add(-time.Hour), NotAfter: end,
+		NotBefore:    now.Add(-Backdated), NotAfter: end,
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}

@@ -127,6 +127,19 @@ func (c *credentials) verify(chain []*x509.Certificate) error {
 	return err
 }
 
+// ForPeople is the configuration of a listener for people's APIs, with this node's certificate and the
+// authorities that are believed, as they are at each handshake.
+func (p *Port) ForPeople() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			c := p.credentials.Load().server.Clone()
+			c.MinVersion, c.NextProtos = tls.VersionTLS12, []string{protoHTTP, "http/1.1"}
+			return c, nil
+		},
+	}
+}
+
 // Standing is how a node's certificate is.
 type Standing struct {
 	Authority string    // hash of the authority that signed it

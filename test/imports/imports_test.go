@@ -40,19 +40,22 @@ var house = map[string][]string{
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
-		"internal/agent", "internal/api/native", "internal/backup", "internal/consensus", "internal/control", "internal/core",
+		"internal/agent", "internal/api/native", "internal/audit", "internal/backup", "internal/consensus", "internal/control", "internal/core",
 		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
 	// Adapters translate into use cases.
-	"internal/api/...": {"internal/core"},
+	"internal/api/...":    {"internal/core"},
+	"internal/api/native": {"internal/api/access", "internal/core"},
+	// Who changed what.
+	"internal/audit":   {"internal/core"},
 	"internal/compose": {"internal/core", "internal/cron"},
 
 	// Backups are written by servers and read by nodes that begin from them.
 	"internal/backup": {},
 
 	// Use cases.
-	"internal/core": {"internal/store", "internal/secret", "internal/cron"},
+	"internal/core": {"internal/store", "internal/secret", "internal/cron", "internal/trust"},
 
 	// Decisions.
 	"internal/control":  {"internal/schedule", "internal/rollout", "internal/cron", "internal/store"},
@@ -111,6 +114,8 @@ var departures = map[string]string{
 	"internal/api/docker -> internal/store":   "the same as for native",
 	"internal/api/docker -> internal/driver":  "logs, exec and attached streams, as core has them",
 	"internal/api/docker -> internal/image":   "images, as core has them",
+	"internal/api/native -> internal/trust":   "how the authority is, as core has it",
+	"internal/api/access -> internal/wire":    "users' certificates are told from nodes' by what wire puts into them",
 	"internal/api/native -> internal/store":   "reading is reading a snapshot: core hands out the store's",
 	"internal/api/native -> internal/driver":  "logs and exec, as core has them",
 	"internal/api/native -> internal/image":   "images, as core has them",

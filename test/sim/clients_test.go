@@ -168,7 +168,7 @@ func readRegister(ctx context.Context, p *process, k int) (value string, revisio
 	if err := p.srv.Replication().Sync(ctx); err != nil {
 		return "", 0, err
 	}
-	snap := p.srv.Core().Snapshot()
+	snap := p.srv.Core().Store.Snapshot()
 	if k%2 == 1 {
 		kv, ok := snap.Keys().Get(registerID(k))
 		if !ok {

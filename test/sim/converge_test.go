@@ -35,7 +35,7 @@ func (c *course) converge() {
 	c.history.stop() // with what they began
 	c.must("make all nodes active", func(ctx context.Context, p *process) error {
 		for _, h := range c.hosts {
-			if _, ok := store.Get[*model.Node](p.srv.Core().Snapshot(), h.id); !ok {
+			if _, ok := store.Get[*model.Node](p.srv.Core().Store.Snapshot(), h.id); !ok {
 				continue
 			}
 			if err := p.srv.Core().SetAvailability(ctx, operator, "node-"+h.id, model.Active); err != nil {
@@ -104,7 +104,7 @@ func (c *course) wrong() string {
 	if l == nil {
 		return "nobody leads"
 	}
-	snap := l.srv.Core().Snapshot()
+	snap := l.srv.Core().Store.Snapshot()
 	nodes := 0
 	for n := range store.List[*model.Node](snap) {
 		nodes++
@@ -160,7 +160,7 @@ func (c *course) wrong() string {
 		}
 	}
 	for _, p := range c.live() {
-		if r := p.srv.Core().Snapshot().Revision(); r != snap.Revision() {
+		if r := p.srv.Core().Store.Snapshot().Revision(); r != snap.Revision() {
 			return fmt.Sprintf("%s is at revision %d, the leader at %d", p.h.id, r, snap.Revision())
 		}
 	}

@@ -237,7 +237,7 @@ func (h *host) describe() string {
 		if p.srv.Replication().IsLeader() {
 			kind = "leader"
 		}
-		kind += fmt.Sprintf(", revision %d", p.srv.Core().Snapshot().Revision())
+		kind += fmt.Sprintf(", revision %d", p.srv.Core().Store.Snapshot().Revision())
 	}
 	h.c.mu.Lock()
 	defer h.c.mu.Unlock()

@@ -19,7 +19,7 @@ const most = 5 // instances of a workload, so that three nodes hold everything
 // secretText is in every secret, to look for it where it must not be.
 const secretText = "TOP-SECRET-"
 
-var operator = core.Caller{Name: "people", Via: "sim"}
+var operator = core.Local("people", "sim")
 
 // deployment returns an application of random policies, or, at the end, of ones that work.
 func deployment(rnd *rand.Rand, final bool) core.Deployment {

@@ -123,7 +123,7 @@ func (w *watch) followOne(ctx context.Context, p *process, watch func(after uint
 			return // what it still says does not count
 		}
 		if errors.Is(err, store.ErrTooOld) {
-			snap := p.srv.Core().Snapshot()
+			snap := p.srv.Core().Store.Snapshot()
 			if snap.Revision() < at {
 				w.c.broken("the state of %s was set back from revision %d to %d", p.h.id, at, snap.Revision())
 			}
@@ -221,7 +221,7 @@ func changesOf(b *store.Batch) string {
 func (w *watch) same(p *process) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	snap := p.srv.Core().Snapshot()
+	snap := p.srv.Core().Store.Snapshot()
 	n := 0
 	everything(snap, func(o model.Object) {
 		n++

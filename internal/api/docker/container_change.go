@@ -353,7 +353,7 @@ func (a *API) removeBox(r *request, b *box) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), goneWithin)
 	defer cancel()
-	_ = a.Core.AwaitGone(ctx, b.workload.ID) // a node that is away forgets it later
+	_ = a.Core.AwaitGone(ctx, r.who, b.workload.ID) // a node that is away forgets it later
 	return nil
 }
 

@@ -39,7 +39,7 @@ func newHouse(t testing.TB) *house {
 	h.store = store.New(slog.New(slog.DiscardHandler))
 	h.store.SetProposer(h)
 	h.core = core.New(core.Deps{Store: h.store, Trust: trust{}, Remote: h, Images: h, Servers: quorum{}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
-	h.api = docker.New(docker.Deps{Core: h.core, NodeName: "node1", NodeID: "n1", Version: "test", Log: slog.New(slog.DiscardHandler)})
+	h.api = docker.New(docker.Deps{Core: h.core, NodeName: "node1", NodeID: "n1", Version: "test", Caller: func(context.Context) core.Caller { return core.Local("test", "docker") }, Log: slog.New(slog.DiscardHandler)})
 	h.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.210.0.0/16", CACertificate: []byte("ca")})
 	h.put(&model.Node{
 		Meta: model.Meta{ID: "n1", Name: "node1"}, Server: true, Availability: model.Active,
@@ -74,7 +74,7 @@ func (h *house) Import(context.Context, io.Reader, image.ImportOptions) ([]image
 }
 
 // trust plays the cluster's keys.
-type trust struct{}
+type trust struct{ core.Trust }
 
 func (trust) SecretKey() ([]byte, error)     { return make([]byte, 32), nil }
 func (trust) JoinToken(bool) (string, error) { return "tutti1-token", nil }
@@ -339,7 +339,7 @@ func TestAServiceIsAWorkload(t *testing.T) {
 	if text := h.want("POST", update, spec("shop_web", "busybox:1", 6), 500); !strings.Contains(text, "update out of sequence") {
 		t.Error(text)
 	}
-	if err := h.core.Scale(t.Context(), core.Caller{}, "shop/web", 7); err != nil {
+	if err := h.core.Scale(t.Context(), core.Local("test", "test"), "shop/web", 7); err != nil {
 		t.Fatal(err)
 	}
 	if s = inspect(); s.Spec.Mode.Replicated.Replicas != 7 || s.PreviousSpec == nil {

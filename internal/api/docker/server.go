@@ -120,6 +120,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	if a.Caller != nil {
 		r.who = a.Caller(hr.Context())
 	}
+	if !r.who.WholeCluster() { // what is read here is not told apart by who reads it
+		writeError(w, fault.New(fault.Forbidden, "the Docker API is for the host's administrator; others use the API of tutti"))
+		return
+	}
 	path := hr.URL.Path
 	if m := versioned.FindStringSubmatch(path); m != nil {
 		r.version, path = m[1], m[2]
@@ -190,7 +194,7 @@ func compareVersions(a, b string) int {
 	return 0
 }
 
-func (a *API) snapshot() *store.Snapshot { return a.Core.Snapshot() }
+func (a *API) snapshot() *store.Snapshot { return a.Core.Store.Snapshot() }
 
 // answer writes v as JSON.
 func answer(w http.ResponseWriter, status int, v any) error {

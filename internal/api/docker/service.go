@@ -354,7 +354,7 @@ func (a *API) swarmLogs(w http.ResponseWriter, r *request, ref string, wl *model
 	for n := range store.List[*model.Node](a.snapshot()) {
 		nodes[n.Name] = n.ID
 	}
-	err = a.Core.Logs(r.Context(), ref, o.LogOptions, func(l core.LogLine) error {
+	err = a.Core.Logs(r.Context(), r.who, ref, o.LogOptions, func(l core.LogLine) error {
 		details := fmt.Sprintf("com.docker.swarm.node.id=%s,com.docker.swarm.service.id=%s,com.docker.swarm.task.id=%s", nodes[l.Node], wl.ID, l.Instance)
 		return out.line(driver.LogEntry{Time: l.Time, Stream: l.Stream, Line: l.Line}, details)
 	})

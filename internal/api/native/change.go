@@ -90,7 +90,7 @@ func byRef(s *server, fn func(ctx context.Context, who core.Caller, ref string) 
 }
 
 func (s *server) importImage(w http.ResponseWriter, r *http.Request) {
-	infos, err := s.Core.ImportImage(r.Context(), callerOf(r.Context()), r.Body, r.URL.Query().Get("name"))
+	infos, err := s.Core.ImportImage(r.Context(), callerOf(r), r.Body, r.URL.Query().Get("name"))
 	if infos == nil {
 		infos = []image.Info{}
 	}

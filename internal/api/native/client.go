@@ -24,9 +24,12 @@ import (
 // Client calls the API at a socket. It is safe for concurrent use. Its errors carry the kinds of
 // the server's, and fault.Unavailable when the server cannot be reached.
 type Client struct {
-	socket    string
-	transport *http.Transport
-	stale     *atomic.Pointer[string]
+	socket       string // or, over the network, the address
+	scheme, host string
+	token        string
+	namespace    string
+	transport    *http.Transport
+	stale        *atomic.Pointer[string]
 	// consistency is asked for with every read, if set.
 	consistency string
 }
@@ -49,20 +52,33 @@ func (c *Client) Stale() string {
 
 // Dial returns a client for the socket. It does not connect yet; see Ping.
 func Dial(socketPath string) *Client {
-	protocols := new(http.Protocols)
-	protocols.SetUnencryptedHTTP2(true)
+	c := newClient(socketPath)
+	c.scheme, c.host = "http", "tutti"
+	c.transport.Protocols.SetUnencryptedHTTP2(true)
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
-	return &Client{socket: socketPath, stale: new(atomic.Pointer[string]), transport: &http.Transport{
-		Protocols:          protocols,
+	c.transport.DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return dialer.DialContext(ctx, "unix", socketPath)
+	}
+	return c
+}
+
+func newClient(at string) *Client {
+	return &Client{socket: at, stale: new(atomic.Pointer[string]), transport: &http.Transport{
+		Protocols:          new(http.Protocols),
 		DisableCompression: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return dialer.DialContext(ctx, "unix", socketPath)
-		},
-		HTTP2: &http.HTTP2Config{MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20},
+		DialContext:        (&net.Dialer{Timeout: 5 * time.Second}).DialContext,
+		HTTP2:              &http.HTTP2Config{MaxReceiveBufferPerConnection: 16 << 20, MaxReceiveBufferPerStream: 4 << 20},
 	}}
 }
 
-// Socket is the path that the client was made for.
+// In makes the client mean names to be in a namespace; empty is the default one.
+func (c *Client) In(namespace string) { c.namespace = namespace }
+
+func errHost(given string) error {
+	return fault.New(fault.Invalid, "host %q: https://ADDRESS:PORT is accepted", given)
+}
+
+// Socket is the path, or the address, that the client was made for.
 func (c *Client) Socket() string { return c.socket }
 
 // Close gives up idle connections.
@@ -77,13 +93,19 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 		}
 		q.Set("consistency", c.consistency)
 	}
-	u := url.URL{Scheme: "http", Host: "tutti", Path: path, RawQuery: q.Encode()}
+	u := url.URL{Scheme: c.scheme, Host: c.host, Path: path, RawQuery: q.Encode()}
 	r, err := http.NewRequestWithContext(ctx, method, u.String(), body)
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "call %s: %w", path, err)
 	}
 	if media != "" {
 		r.Header.Set("Content-Type", media)
+	}
+	if c.token != "" {
+		r.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	if c.namespace != "" {
+		r.Header.Set(headerNamespace, c.namespace)
 	}
 	resp, err := c.transport.RoundTrip(r)
 	if err != nil {

@@ -61,7 +61,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 	// The server closes the request's body when this returns, which ends the reading of it. A
 	// failure to write shows at the other end.
 	_ = wire.ServeExec(r.Context(), start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
-		return s.Core.Exec(ctx, callerOf(r.Context()), req.Ref, req.Task, req.spec(), streams)
+		return s.Core.Exec(ctx, callerOf(r), req.Ref, req.Task, req.spec(), streams)
 	})
 }
 

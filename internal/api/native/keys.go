@@ -20,12 +20,12 @@ const (
 
 func (s *server) keyRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+pathKeys, read(s, s.listKeys))
-	mux.HandleFunc("GET "+pathKey, read(s, func(_ context.Context, q query) (core.KeyAnswer, error) {
+	mux.HandleFunc("GET "+pathKey, read(s, func(_ context.Context, who core.Caller, q query) (core.KeyAnswer, error) {
 		revision, err := q.revision("revision")
 		if err != nil {
 			return core.KeyAnswer{}, err
 		}
-		return s.Core.GetKey(q.Get("key"), revision)
+		return s.Core.GetKey(who, q.Get("key"), revision)
 	}))
 	mux.HandleFunc("POST "+pathKeys, change(s, s.Core.ChangeKeys))
 	mux.HandleFunc("GET "+pathKeysWatch, s.watchKeys)
@@ -43,7 +43,7 @@ func (q query) revision(name string) (uint64, error) {
 	return n, nil
 }
 
-func (s *server) listKeys(_ context.Context, q query) (out core.KeyList, err error) {
+func (s *server) listKeys(_ context.Context, who core.Caller, q query) (out core.KeyList, err error) {
 	k := core.KeyQuery{Prefix: q.Get("prefix"), Continue: q.Get("continue")}
 	if k.Limit, err = q.number("limit", 0); err != nil {
 		return out, err
@@ -54,7 +54,7 @@ func (s *server) listKeys(_ context.Context, q query) (out core.KeyList, err err
 	if k.CountOnly, err = q.flag("count"); err != nil {
 		return out, err
 	}
-	return s.Core.ListKeys(k)
+	return s.Core.ListKeys(who, k)
 }
 
 func (s *server) watchKeys(w http.ResponseWriter, r *http.Request) {
@@ -71,7 +71,7 @@ func (s *server) watchKeys(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.stream(w, r, true, func(ctx context.Context, line func(any) error) error {
-		return s.Core.WatchKeys(ctx, k, func(e core.KeyEvent) error { return line(e) })
+		return s.Core.WatchKeys(ctx, callerOf(r), k, func(e core.KeyEvent) error { return line(e) })
 	})
 }
 

@@ -37,6 +37,7 @@ func New(d Deps) http.Handler {
 	mux := http.NewServeMux()
 	s.readRoutes(mux)
 	s.changeRoutes(mux)
+	s.trustRoutes(mux)
 	s.policyRoutes(mux)
 	s.rolloutRoutes(mux)
 	s.usageRoutes(mux)
@@ -68,9 +69,9 @@ func (s *server) fail(w http.ResponseWriter, r *http.Request, err error) {
 }
 
 // read serves a use case that takes its parameters from the query.
-func read[T any](s *server, fn func(ctx context.Context, q query) (T, error)) http.HandlerFunc {
+func read[T any](s *server, fn func(ctx context.Context, who core.Caller, q query) (T, error)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		v, err := fn(r.Context(), query{r.URL.Query()})
+		v, err := fn(r.Context(), callerOf(r), query{r.URL.Query()})
 		s.answer(w, r, v, err)
 	}
 }
@@ -83,7 +84,7 @@ func change[Req, Resp any](s *server, fn func(ctx context.Context, who core.Call
 			s.fail(w, r, err)
 			return
 		}
-		v, err := fn(r.Context(), callerOf(r.Context()), req)
+		v, err := fn(r.Context(), callerOf(r), req)
 		s.answer(w, r, v, err)
 	}
 }

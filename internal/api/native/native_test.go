@@ -347,7 +347,7 @@ func TestChanging(t *testing.T) {
 		t.Fatal(err)
 	}
 	told := 0
-	for e := range store.List[*model.Event](h.core.Snapshot()) {
+	for e := range store.List[*model.Event](h.core.Store.Snapshot()) {
 		if strings.Contains(e.Message, "by "+me.Username+" through cli") {
 			told++
 		}

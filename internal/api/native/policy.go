@@ -37,7 +37,7 @@ type Overcommit struct {
 func (s *server) policyRoutes(mux *http.ServeMux) {
 	c := s.Core
 	mux.HandleFunc("GET "+pathNamespaces, func(w http.ResponseWriter, r *http.Request) {
-		list, err := c.Namespaces(r.Context())
+		list, err := c.Namespaces(r.Context(), callerOf(r))
 		s.answer(w, r, list, err)
 	})
 	mux.HandleFunc("POST "+pathNamespaces, change(s, func(ctx context.Context, who core.Caller, r NamespaceChange) (done, error) {

@@ -1,11 +1,13 @@
 package native
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
 )
 
 // Paths of what only reads.
@@ -41,46 +43,73 @@ type Token struct {
 func (s *server) readRoutes(mux *http.ServeMux) {
 	c := s.Core
 	get := func(path string, h http.HandlerFunc) { mux.HandleFunc("GET "+path, h) }
-	get(pathPing, read(s, func(context.Context, query) (Ping, error) { return s.ping(), nil }))
-	get(pathStatus, read(s, func(ctx context.Context, _ query) (core.ClusterStatus, error) { return c.Status(ctx) }))
-	get(pathApplications, read(s, func(context.Context, query) ([]ApplicationView, error) { return applications(c.Snapshot()), nil }))
+	get(pathPing, read(s, func(context.Context, core.Caller, query) (Ping, error) { return s.ping(), nil }))
+	get(pathStatus, read(s, func(ctx context.Context, who core.Caller, _ query) (core.ClusterStatus, error) {
+		return c.Status(ctx, who)
+	}))
+	get(pathApplications, seen(s, applications))
 	get(pathWorkloads, read(s, s.listWorkloads))
 	get(pathInstances, read(s, s.listInstances))
-	get(pathNodes, read(s, func(context.Context, query) ([]NodeView, error) { return s.nodes(c.Snapshot()), nil }))
-	get(pathServices, read(s, func(context.Context, query) ([]model.Service, error) { return plain[model.Service](c.Snapshot()), nil }))
-	get(pathNetworks, read(s, func(context.Context, query) ([]model.Network, error) { return plain[model.Network](c.Snapshot()), nil }))
-	get(pathVolumes, read(s, func(context.Context, query) ([]model.Volume, error) { return plain[model.Volume](c.Snapshot()), nil }))
-	get(pathImages, read(s, func(context.Context, query) ([]ImageView, error) { return images(c.Snapshot()), nil }))
-	get(pathFind, read(s, func(_ context.Context, q query) (core.Found, error) { return c.Find(q.Get("ref")) }))
-	get(pathExplain, read(s, func(ctx context.Context, q query) (core.Explanation, error) { return c.Explain(ctx, q.Get("ref")) }))
-	get(pathServers, read(s, func(context.Context, query) ([]core.ServerView, error) { return c.ListServers(), nil }))
+	get(pathNodes, seen(s, s.nodes))
+	get(pathServices, seen(s, plain[model.Service]))
+	get(pathNetworks, seen(s, plain[model.Network]))
+	get(pathVolumes, seen(s, plain[model.Volume]))
+	get(pathImages, seen(s, images))
+	get(pathFind, read(s, func(_ context.Context, who core.Caller, q query) (core.Found, error) {
+		return c.Find(who, q.Get("ref"))
+	}))
+	get(pathExplain, read(s, func(ctx context.Context, who core.Caller, q query) (core.Explanation, error) {
+		return c.Explain(ctx, who, q.Get("ref"))
+	}))
+	get(pathServers, read(s, func(_ context.Context, who core.Caller, _ query) ([]core.ServerView, error) {
+		return c.ListServers(who)
+	}))
 	get(pathBackup, s.backup)
 	mux.HandleFunc("GET "+pathToken, s.token)
 }
 
-func (s *server) listWorkloads(_ context.Context, q query) ([]WorkloadView, error) {
-	snap, application := s.Core.Snapshot(), q.Get("application")
+// seen serves a list of what the caller may see.
+func seen[T any](s *server, list func(snap *store.Snapshot) []T) http.HandlerFunc {
+	return read(s, func(_ context.Context, who core.Caller, _ query) ([]T, error) {
+		snap, err := s.Core.Snapshot(who)
+		if err != nil {
+			return nil, err
+		}
+		return list(snap), nil
+	})
+}
+
+func (s *server) listWorkloads(_ context.Context, who core.Caller, q query) ([]WorkloadView, error) {
+	snap, err := s.Core.Snapshot(who)
+	if err != nil {
+		return nil, err
+	}
+	application := q.Get("application")
 	if application != "" {
-		if err := known(snap, application); err != nil {
+		if err := known(snap, namespaceOf(who), application); err != nil {
 			return nil, err
 		}
 	}
-	return workloads(snap, application), nil
+	return workloads(snap, namespaceOf(who), application), nil
 }
 
-func (s *server) listInstances(_ context.Context, q query) ([]InstanceView, error) {
+func (s *server) listInstances(_ context.Context, who core.Caller, q query) ([]InstanceView, error) {
 	ended, err := q.flag("ended")
 	if err != nil {
 		return nil, err
 	}
-	return s.instances(s.Core.Snapshot(), InstanceChoice{Ref: q.Get("ref"), Application: q.Get("application"), Ended: ended})
+	snap, err := s.Core.Snapshot(who)
+	if err != nil {
+		return nil, err
+	}
+	return s.instances(who, snap, InstanceChoice{Ref: q.Get("ref"), Application: q.Get("application"), Ended: ended})
 }
 
 // backup streams a backup. What goes wrong on the way breaks the connection, and what came is
 // without its end then.
 func (s *server) backup(w http.ResponseWriter, r *http.Request) {
 	out := &begun{ResponseWriter: w}
-	err := s.Core.Backup(r.Context(), callerOf(r.Context()), out)
+	err := s.Core.Backup(r.Context(), callerOf(r), out)
 	switch {
 	case err == nil:
 	case !out.begun:
@@ -105,12 +134,15 @@ func (b *begun) Write(p []byte) (int, error) {
 	return b.ResponseWriter.Write(p)
 }
 
+// namespaceOf is where names that a caller gives are meant to be.
+func namespaceOf(who core.Caller) string { return cmp.Or(who.Namespace, model.DefaultNamespace) }
+
 func (s *server) token(w http.ResponseWriter, r *http.Request) {
 	asServer, err := query{r.URL.Query()}.flag("server")
 	if err != nil {
 		s.fail(w, r, err)
 		return
 	}
-	token, err := s.Core.JoinToken(r.Context(), callerOf(r.Context()), asServer)
+	token, err := s.Core.JoinToken(r.Context(), callerOf(r), asServer)
 	s.answer(w, r, Token{Token: token}, err)
 }

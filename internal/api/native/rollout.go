@@ -39,7 +39,7 @@ type Suspend struct {
 func (s *server) rolloutRoutes(mux *http.ServeMux) {
 	c := s.Core
 	mux.HandleFunc("GET "+pathRollout, func(w http.ResponseWriter, r *http.Request) {
-		info, err := c.Rollout(r.Context(), r.URL.Query().Get("ref"))
+		info, err := c.Rollout(r.Context(), callerOf(r), r.URL.Query().Get("ref"))
 		s.answer(w, r, info, err)
 	})
 	post := func(path string, h http.HandlerFunc) { mux.HandleFunc("POST "+path, h) }

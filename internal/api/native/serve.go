@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/api/access"
 	"github.com/tutti-run/tutti/internal/core"
 )
 
@@ -64,6 +65,7 @@ const closingTime = 2 * time.Second
 func Serve(ctx context.Context, l net.Listener, h http.Handler) error {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP1(true)
+	protocols.SetHTTP2(true)
 	protocols.SetUnencryptedHTTP2(true)
 	requests, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancel()
@@ -97,31 +99,39 @@ type (
 
 // withPeer notes who is at the other end of a connection.
 func withPeer(ctx context.Context, c net.Conn) context.Context {
-	return context.WithValue(context.WithValue(ctx, lifetimeKey{}, ctx), peerKey{}, peerName(c))
+	return context.WithValue(context.WithValue(ctx, lifetimeKey{}, ctx), peerKey{}, localPeer(c))
 }
 
-// peerName is the user name of the process that opened the connection, as the kernel knows it.
-func peerName(c net.Conn) string {
-	const unknown = "somebody"
+// localPeer is the user of the process that opened a Unix connection, as the kernel knows it. The
+// administrator of the host, and whom this program runs as, have the cluster; others, and who comes
+// over any other connection, may do nothing.
+func localPeer(c net.Conn) core.Caller {
+	nobody := core.Caller{Name: "somebody", Via: viaSocket, From: c.RemoteAddr().String()}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return unknown
+		return nobody
 	}
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return unknown
+		return nobody
 	}
 	var cred *unix.Ucred
 	var credErr error
 	err = raw.Control(func(fd uintptr) { cred, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
 	if err != nil || credErr != nil {
-		return unknown
+		return nobody
 	}
 	uid := strconv.FormatUint(uint64(cred.Uid), 10)
+	name := "uid " + uid
 	if who, err := user.LookupId(uid); err == nil {
-		return who.Username
+		name = who.Username
 	}
-	return "uid " + uid
+	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
+		return core.Caller{Name: name, Via: viaSocket, From: "local, uid " + uid}
+	}
+	who := core.Local(name, viaSocket)
+	who.From = fmt.Sprintf("local, uid %s, process %d", uid, cred.Pid)
+	return who
 }
 
 // Lifetime is, for a request that Serve answers, the context that ends with the server: what holds
@@ -133,10 +143,27 @@ func Lifetime(ctx context.Context) context.Context {
 	return ctx
 }
 
-// Peer is the name of the user at the other end of the connection of a request that Serve answers.
-func Peer(ctx context.Context) string {
-	name, _ := ctx.Value(peerKey{}).(string)
-	return name
+// How callers came.
+const (
+	viaSocket = "cli"
+	// ViaNetwork is for who comes over the network listener.
+	ViaNetwork = "api"
+)
+
+// headerNamespace names the namespace in which references of a request are meant.
+const headerNamespace = "Tutti-Namespace"
+
+func callerOf(r *http.Request) core.Caller {
+	who, ok := access.CallerOf(r.Context())
+	if !ok {
+		who = Peer(r.Context())
+	}
+	who.Namespace = r.Header.Get(headerNamespace)
+	return who
 }
 
-func callerOf(ctx context.Context) core.Caller { return core.Caller{Name: Peer(ctx), Via: "cli"} }
+// Peer is who is at the other end of the connection of a request that Serve answers.
+func Peer(ctx context.Context) core.Caller {
+	who, _ := ctx.Value(peerKey{}).(core.Caller)
+	return who
+}

@@ -38,7 +38,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
-		return s.Core.Logs(ctx, q.Get("ref"), o, func(l core.LogLine) error { return line(l) })
+		return s.Core.Logs(ctx, callerOf(r), q.Get("ref"), o, func(l core.LogLine) error { return line(l) })
 	})
 }
 
@@ -69,7 +69,7 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.stream(w, r, follow, func(ctx context.Context, line func(any) error) error {
-		return s.Core.Events(ctx, since, follow, func(e *model.Event) error { return line(e) })
+		return s.Core.Events(ctx, callerOf(r), since, follow, func(e *model.Event) error { return line(e) })
 	})
 }
 

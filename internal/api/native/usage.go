@@ -25,12 +25,12 @@ type Hold struct {
 func (s *server) usageRoutes(mux *http.ServeMux) {
 	c := s.Core
 	mux.HandleFunc("GET "+pathUsage, func(w http.ResponseWriter, r *http.Request) {
-		list, err := c.Usage(r.Context(), callerOf(r.Context()), r.URL.Query().Get("ref"))
+		list, err := c.Usage(r.Context(), callerOf(r), r.URL.Query().Get("ref"))
 		s.answer(w, r, list, err)
 	})
 	mux.HandleFunc("GET "+pathProcesses, func(w http.ResponseWriter, r *http.Request) {
 		q := r.URL.Query()
-		list, err := c.Processes(r.Context(), callerOf(r.Context()), q.Get("ref"), q.Get("task"))
+		list, err := c.Processes(r.Context(), callerOf(r), q.Get("ref"), q.Get("task"))
 		s.answer(w, r, list, err)
 	})
 	mux.HandleFunc("POST "+pathHold, change(s, func(ctx context.Context, who core.Caller, r Hold) (done, error) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -132,11 +133,11 @@ func applications(snap *store.Snapshot) []ApplicationView {
 }
 
 // workloads lists those of an application, or all when it is empty.
-func workloads(snap *store.Snapshot, application string) []WorkloadView {
+func workloads(snap *store.Snapshot, namespace, application string) []WorkloadView {
 	out := []WorkloadView{}
 	list := store.List[*model.Workload](snap)
 	if application != "" {
-		list = store.ByApplication[*model.Workload](snap, model.DefaultNamespace, application)
+		list = store.ByApplication[*model.Workload](snap, namespace, application)
 	}
 	for w := range list {
 		out = append(out, WorkloadView{Workload: *w, Progress: ProgressOf(w, slices.Collect(store.InstancesOfWorkload(snap, w.ID)))})
@@ -153,8 +154,8 @@ type InstanceChoice struct {
 	Ended bool
 }
 
-func (s *server) instances(snap *store.Snapshot, c InstanceChoice) ([]InstanceView, error) {
-	list, err := s.choose(snap, c)
+func (s *server) instances(who core.Caller, snap *store.Snapshot, c InstanceChoice) ([]InstanceView, error) {
+	list, err := s.choose(who, snap, c)
 	if err != nil {
 		return nil, err
 	}
@@ -168,14 +169,14 @@ func (s *server) instances(snap *store.Snapshot, c InstanceChoice) ([]InstanceVi
 	return byFullName(out, func(v *InstanceView) *model.Meta { return &v.Meta }), nil
 }
 
-func (s *server) choose(snap *store.Snapshot, c InstanceChoice) ([]*model.Instance, error) {
+func (s *server) choose(who core.Caller, snap *store.Snapshot, c InstanceChoice) ([]*model.Instance, error) {
 	if c.Application != "" {
-		return slices.Collect(store.ByApplication[*model.Instance](snap, model.DefaultNamespace, c.Application)), nil
+		return slices.Collect(store.ByApplication[*model.Instance](snap, namespaceOf(who), c.Application)), nil
 	}
 	if c.Ref == "" {
 		return slices.Collect(store.List[*model.Instance](snap)), nil
 	}
-	f, err := s.Core.Find(c.Ref)
+	f, err := s.Core.Find(who, c.Ref)
 	if err != nil {
 		return nil, err
 	}
@@ -282,7 +283,7 @@ func (s *server) ping() Ping {
 	p := Ping{Node: s.NodeName, Version: s.Version}
 	if id := s.Core.Servers.Leader(); id != "" {
 		p.Leader = model.ShortID(id)
-		if n, ok := store.Get[*model.Node](s.Core.Snapshot(), id); ok {
+		if n, ok := store.Get[*model.Node](s.Core.Store.Snapshot(), id); ok {
 			p.Leader = n.Name
 		}
 	}
@@ -290,8 +291,8 @@ func (s *server) ping() Ping {
 }
 
 // known says whether an application exists, as an error.
-func known(snap *store.Snapshot, application string) error {
-	if _, ok := store.ByName[*model.Application](snap, model.DefaultNamespace, "", application); !ok {
+func known(snap *store.Snapshot, namespace, application string) error {
+	if _, ok := store.ByName[*model.Application](snap, namespace, "", application); !ok {
 		return fault.New(fault.NotFound, "application %s does not exist", application)
 	}
 	return nil
