@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -45,6 +46,7 @@ func Open(dir string) (*Program, error) {
 	if _, err := f.WriteString(program); err != nil {
 		return nil, fmt.Errorf("keep the program that runs beside tasks in memory: %w", err)
 	}
+	forget(program)
 	if _, err := unix.FcntlInt(f.Fd(), unix.F_ADD_SEALS, unix.F_SEAL_SEAL|unix.F_SEAL_SHRINK|unix.F_SEAL_GROW|unix.F_SEAL_WRITE); err != nil {
 		return nil, fmt.Errorf("seal the program that runs beside tasks: %w", err)
 	}
@@ -53,6 +55,17 @@ func Open(dir string) (*Program, error) {
 		return nil, fmt.Errorf("keep the program that runs beside tasks open: %w", err)
 	}
 	return &Program{path: "/proc/self/fd/" + strconv.Itoa(kept), dir: dir}, nil
+}
+
+// forget lets go of the memory that a constant took when it was read: it is in the program's file, and
+// is read from there if it is ever needed again.
+func forget(text string) {
+	page := uintptr(os.Getpagesize())
+	start := uintptr(unsafe.Pointer(unsafe.StringData(text)))
+	skip := -start & (page - 1)
+	if length := (uintptr(len(text)) - skip) &^ (page - 1); uintptr(len(text)) > skip+page {
+		_ = unix.Madvise(unsafe.Slice(unsafe.StringData(text), len(text))[skip:skip+length], unix.MADV_DONTNEED) // it only saves memory
+	}
 }
 
 // Path is where this process, and only it, executes the program from.

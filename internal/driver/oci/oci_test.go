@@ -208,7 +208,7 @@ func TestIsolationUserAndLimits(t *testing.T) {
 		t.Fatalf("ended as %+v: %s", st, e.logs("i.id.1", all))
 	}
 	out := e.logs("i.id.1", all)
-	for _, want := range []string{"pid 1", "uid 1000", "hostname box", "seccomp 2"} {
+	for _, want := range []string{"pid 1", "uid 1000", "hostname box", "seccomp 2", "ignores 0000000000000000"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("the container says %q, want %q in it", out, want)
 		}

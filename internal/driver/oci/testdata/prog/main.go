@@ -21,8 +21,11 @@ func main() {
 		name, _ := os.Hostname()
 		status, _ := os.ReadFile("/proc/self/status")
 		for line := range strings.Lines(string(status)) {
-			if f := strings.Fields(line); f[0] == "Seccomp:" {
+			switch f := strings.Fields(line); f[0] {
+			case "Seccomp:":
 				fmt.Println("seccomp", f[1])
+			case "SigIgn:":
+				fmt.Println("ignores", f[1])
 			}
 		}
 		fmt.Println("pid", os.Getpid())
