@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test e2e sim sim-planted bench lint clean
+.PHONY: help needs build demo test e2e sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -19,6 +19,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) $(if $(STATIC),-linkmode=external -e
 
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SEEDS ?= 200
+SEED ?= 0
 BRIEF ?=
 # Where the numbers of tests are collected; empty prints them only.
 TALLY ?=
@@ -58,6 +59,9 @@ sim: needs ## simulate whole clusters, SEEDS=200 different courses
 
 sim-planted: needs ## build the simulation with each planted bug; it must find each
 	@scripts/sim-planted.sh $(TAGS)
+
+sim-exact: needs ## simulate the course of SEED=0 twice, exactly alike, and tell all of it
+	@scripts/sim-exact.sh $(TAGS) $(SEED)
 
 bench: bench-all ## all benchmarks, each against a peer in the same run; BRIEF=yes for a quick look
 

@@ -29,4 +29,5 @@ planted() {
 
 planted plant_skip_fsync 'skipped fsync' 'acknowledged writes were lost|no order in which|set back|missed one'
 planted plant_ignore_expect 'ignored expectation' 'no order in which'
+planted plant_skip_fence 'skipped fence' 'is written by two'
 [[ -z $failed ]]

@@ -48,6 +48,10 @@ func (p *pass) place() {
 		if !ok {
 			continue // removed; so will be the instance
 		}
+		if why := p.slotHeld(i); why != "" {
+			p.pending(i.Clone(), why)
+			continue
+		}
 		req := p.request(w, t)
 		req.InstanceID = i.ID
 		req.PinnedTo, req.PinReason = p.pin(i, t)

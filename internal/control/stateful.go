@@ -43,6 +43,20 @@ func (p *pass) leased(i *model.Instance) bool {
 	return true
 }
 
+// slotHeld says which instance of a removed workload of the same name has the slot of a stateful
+// instance still, "" when none has: what it writes to goes by the name, and outlives workloads.
+func (p *pass) slotHeld(i *model.Instance) string {
+	if !i.Stateful {
+		return ""
+	}
+	for o := range store.ByApplication[*model.Instance](p.snap, i.Namespace, i.Application) {
+		if o.Stateful && o.Name == i.Name && o.WorkloadID != i.WorkloadID && o.NodeID != "" && !o.Status.State.Final() {
+			return fmt.Sprintf("instance %s, of a workload of this name that was removed, has the slot still", model.ShortID(o.ID))
+		}
+	}
+	return ""
+}
+
 // await takes an instance out of the traffic and says what it waits for; its node tells anew how it
 // is when it is back.
 func (p *pass) await(i *model.Instance, n *model.Node, why string) {

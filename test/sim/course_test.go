@@ -55,6 +55,7 @@ type course struct {
 	// upset is when something happened last; shaking counts what goes on.
 	upset   time.Time
 	shaking int
+	writers map[string]*host // by slot
 }
 
 // plan is something that the director will do.
@@ -71,14 +72,15 @@ const nodeMemory = 5 << 29
 func newCourse(t *testing.T, seed uint64, keys *pki, dir string) *course {
 	c := &course{
 		t: t, seed: seed, rnd: rand.New(rand.NewPCG(seed, 1)), dices: rand.New(rand.NewPCG(seed, 2)),
-		dir: dir, net: simnet.New(seed), tally: tally{},
+		dir: dir, net: simnet.New(seed), tally: tally{}, writers: map[string]*host{},
 	}
 	c.exchange = simraft.NewExchange(c.net)
 	c.history, c.watch = newHistory(), newWatch(c)
 	c.servers = []int{1, 3, 3, 3, 5}[c.rnd.IntN(5)]
 	nodes := max(3, c.servers) + c.rnd.IntN(3)
 	for k := range nodes {
-		h := &host{c: c, id: fmt.Sprint("n", k), isServer: k < c.servers, world: newWorld(c.dice), disk: simdisk.New(seed<<8 + uint64(k))}
+		h := &host{c: c, id: fmt.Sprint("n", k), isServer: k < c.servers, disk: simdisk.New(seed<<8 + uint64(k))}
+		h.world = newWorld(h.tasks())
 		h.identity = keys.agents[k]
 		if h.isServer {
 			h.identity = keys.servers[k]

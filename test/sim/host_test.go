@@ -66,6 +66,32 @@ func (h *host) address() string { return h.id + ":7400" }
 // keyFile is where a server keeps what opens the cluster's keys.
 func (h *host) keyFile() string { return filepath.Join(h.c.dir, "keys", h.id) }
 
+// tasks returns what runs on the host when it is switched on: nothing yet.
+func (h *host) tasks() *fake.State {
+	return fake.NewState(programs(h.c.dice, func(slot string) func() { return h.c.write(slot, h) }))
+}
+
+// write notes that a task of a host works in a slot of which there must be one writer, on whatever
+// hosts, those that are cut off included. It returns what notes the end.
+func (c *course) write(slot string, h *host) (end func()) {
+	c.mu.Lock()
+	other := c.writers[slot]
+	if other == nil {
+		c.writers[slot] = h
+	}
+	c.mu.Unlock()
+	if other != nil {
+		c.broken("%s is written by two: on %s and on %s", slot, other.id, h.id)
+		return func() {}
+	}
+	c.count("writers of slots")
+	return func() {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		delete(c.writers, slot)
+	}
+}
+
 // start begins a process. It fails as a real one fails, such as for want of room on the disk.
 func (h *host) start() error {
 	c := h.c
@@ -263,7 +289,7 @@ func (p *process) kill(power bool) {
 			c.broken("move the agent's files: %v", err)
 		}
 		if power {
-			c.ghosts.Go(h.world.boot(fake.NewState(programs(c.dice))).End)
+			c.ghosts.Go(h.world.boot(h.tasks()).End)
 			h.tear()
 		}
 		p.cancel()

@@ -12,7 +12,7 @@ import (
 )
 
 // names of the workloads that come and go.
-var names = []string{"web", "api", "agent", "import"}
+var names = []string{"web", "api", "agent", "import", "db"}
 
 const most = 5 // instances of a workload, so that three nodes hold everything
 
@@ -57,6 +57,9 @@ func deployment(rnd *rand.Rand, final bool) core.Deployment {
 			w.Type, w.Count = model.GlobalWorkload, 0
 			task.Reserve.MemoryBytes = 64 << 20
 			s.Ports = []model.ServicePort{{Protocol: "tcp", Target: 80, Published: 9100, HostMode: true}}
+		case "db":
+			w.Type, w.Count, does = model.StatefulWorkload, 1+rnd.IntN(3), writer
+			task.Reserve.MemoryBytes = 128 << 20
 		case "import":
 			w.Type, w.Count, does = model.JobWorkload, 1+rnd.IntN(3), finite
 			w.Template.Restart.Condition = model.RestartOnFailure

@@ -80,6 +80,7 @@ var regressions = []struct {
 	{49, "what a leader had decided was passed on to the next one, which had decided otherwise: addresses were given out twice"},
 	{93, "the same, through a connection that stalled: an instance was replaced twice"},
 	{97, "the same, with a port of a host"},
+	{300, "a stateful slot was filled while an instance of a removed workload of the same name still wrote"},
 }
 
 // runShard simulates this process's share.
@@ -190,7 +191,7 @@ func wantMet(t *testing.T, met tally) {
 	for _, what := range []string{
 		"crashes in a write", "unsynced writes lost", "unsynced writes torn", "files lost", "refused for want of room", "slow writes",
 		"messages lost", "messages repeated", "messages late", "messages cut off", "connections reset", "connections timed out",
-		"leaderships handed over", "servers removed", "snapshots sent", "watch too old", "secrets given",
+		"leaderships handed over", "servers removed", "snapshots sent", "watch too old", "secrets given", "writers of slots",
 	} {
 		if met[what] == 0 {
 			t.Errorf("in %d courses there never were: %s", met["courses"], what)

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -32,11 +33,11 @@ const (
 	plain  conduct = "plain"  // no probe says so
 	broken conduct = "broken" // fails before it is ready
 	finite conduct = "finite" // ends by itself, as it should
+	writer conduct = "writer" // of a slot, of which there must be one
 )
 
-// programs are what tasks run. What chance decides about a run follows from the words it was
-// started with, and from dice.
-func programs(dice func(n int64) int64) map[string]fake.Program {
+// programs are what tasks run; write begins the work of a slot's writer, and returns its end.
+func programs(dice func(n int64) int64, write func(slot string) (end func())) map[string]fake.Program {
 	upTo := func(d time.Duration) time.Duration { return time.Duration(dice(int64(d))) }
 	serve := func(p *fake.Process) int {
 		stop := p.Notify(int(syscall.SIGTERM))
@@ -65,6 +66,11 @@ func programs(dice func(n int64) int64) map[string]fake.Program {
 	return map[string]fake.Program{
 		string(good): serve, string(plain): serve,
 		string(broken): last(time.Second, 1), string(finite): last(2*time.Second, 0),
+		string(writer): func(p *fake.Process) int {
+			i := slices.IndexFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOSTNAME=") })
+			defer write(p.Env[i])()
+			return serve(p)
+		},
 		"check": last(20*time.Millisecond, 0),
 	}
 }
@@ -79,9 +85,9 @@ type world struct {
 	secrets  map[string][]secret.File
 }
 
-func newWorld(dice func(n int64) int64) *world {
+func newWorld(tasks *fake.State) *world {
 	w := &world{}
-	w.boot(fake.NewState(programs(dice)))
+	w.boot(tasks)
 	return w
 }
 
@@ -229,10 +235,17 @@ func (n network) Sync(ctx context.Context, _ *wire.Network) error {
 	return n.check()
 }
 
-// reach implements driver.Driver for one process.
+// reach implements driver.Driver, and driver.Leaser, for one process.
 type reach struct {
-	driver.Driver
+	*fake.Driver
 	*life
+}
+
+func (r reach) Lease(until time.Duration) error {
+	if err := r.check(); err != nil {
+		return err
+	}
+	return r.Driver.Lease(until)
 }
 
 func (r reach) Start(ctx context.Context, t driver.Task) error {
