@@ -212,3 +212,37 @@ func TestPace(t *testing.T) {
 		t.Errorf("at 10,000 nodes, silence is noticed after %s", p.Dead)
 	}
 }
+
+// stalled is a proposer that stands still now and then, and with it the leader's judgement, as all
+// does when a process is stopped.
+type stalled struct {
+	alone
+	pause atomic.Int64
+}
+
+func (s *stalled) Propose(ctx context.Context, data []byte) (store.Result, error) {
+	time.Sleep(time.Duration(s.pause.Swap(0)))
+	return s.alone.Propose(ctx, data)
+}
+
+// TestALeaderThatWasStoppedGivesEverybodyTheFullTime, however long it was: it heard nobody because
+// it could not.
+func TestALeaderThatWasStoppedGivesEverybodyTheFullTime(t *testing.T) {
+	inWatched(t, func(w *watched) {
+		s := &stalled{alone: alone{w.store}}
+		w.store.SetProposer(s)
+		w.beat(dispatch.Beat{NodeID: "a", Session: "s1"}, 3*time.Second)
+		time.Sleep(dead - 500*time.Millisecond) // it has little time left: it was heard up to 300 ms before
+		s.pause.Store(int64(4 * time.Second))
+		w.Hear([]dispatch.Beat{{NodeID: "b", Session: "s1"}}) // whose status is to be written
+		time.Sleep(4*time.Second + 100*time.Millisecond)
+		synctest.Wait()
+		w.want("a", model.NodeReady)
+		time.Sleep(dead - 200*time.Millisecond)
+		synctest.Wait()
+		w.want("a", model.NodeReady)
+		time.Sleep(300 * time.Millisecond)
+		synctest.Wait()
+		w.want("a", model.NodeDown) // it really is silent
+	})
+}

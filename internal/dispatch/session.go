@@ -88,6 +88,7 @@ func (sess *session) end() {
 func (sess *session) write() {
 	for {
 		// Read before the notes: all changes up to there have left theirs.
+		settled := sess.sessions.settled.Load()
 		followed := sess.sessions.followed.Load()
 		sess.mu.Lock()
 		w := sess.todo
@@ -98,7 +99,7 @@ func (sess *session) write() {
 		}
 		sess.todo = work{}
 		sess.mu.Unlock()
-		rest, err := sess.send(w, followed)
+		rest, err := sess.send(w, followed, settled)
 		if err != nil {
 			sess.log.Debug("nothing more can be written to the node", "error", err)
 			sess.mu.Lock()
@@ -118,7 +119,7 @@ func (sess *session) write() {
 }
 
 // send does work, and returns what cannot be done until the store was followed further.
-func (sess *session) send(w work, followed uint64) (rest work, err error) {
+func (sess *session) send(w work, followed, settled uint64) (rest work, err error) {
 	if followed < sess.from || followed == 0 {
 		return w, nil
 	}
@@ -134,7 +135,7 @@ func (sess *session) send(w work, followed uint64) (rest work, err error) {
 			return rest, err
 		}
 	} else {
-		sess.revision = max(sess.revision, followed) // or there would be a note
+		sess.revision = max(sess.revision, settled) // or there would be a note
 	}
 	if w.assign {
 		assign, err := sess.sessions.assignments(sess.sessions.Store.Snapshot(), sess)

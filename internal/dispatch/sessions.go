@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -45,6 +46,8 @@ type Sessions struct {
 	reports *reports
 	// followed is the revision up to which sessions have been told that they have work.
 	followed atomic.Uint64
+	// settled is the revision up to which the same is true of the network state.
+	settled atomic.Uint64
 
 	mu       sync.Mutex
 	sessions map[*session]struct{}
@@ -101,6 +104,7 @@ func (s *Sessions) follow(ctx context.Context) error {
 		for sess := range s.sessions {
 			s.mark(sess)
 		}
+		s.settled.Store(snap.Revision())
 		s.followed.Store(snap.Revision())
 		s.mu.Unlock()
 		if err := s.followFrom(ctx, w); !errors.Is(err, store.ErrTooOld) {
@@ -111,8 +115,11 @@ func (s *Sessions) follow(ctx context.Context) error {
 
 // followFrom returns store.ErrTooOld when everything has to be looked at anew.
 func (s *Sessions) followFrom(ctx context.Context, w *store.Watcher) error {
+	var calm []store.Change // changes of the network state that are told later, with others
+	var since time.Time     // when the first of them came
 	for {
-		snap, changed, err := gather(ctx, s.Store, w)
+		wait := s.calmFor()
+		snap, changed, err := gather(ctx, s.Store, w, len(calm) > 0, time.Until(since.Add(wait)))
 		switch {
 		case ctx.Err() != nil:
 			return nil
@@ -121,22 +128,38 @@ func (s *Sessions) followFrom(ctx context.Context, w *store.Watcher) error {
 		case err != nil:
 			return fmt.Errorf("follow the store: %w", err)
 		}
-		if err := s.see(snap, changed); err != nil {
+		if len(calm) == 0 {
+			since = time.Now()
+		}
+		told := append(append([]store.Change{}, calm...), changed...)
+		if calm = nil; wait > 0 && time.Since(since) < wait && !slices.ContainsFunc(changed, urgent) {
+			calm, told = told, nil
+		}
+		if err := s.see(snap, changed, told); err != nil {
 			return err
 		}
 	}
 }
 
-// gather waits for a change, and returns a snapshot of a little later with all changes up to it.
-func gather(ctx context.Context, st *store.Store, w *store.Watcher) (snap *store.Snapshot, changed []store.Change, err error) {
-	b, err := w.Next(ctx)
-	if err != nil {
+// gather waits for a change, or for a while at most, and returns a snapshot of a little later with
+// all changes up to it.
+func gather(ctx context.Context, st *store.Store, w *store.Watcher, bounded bool, most time.Duration) (snap *store.Snapshot, changed []store.Change, err error) {
+	wait := ctx
+	if bounded {
+		var cancel context.CancelFunc
+		wait, cancel = context.WithTimeout(ctx, most)
+		defer cancel()
+	}
+	b, err := w.Next(wait)
+	switch {
+	case err == nil:
+		changed = append(changed, b.Changes...)
+		time.Sleep(coalesce)
+	case wait.Err() == nil || ctx.Err() != nil:
 		return nil, nil, err
 	}
-	time.Sleep(coalesce)
 	snap = st.Snapshot()
-	changed = append(changed, b.Changes...)
-	for b.Revision < snap.Revision() { // every revision has its batch
+	for w.Seen() < snap.Revision() { // every revision has its batch
 		if b, err = w.Next(ctx); err != nil {
 			return nil, nil, err
 		}
@@ -145,11 +168,40 @@ func gather(ctx context.Context, st *store.Store, w *store.Watcher) (snap *store
 	return snap, changed, nil
 }
 
-// see takes over changes, and wakes the sessions that they concern.
-func (s *Sessions) see(snap *store.Snapshot, changed []store.Change) error {
-	differs, err := s.network.follow(snap, changed)
-	if err != nil {
-		return err
+// calmFor is how long changes that nobody waits for are gathered: every node is told of every other
+// one, so that each by itself would be too much when many join a large cluster.
+func (s *Sessions) calmFor() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes <= 100 {
+		return 0
+	}
+	return PaceFor(s.nodes).Beat / 2
+}
+
+// urgent reports whether nodes are to be told of a change at once, as far as the network state is
+// concerned: of all but nodes that join, and what is said of them.
+func urgent(c store.Change) bool {
+	switch c.Kind {
+	case model.KindEvent:
+		return false
+	case model.KindNode:
+		old, _ := c.Old.(*model.Node)
+		now, _ := c.New.(*model.Node)
+		return old != nil && (now == nil || (old.Status.State == model.NodeDown) != (now.Status.State == model.NodeDown))
+	}
+	return true
+}
+
+// see wakes the sessions that changes up to a snapshot concern. Of the network state it takes over
+// those that are to be told; none means that they are told later.
+func (s *Sessions) see(snap *store.Snapshot, changed, told []store.Change) error {
+	differs := false
+	if told != nil {
+		var err error
+		if differs, err = s.network.follow(snap, told); err != nil {
+			return err
+		}
 	}
 	nodes := map[string]bool{}    // whose assignments may have changed
 	returned := map[string]bool{} // from the dead
@@ -197,6 +249,9 @@ func (s *Sessions) see(snap *store.Snapshot, changed []store.Change) error {
 		for sess := range s.byNode[id] {
 			sess.poke(func(w *work) { w.retell = true })
 		}
+	}
+	if told != nil {
+		s.settled.Store(snap.Revision())
 	}
 	s.followed.Store(snap.Revision())
 	for sess := range s.sessions {

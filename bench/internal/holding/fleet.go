@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,12 +31,14 @@ type fleet struct {
 
 // node is a simulated host: one session.
 type node struct {
-	fleet  *fleet
-	id     string
-	stream *wire.Stream
-	tells  bool // it tells of what happens to others
+	fleet   *fleet
+	id      string
+	client  *wire.Client
+	address string
+	tells   bool // it tells of what happens to others
 
 	mu     sync.Mutex
+	stream *wire.Stream
 	number uint64
 	beat   *time.Timer
 	last   time.Time // of its heartbeats
@@ -58,7 +59,7 @@ func (nowhere) Close() error              { return nil }
 func (nowhere) Addr() net.Addr            { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)} }
 
 // abreast is how many nodes connect at the same time.
-const abreast = 16
+const abreast = 64
 
 // openFleet returns once every node holds a lease.
 func (c *cluster) openFleet(ctx context.Context, size int) (*fleet, error) {
@@ -99,24 +100,33 @@ func (n *node) open(ctx context.Context, c *cluster, address string) error {
 	if err != nil {
 		return err
 	}
-	err = again(ctx, func() (err error) {
-		n.stream, err = port.Client().Stream(context.WithoutCancel(ctx), address, agent.SessionPath)
-		return err
-	})
+	n.client, n.address = port.Client(), address
+	return again(ctx, func() error { return n.connect(ctx) })
+}
+
+// connect opens a session.
+func (n *node) connect(ctx context.Context) error {
+	stream, err := n.client.Stream(context.WithoutCancel(ctx), n.address, agent.SessionPath)
 	if err != nil {
 		return fmt.Errorf("node %s: %w", n.id, err)
 	}
 	hello := &wire.Hello{Session: n.id, Node: &model.Node{
-		Meta: model.Meta{ID: n.id, Name: n.id}, WireAddress: "192.0.2.1:7400", HostAddress: "192.0.2." + strconv.Itoa(1+len(n.id)%250),
+		Meta: model.Meta{ID: n.id, Name: n.id}, WireAddress: "192.0.2.1:7400", HostAddress: "192.0.2.1",
 		Capacity: model.Resources{NanoCPUs: 4e9, MemoryBytes: 8 << 30}, Attributes: map[string]string{"os": "linux", "arch": "amd64"},
 	}}
-	if err := n.stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
+	if err := stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
+		stream.Close()
 		return fmt.Errorf("node %s: %w", n.id, err)
 	}
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.ended {
+		stream.Close()
+		return nil
+	}
+	n.stream, n.number = stream, 0
 	n.beat = time.AfterFunc(time.Duration(n.fleet.every.Load()), n.pulse)
-	n.mu.Unlock()
-	go n.listen()
+	go n.listen(stream)
 	return nil
 }
 
@@ -150,15 +160,17 @@ type heard struct {
 	Network cbor.RawMessage `json:"network"`
 }
 
-func (n *node) listen() {
+func (n *node) listen(stream *wire.Stream) {
 	for {
 		var m heard
-		if err := n.stream.Receive(&m); err != nil {
+		if err := stream.Receive(&m); err != nil {
 			n.mu.Lock()
 			ended := n.ended
+			n.beat.Stop()
 			n.mu.Unlock()
-			if !ended {
+			if !ended { // as agents do
 				n.fleet.lost.Add(1)
+				again(context.Background(), func() error { return n.connect(context.Background()) }) // what never works shows as a node without a lease
 			}
 			return
 		}
@@ -218,9 +230,9 @@ func (f *fleet) close() {
 	for _, n := range f.nodes {
 		n.mu.Lock()
 		n.ended = true
-		n.mu.Unlock()
 		if n.stream != nil {
 			n.stream.Close()
 		}
+		n.mu.Unlock()
 	}
 }
