@@ -233,6 +233,8 @@ func reachesHost(t *model.Template) string {
 	}
 	for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
 		switch {
+		case task.Driver == "process":
+			return "a process of the node, outside of any container"
 		case task.Privileged:
 			return "all privileges"
 		case len(task.CapAdd) > 0:

@@ -209,6 +209,10 @@ func TestNamespacesKeepUsersApart(t *testing.T) {
 	if _, err := b.Deploy(ctx, red, reaching); !fault.Is(err, fault.Forbidden) {
 		t.Errorf("an operator of a namespace got all privileges of a node: %v", err)
 	}
+	reaching.Workloads[0].Template.Tasks[0].Privileged, reaching.Workloads[0].Template.Tasks[0].Driver = false, "process"
+	if _, err := b.Deploy(ctx, red, reaching); !fault.Is(err, fault.Forbidden) || !strings.Contains(err.Error(), "a process of the node") {
+		t.Errorf("an operator of a namespace got a process of a node: %v", err)
+	}
 	report, err := b.Audited(ctx, anna, core.AuditQuery{})
 	if err != nil {
 		t.Fatal(err)
