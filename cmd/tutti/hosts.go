@@ -155,6 +155,9 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 		c.Name, c.Address, c.DataDir, c.RunDir, c.Cgroup = h.Name, h.Address, h.DataDir, h.RunDir, h.Cgroup()
 		c.Capacity = model.Resources{MemoryBytes: memory / int64(len(u.hosts))} // an equal share
 		c.JoinAddress, c.JoinToken = joinAt, tokens[h.Server]
+		if !h.Server {
+			c.APIListen = "" // servers answer it
+		}
 		if err := u.machine.Start(h, c); err != nil {
 			return err
 		}
