@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
@@ -115,9 +116,13 @@ func namespaceOr(ns string) string {
 	return ns
 }
 
-// attempts bounds how often a use case starts over because somebody else changed the same
-// objects meanwhile.
-const attempts = 5
+// attempts bounds how often a use case starts over because somebody else, nodes that report
+// included, changed the same objects meanwhile. Between two of them lies a pause of any length up to
+// conflictPause times how many there were, so that rivals find their turns.
+const (
+	attempts      = 12
+	conflictPause = 5 * time.Millisecond
+)
 
 // update decides on a fresh snapshot and commits, again when the snapshot was outrun.
 func (c *Core) update(ctx context.Context, decide func(snap *store.Snapshot, cs *store.ChangeSet) error) error {
@@ -132,6 +137,11 @@ func (c *Core) update(ctx context.Context, decide func(snap *store.Snapshot, cs 
 		_, err := c.Store.Commit(ctx, cs)
 		if err == nil || n == attempts || !fault.Is(err, fault.Conflict) {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(rand.N(time.Duration(n) * conflictPause)):
 		}
 	}
 }

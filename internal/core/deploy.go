@@ -584,7 +584,7 @@ func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload
 		if i.Desired != model.DesiredRemove {
 			c := i.Clone()
 			c.Desired, c.Cause, c.StopWithin = model.DesiredRemove, "its workload was removed", within
-			cs.Put(c)
+			put(cs, c) // an older one must not take back where the leader has placed it meanwhile
 		}
 	}
 }
