@@ -53,6 +53,7 @@ func Supervise(args []string, newBody NewBody) int {
 	dir, socket, reaper := args[0], args[1], args[2]
 	// Taken and left alone rather than ignored, which the task would inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
+	heedSignals()
 	ready := os.NewFile(3, "ready")
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(4) // the lock, which must end with this process
