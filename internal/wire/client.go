@@ -103,7 +103,7 @@ func (c *Client) transport(ofServers bool) *http2.Transport {
 			return dialTLS(ctx, c.network, address, c.config(ofServers))
 		},
 		// Without an answer to a ping within these, a silent connection is given up.
-		ReadIdleTimeout: 2 * time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
+		ReadIdleTimeout: time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
 		IdleConnTimeout:    5 * time.Minute,
 		DisableCompression: true,
 	}

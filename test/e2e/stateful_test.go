@@ -72,6 +72,9 @@ func (w witness) runsOf(t *testing.T, slot string) []string {
 
 func deployWriters(t *testing.T) witness {
 	t.Helper()
+	if _, err := run("nodes"); err != nil { // an earlier test may have taken everything down
+		tutti(t, "up", "-d", "--hosts", "3")
+	}
 	dir := filepath.Join(dataDir, "writer")
 	out := filepath.Join(dataDir, "witness")
 	for _, d := range []string{filepath.Join(dir, "root", "witness"), filepath.Join(dir, "root", "data"), out} {

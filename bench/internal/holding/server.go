@@ -104,7 +104,7 @@ func serve(path string) error {
 		if founding == nil {
 			break
 		}
-		token, err := s.Core().JoinToken(ctx, core.Caller{Name: "bench", Via: "bench"}, role)
+		token, err := s.Core().JoinToken(ctx, core.Local("bench", "bench"), role)
 		if err != nil {
 			return err
 		}
