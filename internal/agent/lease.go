@@ -131,6 +131,9 @@ func (w *worker) awaitTurn(ctx context.Context) bool {
 		return true
 	}
 	for {
+		if _, want, _ := w.desired(); !want {
+			return false
+		}
 		held, changed := w.agent.lease.held()
 		other, over := w.agent.other(w)
 		why := ""
@@ -143,9 +146,6 @@ func (w *worker) awaitTurn(ctx context.Context) bool {
 			return ctx.Err() == nil
 		}
 		w.set(func(st *model.InstanceStatus) { st.Message = why })
-		if _, want, _ := w.desired(); !want {
-			return false
-		}
 		select {
 		case <-ctx.Done():
 			return false

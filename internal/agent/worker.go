@@ -451,19 +451,20 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 	})
 
 	for {
+		// Looked at each time: who waited for the instance's turn may have heard the wake-up.
+		if _, want, _ := w.desired(); !want || w.startedAnew() {
+			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+			return w.stopTasks(ctx, p)
+		}
+		if w.lapsing() {
+			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+			w.stopTasks(ctx, p)
+			return outcome{lapsed: true, message: driver.Lapsed}
+		}
 		select {
 		case <-ctx.Done():
 			return outcome{message: "the agent is stopping"}
 		case <-w.wake:
-			if _, want, _ := w.desired(); !want || w.startedAnew() {
-				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
-				return w.stopTasks(ctx, p)
-			}
-			if w.lapsing() {
-				w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
-				w.stopTasks(ctx, p)
-				return outcome{lapsed: true, message: driver.Lapsed}
-			}
 		case st := <-exits:
 			o := w.ended(p, st, began)
 			w.stopTasks(ctx, p)
