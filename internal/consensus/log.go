@@ -42,7 +42,7 @@ func (s Storage) openLog(log hclog.Logger, applied func() uint64) (*wal, error) 
 	dir := filepath.Join(s.Dir, "log")
 	w := &wal{index: s.Index, log: log, pause: s.Pause, applied: applied}
 	w.open = func() (*raftwal.WAL, error) {
-		filer, bytes := segments{segment.NewFiler(dir, files)}, or(s.SegmentBytes, raftwal.DefaultSegmentSize)
+		filer, bytes := segments{segment.NewFiler(dir, files), files}, or(s.SegmentBytes, raftwal.DefaultSegmentSize)
 		if err := filer.finishTail(dir, s.Index, bytes); err != nil {
 			return nil, err
 		}

@@ -6,13 +6,17 @@ import (
 	"os"
 	"time"
 
+	"github.com/hashicorp/raft-wal/segment"
 	"github.com/hashicorp/raft-wal/types"
 )
 
 // segments opens the files of the log. When a log is cut at its end, raft-wal (0.4.0) seals the
 // file without writing an index into it, and can read nothing of that file once it is opened again:
 // the server would never start again. Such a file is read as the last one is: from its beginning.
-type segments struct{ types.SegmentFiler }
+type segments struct {
+	types.SegmentFiler
+	files types.VFS
+}
 
 // Open implements types.SegmentFiler.
 func (s segments) Open(info types.SegmentInfo) (types.SegmentReader, error) {
@@ -35,6 +39,15 @@ func (s segments) finishTail(dir string, index types.MetaStore, segmentBytes int
 	}
 	state.Segments = append([]types.SegmentInfo(nil), state.Segments...)
 	tail := &state.Segments[len(state.Segments)-1]
+	// What a crash left in the file may not be on the disk yet. From here on it counts as if it were:
+	// a power cut must not take it back.
+	f, err := s.files.OpenWriter(dir, segment.FileName(*tail))
+	if err == nil {
+		err = errors.Join(f.Sync(), f.Close())
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("bring the end of the log to the disk: %w", err)
+	}
 	w, err := s.RecoverTail(*tail)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil // raft-wal makes it
