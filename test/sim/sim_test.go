@@ -28,7 +28,7 @@ import (
 )
 
 var (
-	seeds   = flag.Int("seeds", 10, "how many different courses to simulate")
+	seeds   = flag.Int("seeds", 1, "how many different courses to simulate; with ten or more, those that once showed a fault, too")
 	from    = flag.Int("from", 0, "the first of their seeds")
 	only    = flag.Int("seed", -1, "simulate only the course of this seed, and tell all of it")
 	verbose = flag.Bool("debug", false, "with -seed: tell what processes log for developers, too")
@@ -95,7 +95,7 @@ func runShard(t *testing.T) {
 		share = append(share, seed)
 	}
 	for i, r := range regressions {
-		if i%all == mine {
+		if *seeds >= 10 && i%all == mine {
 			share = append(share, r.seed)
 		}
 	}
