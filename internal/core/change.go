@@ -133,11 +133,7 @@ func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes b
 			w := f.Workload
 			workloads = append(workloads, w.ID)
 			removeWorkload(snap, cs, w, nil)
-			for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
-				if s.WorkloadID == w.ID {
-					cs.Delete(model.KindService, s.ID)
-				}
-			}
+			removeServices(snap, cs, w)
 			event(cs, now, "workload removed", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
 		default:
 			return fault.New(fault.Invalid, "%s is %s; an application or a workload can be removed", ref, f.describe())

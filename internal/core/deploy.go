@@ -589,6 +589,15 @@ func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload
 	}
 }
 
+// removeServices deletes the services that lead to a workload.
+func removeServices(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
+	for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
+		if s.WorkloadID == w.ID {
+			cs.Delete(model.KindService, s.ID)
+		}
+	}
+}
+
 func (p *planner) application(who Caller) error {
 	a := &model.Application{Meta: model.Meta{Name: p.d.Application, Namespace: p.d.Namespace}, Source: p.d.Source, Version: 1}
 	old, ok := store.ByName[*model.Application](p.snap, p.d.Namespace, "", p.d.Application)

@@ -65,11 +65,7 @@ func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within
 			return err
 		}
 		removeWorkload(snap, cs, w, within)
-		for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
-			if s.WorkloadID == w.ID {
-				cs.Delete(model.KindService, s.ID)
-			}
-		}
+		removeServices(snap, cs, w)
 		event(cs, time.Now(), "workload removed", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
 		return nil
 	})
