@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -390,11 +391,27 @@ func (a *Agent) sweep(ctx context.Context, known map[string]bool) error {
 	return errors.Join(errs...)
 }
 
-// worker returns the worker of an instance held here.
+// adoptPatience is how long a question about an instance waits for a new agent to take over what an
+// earlier one left.
+const adoptPatience = 10 * time.Second
+
+// worker returns the worker of an instance held here. An agent that has just started first takes over
+// what an earlier one left: what it does not know yet may be among that, and is waited for.
 func (a *Agent) worker(instance string) (*worker, error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if w := a.workers[instance]; w != nil {
+	find := func() *worker {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.workers[instance]
+	}
+	if w := find(); w != nil {
+		return w, nil
+	}
+	select {
+	case <-a.adopted:
+	case <-time.After(adoptPatience):
+		return nil, fault.New(fault.Unavailable, "node %s is still taking over what runs there: try again", a.NodeName)
+	}
+	if w := find(); w != nil {
 		return w, nil
 	}
 	return nil, fault.New(fault.NotFound, "instance %s is not on node %s", model.ShortID(instance), a.NodeName)

@@ -251,6 +251,21 @@ func allWell(t *testing.T, patience time.Duration) time.Duration {
 	})
 }
 
+// removeIfFailed takes an application away when the test fails before it did so itself, so that the
+// tests after it find what they would have found.
+func removeIfFailed(t *testing.T, app string) {
+	t.Helper()
+	t.Cleanup(func() {
+		if !t.Failed() {
+			return
+		}
+		t.Log(diagnosis())
+		if out, err := run("rm", "--volumes", app); err != nil {
+			t.Logf("remove %s: %v\n%s", app, err, out)
+		}
+	})
+}
+
 // shopper is a person with a browser at one of the shop's addresses.
 type shopper struct {
 	t    *testing.T

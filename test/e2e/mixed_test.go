@@ -97,6 +97,7 @@ func TestContainersAndProcesses(t *testing.T) {
 	if err := os.WriteFile(file, fmt.Appendf(nil, mixed, archive, digest), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	removeIfFailed(t, "mixed")
 	tutti(t, "deploy", "-d", "-f", file, "mixed")
 	allWell(t, 30*time.Second)
 	for url, want := range map[string]string{

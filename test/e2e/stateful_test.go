@@ -93,6 +93,7 @@ func deployWriters(t *testing.T) witness {
 	if err := os.WriteFile(file, fmt.Appendf(nil, writers, out), 0o644); err != nil {
 		t.Fatal(err)
 	}
+	removeIfFailed(t, "writers")
 	tutti(t, "deploy", "-d", "-f", file, "writers")
 	allWell(t, 60*time.Second)
 	return witness(out)
