@@ -55,6 +55,7 @@ type servers struct{ leader string }
 func (s servers) Leader() string                      { return s.leader }
 func (s servers) Addresses() []wire.ServerAddress     { return nil }
 func (servers) Members() []core.Member                { return nil }
+func (servers) Sync(context.Context) error            { return nil }
 func (servers) Promote(context.Context, string) error { return nil }
 func (servers) Demote(context.Context, string) error  { return nil }
 func (servers) WriteBackup(to io.Writer) error {

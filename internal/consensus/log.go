@@ -222,6 +222,7 @@ func (m *machine) recall(w *wal, s *snapshots) error {
 			batch = nil
 		}
 	}
+	m.recalled, m.raftAt = m.progress.now(), 0
 	return nil
 }
 

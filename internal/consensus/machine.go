@@ -23,6 +23,9 @@ type machine struct {
 	fsm      FSM
 	progress progress
 	sets     [][]byte // reused
+	// recalled is up to where the state machine was brought without raft, raftAt how far raft has come
+	// since. Raft asks for one thing at a time.
+	recalled, raftAt uint64
 }
 
 // applied answers a log entry.
@@ -57,31 +60,45 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 		from = ends[i]
 	}
 	clear(m.sets)
-	m.progress.advance(logs[len(logs)-1].Index)
+	m.raftAt = logs[len(logs)-1].Index
+	m.progress.advance(m.raftAt)
 	return answers
 }
 
 // Apply implements raft.FSM.
 func (m *machine) Apply(l *raft.Log) any { return m.ApplyBatch([]*raft.Log{l})[0] }
 
-// Restore implements raft.FSM.
+// Restore implements raft.FSM. A snapshot that is older than what was recalled takes nothing back.
 func (m *machine) Restore(r io.ReadCloser) error {
 	defer r.Close()
-	if err := m.fsm.Restore(r); err != nil {
-		return err
-	}
 	inner := r
 	if w, ok := r.(raft.ReadCloserWrapper); ok { // it counts what is read
 		inner = w.WrappedReadCloser()
 	}
-	if f, ok := inner.(*snapshotFile); ok {
+	f, ok := inner.(*snapshotFile)
+	if ok && f.meta.Index <= m.recalled {
+		m.raftAt = f.meta.Index
+		return nil
+	}
+	if err := m.fsm.Restore(r); err != nil {
+		return err
+	}
+	if ok {
+		m.raftAt = f.meta.Index
 		m.progress.set(f.meta.Index)
 	}
 	return nil
 }
 
-// Snapshot implements raft.FSM.
-func (m *machine) Snapshot() (raft.FSMSnapshot, error) { return &persist{m.fsm.Snapshot()}, nil }
+// Snapshot implements raft.FSM. Raft takes it for the state at the entry up to which it has come; until
+// that is where the state was recalled to, it is newer, and whoever began with it would apply entries
+// a second time.
+func (m *machine) Snapshot() (raft.FSMSnapshot, error) {
+	if m.raftAt < m.recalled {
+		return nil, raft.ErrNothingNewToSnapshot
+	}
+	return &persist{m.fsm.Snapshot()}, nil
+}
 
 type persist struct{ snapshot *store.Snapshot }
 

@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"context"
+	"errors"
 
 	"github.com/hashicorp/raft"
 
@@ -60,8 +61,23 @@ func (r *Raft) Demote(ctx context.Context, id string) error {
 	return r.change(r.raft.DemoteVoter(raft.ServerID(id), 0, proposeTimeout), "demote server "+id)
 }
 
-// HandOver lets another server lead, if this one does.
-func (r *Raft) HandOver() error { return r.change(r.raft.LeadershipTransfer(), "hand leadership over") }
+// HandOver lets another server lead, if this one does. After an attempt that failed it is refused for
+// as long as this server goes on leading: raft (1.8.0) leaves goroutines behind when it asks a silent
+// follower twice in one reign.
+func (r *Raft) HandOver() error {
+	reign, _, _ := r.standing.own()
+	if reign > 0 && r.vain.Load() == int64(reign) {
+		return fault.New(fault.Unavailable, "hand leadership over: no other server took it before")
+	}
+	err := r.raft.LeadershipTransfer().Error()
+	switch {
+	case err == nil:
+		return nil
+	case !errors.Is(err, raft.ErrNotLeader) && !errors.Is(err, raft.ErrLeadershipTransferInProgress):
+		r.vain.Store(int64(reign))
+	}
+	return fault.New(fault.Unavailable, "hand leadership over: %w", err)
+}
 
 // Position returns how far this server's state machine has come in the log, and the present term.
 func (r *Raft) Position() (index, term uint64) {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -51,6 +52,7 @@ type Raft struct {
 	passes     chan pass
 	passSlots  chan struct{}
 	standing   *standing
+	vain       atomic.Int64 // the last reign in which nobody took leadership over
 	// reads are rounds of Sync, verified those of the leader.
 	reads, verified rounds
 
@@ -209,7 +211,7 @@ func (r *Raft) Leader() (id, address string) {
 // Shutdown hands leadership over, where there is someone to take it, and stops.
 func (r *Raft) Shutdown() error {
 	if r.IsLeader() && len(r.Servers()) > 1 {
-		if err := r.raft.LeadershipTransfer().Error(); err != nil {
+		if err := r.HandOver(); err != nil {
 			r.cfg.Log.Info("leadership could not be handed over", "error", err)
 		}
 	}

@@ -45,6 +45,8 @@ type Servers interface {
 	// Leader returns the ID of the leading server, "" when there is none.
 	Leader() string
 	Addresses() []wire.ServerAddress
+	// Sync returns once this server's state shows all that was acknowledged anywhere before.
+	Sync(ctx context.Context) error
 	// Members returns all servers.
 	Members() []Member
 	// Promote lets a server have a vote, Demote takes it away, and Remove takes the server out.
@@ -124,7 +126,12 @@ const (
 	conflictPause = 5 * time.Millisecond
 )
 
-// update decides on a fresh snapshot and commits, again when the snapshot was outrun.
+// syncPatience is how long a use case waits for a leader, to find out what became of a change that was
+// under way when the one before was lost.
+const syncPatience = 10 * time.Second
+
+// update decides on a fresh snapshot and commits, again when the snapshot was outrun, or when the change
+// was lost with a leader.
 func (c *Core) update(ctx context.Context, decide func(snap *store.Snapshot, cs *store.ChangeSet) error) error {
 	for n := 1; ; n++ {
 		cs := &store.ChangeSet{}
@@ -135,8 +142,28 @@ func (c *Core) update(ctx context.Context, decide func(snap *store.Snapshot, cs 
 			return nil
 		}
 		_, err := c.Store.Commit(ctx, cs)
-		if err == nil || n == attempts || !fault.Is(err, fault.Conflict) {
+		if err == nil || n == attempts {
 			return err
+		}
+		switch {
+		case fault.Is(err, fault.Conflict):
+		case !fault.Is(err, fault.Unavailable) || ctx.Err() != nil:
+			return err
+		default:
+			syncCtx, cancel := context.WithTimeout(ctx, syncPatience)
+			syncErr := c.Servers.Sync(syncCtx)
+			cancel()
+			if syncErr != nil {
+				return err
+			}
+			// What is not applied by now comes too late if it ever does: what it expects, or the name that
+			// it takes, is not there any more once this has been decided anew.
+			if applied, known := c.Store.Snapshot().Shows(cs); applied || !known {
+				if applied {
+					return nil
+				}
+				return err
+			}
 		}
 		select {
 		case <-ctx.Done():

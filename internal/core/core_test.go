@@ -31,6 +31,7 @@ type bench struct {
 
 	mu      sync.Mutex
 	outrun  func()   // called once, before the next proposal is applied
+	lost    []bool   // of the next proposals there is no answer; whether they are applied
 	removed []string // volumes
 	signals []string // node, task, signal
 	paused  []string // node, instance, whether it is to pause
@@ -57,12 +58,25 @@ func (b *bench) Propose(_ context.Context, data []byte) (store.Result, error) {
 	b.mu.Lock()
 	f := b.outrun
 	b.outrun = nil
+	var lost, applied bool
+	if len(b.lost) > 0 {
+		lost, applied, b.lost = true, b.lost[0], b.lost[1:]
+	}
 	b.mu.Unlock()
 	if f != nil {
 		f()
 	}
-	return b.Store.Apply(data), nil
+	if lost && !applied {
+		return store.Result{}, errNoAnswer
+	}
+	r := b.Store.Apply(data)
+	if lost {
+		return store.Result{}, errNoAnswer
+	}
+	return r, nil
 }
+
+var errNoAnswer = fault.New(fault.Unavailable, "the leader did not answer")
 
 func (b *bench) put(obj model.Object) {
 	b.Helper()
@@ -163,6 +177,7 @@ func (q quorum) Leader() string                  { return "n1" }
 func (q quorum) Addresses() []wire.ServerAddress { return nil }
 
 func (q quorum) Members() []core.Member                { return nil }
+func (q quorum) Sync(ctx context.Context) error        { return ctx.Err() }
 func (q quorum) Promote(context.Context, string) error { return nil }
 func (q quorum) Demote(context.Context, string) error  { return nil }
 func (quorum) WriteBackup(to io.Writer) error {
@@ -437,6 +452,25 @@ func TestChangesByOthersMeanwhileAreKept(t *testing.T) {
 	w := b.workload("web")
 	if w.Count != 7 || w.Labels["by"] != "somebody" || w.Template.ForceUpdate != 1 || w.RevisionID != model.RevisionIDOf(w.ID, w.Template.Hash()) {
 		t.Errorf("%+v", w)
+	}
+}
+
+// TestAChangeHappensOnceWhenItsLeaderIsLost: nobody knows whether the change was made; it is made once.
+func TestAChangeHappensOnceWhenItsLeaderIsLost(t *testing.T) {
+	for _, lost := range [][]bool{{true}, {false}, {false, true}, {false, false}} {
+		b := newBench(t)
+		b.lost = slices.Clone(lost)
+		b.deploy(shop())
+		b.lost = slices.Clone(lost)
+		if err := b.RestartWorkload(t.Context(), anna, "shop/web"); err != nil {
+			t.Fatalf("%v: %v", lost, err)
+		}
+		if w := b.workload("web"); w.Template.ForceUpdate != 1 {
+			t.Errorf("%v: restarted %d times, want once", lost, w.Template.ForceUpdate)
+		}
+		if n := store.Count[*model.Workload](b.Store.Snapshot()); n != 2 {
+			t.Errorf("%v: there are %d workloads, want 2", lost, n)
+		}
 	}
 }
 

@@ -325,6 +325,9 @@ func (s *Server) hear(ctx context.Context, beats []dispatch.Beat) (dispatch.Hear
 	return said, s.confirmer.confirm(ctx)
 }
 
+// Sync implements core.Servers.
+func (s *Server) Sync(ctx context.Context) error { return s.raft.Sync(ctx) }
+
 // Leader implements core.Servers.
 func (s *Server) Leader() string {
 	id, _ := s.raft.Leader()

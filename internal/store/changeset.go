@@ -53,7 +53,14 @@ type ChangeSet struct {
 	expects []byte
 	changes []byte
 	puts    int
+	made    madeBy
 	err     error
+}
+
+// madeBy is an object that only this set makes.
+type madeBy struct {
+	kind model.Kind
+	id   string
 }
 
 // Put writes the desired part of an object. The table keeps the Status that the object has there;
@@ -72,6 +79,9 @@ func (c *ChangeSet) add(t opType, obj model.Object) {
 	}
 	c.change(t, string(obj.Kind()), obj.GetMeta().ID)
 	c.changes = appendBytes(c.changes, data)
+	if obj.Kind() == model.KindEvent {
+		c.made = madeBy{obj.Kind(), obj.GetMeta().ID}
+	}
 }
 
 // Delete removes an object, if it exists.
@@ -84,6 +94,9 @@ func (c *ChangeSet) Expect(kind model.Kind, id string, revision uint64) {
 	c.expects = appendBytes(c.expects, string(kind))
 	c.expects = appendBytes(c.expects, id)
 	c.expects = binary.AppendUvarint(c.expects, revision)
+	if revision == 0 && c.made.id == "" {
+		c.made = madeBy{kind, id}
+	}
 }
 
 // PutKey writes a key's value. With a time to live, which is counted in milliseconds, the key is

@@ -200,6 +200,17 @@ func List[T model.Object](s *Snapshot) iter.Seq[T] {
 // Count returns the number of objects of a kind, those left out by Only included.
 func Count[T model.Object](s *Snapshot) int { return tableOf[T](s).byID.Len() }
 
+// Shows reports whether a change set was applied, when that can be seen: by an event in it, or an
+// object that it makes under an ID of its own. It is for sets whose commit ended without an answer,
+// soon after and on a view that is surely newer.
+func (s *Snapshot) Shows(cs *ChangeSet) (applied, known bool) {
+	if cs.made.id == "" {
+		return false, false
+	}
+	_, applied = s.state.table(cs.made.kind).byID.Get(atID(cs.made.id))
+	return applied, true
+}
+
 // ByIDPrefix yields the objects whose ID begins with prefix.
 func ByIDPrefix[T model.Object](s *Snapshot, prefix string) iter.Seq[T] {
 	return those[T](s, tableOf[T](s).byID, func(o model.Object) int {

@@ -118,6 +118,7 @@ type fakeServers struct{ leader string }
 
 func (f fakeServers) Leader() string                      { return f.leader }
 func (f fakeServers) Addresses() []wire.ServerAddress     { return nil }
+func (fakeServers) Sync(context.Context) error            { return nil }
 func (fakeServers) Members() []core.Member                { return nil }
 func (fakeServers) Promote(context.Context, string) error { return nil }
 func (fakeServers) Demote(context.Context, string) error  { return nil }
