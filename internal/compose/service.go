@@ -56,6 +56,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.updates()
 	o.extraRollout(&extra)
 	o.extraRebalance(&extra)
+	o.extraAutoscale(&extra)
 	o.dependsOn()
 	o.hints()
 	t.out.Workloads = append(t.out.Workloads, o.w)

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -33,6 +34,11 @@ var tuttiRules = keys{
 	"class":         well,
 	"min_available": well,
 	"rebalance":     well,
+	"autoscale": within(keys{
+		"min": well, "max": well, "cpu": well, "memory": well, "down_after": well,
+		"prometheus": within(keys{"server": well, "query": well, "target": well}),
+		"hours":      within(keys{"at": well, "time_zone": well, "for": well, "min": well, "max": well}),
+	}),
 
 	"rollout": within(keys{
 		"canary": within(keys{"percent": well, "hold": well, "manual": well}), "blue_green": well, "manual": well, "domains": well,
@@ -64,6 +70,7 @@ type extras struct {
 	Class        string          `json:"class"`
 	MinAvailable int             `json:"min_available"`
 	Rebalance    bool            `json:"rebalance"`
+	Autoscale    *autoscaleEntry `json:"autoscale"`
 
 	Rollout struct {
 		Canary         []canaryEntry `json:"canary"`
@@ -115,6 +122,30 @@ type canaryEntry struct {
 	Percent int    `json:"percent"`
 	Hold    string `json:"hold"`
 	Manual  bool   `json:"manual"`
+}
+
+type autoscaleEntry struct {
+	Min        *int         `json:"min"`
+	Max        int          `json:"max"`
+	CPU        float64      `json:"cpu"`
+	Memory     float64      `json:"memory"`
+	DownAfter  string       `json:"down_after"`
+	Prometheus []queryEntry `json:"prometheus"`
+	Hours      []hoursEntry `json:"hours"`
+}
+
+type queryEntry struct {
+	Server string  `json:"server"`
+	Query  string  `json:"query"`
+	Target float64 `json:"target"`
+}
+
+type hoursEntry struct {
+	At       string `json:"at"`
+	TimeZone string `json:"time_zone"`
+	For      string `json:"for"`
+	Min      int    `json:"min"`
+	Max      int    `json:"max"`
 }
 
 type tolerated struct {
@@ -254,6 +285,44 @@ func (o *one) extraRebalance(x *extras) {
 	if o.w.Rebalance = x.Rebalance; x.Rebalance && (o.w.Type != model.ServiceWorkload || o.safeOrder() != model.StartFirst || o.w.Update.Order != model.StartFirst) {
 		o.invalid(tuttiKey+".rebalance", "only services move whose new instance may start before the old one ends: no shared folder or volume, no port or address of the node, order start-first")
 	}
+}
+
+// extraAutoscale reads between which bounds, and by what, the cluster chooses the count.
+func (o *one) extraAutoscale(x *extras) {
+	e := x.Autoscale
+	if e == nil {
+		return
+	}
+	key := tuttiKey + ".autoscale"
+	if o.w.Type != model.ServiceWorkload {
+		o.invalid(key, "only services are scaled, and this is of kind %s", o.w.Type)
+		return
+	}
+	a := &model.Autoscale{Min: 1, Max: e.Max, DownAfter: o.duration("autoscale.down_after", e.DownAfter)}
+	if e.Min != nil {
+		a.Min = *e.Min
+	}
+	for kind, target := range map[model.ScaleMetricKind]float64{model.ScaleCPU: e.CPU, model.ScaleMemory: e.Memory} {
+		if target == 0 {
+			continue
+		}
+		if !autoscale.Measurable(&o.w.Template, kind) {
+			o.invalid(key+"."+string(kind), "percent of what? Give the service a limit or a reservation of it below deploy.resources")
+		}
+		a.Metrics = append(a.Metrics, model.ScaleMetric{Kind: kind, Target: target})
+	}
+	slices.SortFunc(a.Metrics, func(a, b model.ScaleMetric) int { return strings.Compare(string(a.Kind), string(b.Kind)) })
+	for _, q := range e.Prometheus {
+		a.Metrics = append(a.Metrics, model.ScaleMetric{Kind: model.ScalePrometheus, Target: q.Target, Server: q.Server, Query: q.Query})
+	}
+	for _, h := range e.Hours {
+		a.Hours = append(a.Hours, model.ScaleHours{At: h.At, TimeZone: h.TimeZone, For: o.duration("autoscale.hours", h.For), Min: h.Min, Max: h.Max})
+	}
+	if why := autoscale.Check(a); why != "" {
+		o.invalid(key, "%s", why)
+	}
+	o.w.Autoscale = a
+	o.w.Count = min(max(o.w.Count, a.Min), max(a.Max, a.Min))
 }
 
 // extraRollout reads how a new revision reaches the instances; updates has read the rest.

@@ -328,13 +328,7 @@ func current[T model.Object](p *pass, o T) T {
 }
 
 func (p *pass) event(kind string, o model.Object, message string) {
-	m := o.GetMeta()
-	id := model.NewID()
-	p.cs.Put(&model.Event{
-		Meta: model.Meta{ID: id, Namespace: m.Namespace, Application: m.Application, Name: id, Created: p.now},
-		Time: p.now, Type: kind, Message: message,
-		Subject: model.Subject{Kind: o.Kind(), ID: m.ID, Name: m.FullName()},
-	})
+	p.cs.Put(model.NewEvent(p.now, kind, o, message))
 }
 
 // observe turns changes that others made into events for people.

@@ -181,11 +181,5 @@ func put(cs *store.ChangeSet, obj model.Object) {
 }
 
 func event(cs *store.ChangeSet, now time.Time, kind string, obj model.Object, message string) {
-	m := obj.GetMeta()
-	id := model.NewID()
-	cs.Put(&model.Event{
-		Meta: model.Meta{ID: id, Namespace: m.Namespace, Application: m.Application, Name: id, Created: now},
-		Time: now, Type: kind, Message: message,
-		Subject: model.Subject{Kind: obj.Kind(), ID: m.ID, Name: m.FullName()},
-	})
+	cs.Put(model.NewEvent(now, kind, obj, message))
 }

@@ -455,6 +455,29 @@ func TestChangesByOthersMeanwhileAreKept(t *testing.T) {
 	}
 }
 
+// TestADeploymentKeepsTheCountThatTheClusterChose, unless it is chosen no more.
+func TestADeploymentKeepsTheCountThatTheClusterChose(t *testing.T) {
+	b := newBench(t)
+	scaled := func(d *core.Deployment) { d.Workloads[0].Autoscale = &model.Autoscale{Min: 1, Max: 9} }
+	b.deploy(shop(scaled))
+	first := b.workload("web").Count
+	if err := b.Scale(t.Context(), anna, "shop/web", first+3); err != nil {
+		t.Fatal(err)
+	}
+	b.deploy(shop(scaled))
+	if n := b.workload("web").Count; n != first+3 {
+		t.Errorf("the count is %d, want %d", n, first+3)
+	}
+	b.deploy(shop())
+	if n := b.workload("web").Count; n != first {
+		t.Errorf("the count is %d, want %d", n, first)
+	}
+	bad := func(d *core.Deployment) { d.Workloads[0].Autoscale = &model.Autoscale{Min: 4, Max: 3} }
+	if _, err := b.Deploy(t.Context(), anna, shop(bad)); !fault.Is(err, fault.Invalid) || !strings.Contains(err.Error(), "min 4 and max 3") {
+		t.Error(err)
+	}
+}
+
 // TestAChangeHappensOnceWhenItsLeaderIsLost: nobody knows whether the change was made; it is made once.
 func TestAChangeHappensOnceWhenItsLeaderIsLost(t *testing.T) {
 	for _, lost := range [][]bool{{true}, {false}, {false, true}, {false, false}} {

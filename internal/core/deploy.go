@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
@@ -129,6 +130,14 @@ func checkDeployment(d *Deployment) error {
 			}
 		default:
 			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob, cron and stateful are", w.Name, w.Type)
+		}
+		if w.Autoscale != nil {
+			if why := autoscale.Check(w.Autoscale); why != "" {
+				bad("workload %s: autoscale: %s", w.Name, why)
+			}
+			if w.Type != model.ServiceWorkload {
+				bad("workload %s: only services are scaled; it is of kind %s", w.Name, w.Type)
+			}
 		}
 		switch {
 		case w.Start != "" && w.Type != model.StatefulWorkload:
@@ -368,6 +377,9 @@ func (p *planner) workloads() error {
 		err := settle(p, w, func(old *model.Workload) {
 			w.Generation, w.Suspended, w.Paused = old.Generation, old.Suspended, old.Paused
 			w.Proceed, w.Promoted = old.Proceed, old.Promoted
+			if w.Autoscale != nil && old.Autoscale != nil { // the cluster has chosen it
+				w.Count = old.Count
+			}
 			w.RevisionID, w.PreviousRevisionID = old.RevisionID, old.PreviousRevisionID
 			if next := model.RevisionIDOf(w.ID, hash); next != old.RevisionID {
 				w.PreviousRevisionID, w.RevisionID = old.RevisionID, next

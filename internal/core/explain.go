@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/trust"
@@ -91,6 +92,10 @@ func (e *explainer) workload(w *model.Workload) {
 	e.say("%s: %d of %d %s", w.FullName(), ready, wanted, word)
 	if w.Suspended {
 		e.say("  it is suspended")
+	}
+	if a := w.Autoscale; a != nil && w.Type == model.ServiceWorkload {
+		lowest, highest, when := autoscale.Bounds(a, time.Now())
+		e.say("  the cluster chooses between %d and %d instances%s; `tutti events` says why it does", lowest, highest, when)
 	}
 	if w.Status.Waiting != "" && w.Status.Released != w.RevisionID {
 		e.say("  %s", w.Status.Waiting)

@@ -50,6 +50,7 @@ func (w *Workload) Clone() *Workload {
 	c.Template = w.Template.Clone()
 	c.DependsOn = slices.Clone(w.DependsOn)
 	c.Plan.Canary = slices.Clone(w.Plan.Canary)
+	c.Autoscale = w.Autoscale.Clone()
 	c.StopWithin = clonePointer(w.StopWithin)
 	return &c
 }

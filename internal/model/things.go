@@ -108,6 +108,16 @@ type Event struct {
 	Message string    `json:"message"`
 }
 
+// NewEvent returns an event about an object.
+func NewEvent(now time.Time, kind string, about Object, message string) *Event {
+	m, id := about.GetMeta(), NewID()
+	return &Event{
+		Meta: Meta{ID: id, Namespace: m.Namespace, Application: m.Application, Name: id, Created: now},
+		Time: now, Type: kind, Message: message,
+		Subject: Subject{Kind: about.Kind(), ID: m.ID, Name: m.FullName()},
+	}
+}
+
 // Subject refers to an object.
 type Subject struct {
 	Kind Kind   `json:"kind"`

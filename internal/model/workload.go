@@ -54,8 +54,9 @@ type Workload struct {
 	// MinAvailable is how many instances stay ready when others are to give way to more important
 	// work; 0 lets all of them.
 	MinAvailable int        `json:"minAvailable,omitempty"`
-	Job          JobPolicy  `json:"job,omitzero"`  // of job, globalJob and cron
-	Cron         CronPolicy `json:"cron,omitzero"` // of cron
+	Autoscale    *Autoscale `json:"autoscale,omitempty"` // of a service; chooses Count
+	Job          JobPolicy  `json:"job,omitzero"`        // of job, globalJob and cron
+	Cron         CronPolicy `json:"cron,omitzero"`       // of cron
 	// OwnerID is the cron workload that a job is a run of.
 	OwnerID string `json:"ownerID,omitempty"`
 	// Suspended scales to zero and remembers the count.

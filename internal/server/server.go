@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"path/filepath"
 	"slices"
 	"time"
@@ -81,6 +82,7 @@ type Server struct {
 	sessions *dispatch.Sessions
 	liveness *dispatch.Liveness
 	control  *control.Controller
+	scaler   *control.Scaler
 	core     *core.Core
 	trust    *trust.Trust
 	audit    *audit.Log
@@ -120,8 +122,14 @@ func New(cfg Config) (*Server, error) {
 	s.liveness.Reach = s.port.Reach
 	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.trust.OpenSecret, Trust: s.trust.Trust, Log: cfg.Log})
 	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
+	remote := &dispatch.Remote{Store: s.store, Client: s.port.Client()}
+	s.scaler = &control.Scaler{Store: s.store, HTTP: &http.Client{}, Log: cfg.Log}
+	s.scaler.Usage = func(ctx context.Context, nodeID, instance, task string) (control.TaskUsage, error) {
+		st, err := remote.Stats(ctx, nodeID, wire.TaskRef{Instance: instance, Task: task})
+		return control.TaskUsage{Time: st.Time, CPUNanoseconds: st.CPUNanoseconds, MemoryBytes: st.MemoryBytes}, err
+	}
 	s.core = core.New(core.Deps{
-		Store: s.store, Trust: s.trust, Remote: &dispatch.Remote{Store: s.store, Client: s.port.Client()},
+		Store: s.store, Trust: s.trust, Remote: remote,
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
 		Audit: auditLogs{s},
 	})
@@ -218,6 +226,7 @@ func (s *Server) lead(ctx context.Context) error {
 	g.Go(func() error { return s.keepMembers(ctx) })
 	g.Go(func() error { return s.trust.Lead(ctx) })
 	g.Go(func() error { return (&control.Expiry{Store: s.store, Log: s.log}).Run(ctx) })
+	g.Go(func() error { return s.scaler.Run(ctx) })
 	err := g.Wait()
 	s.log.Info("this server leads no more")
 	return err

@@ -49,19 +49,20 @@ var house = map[string][]string{
 	"internal/api/native": {"internal/api/access", "internal/core"},
 	// Who changed what.
 	"internal/audit":   {"internal/core"},
-	"internal/compose": {"internal/core", "internal/cron"},
+	"internal/compose": {"internal/autoscale", "internal/core", "internal/cron"},
 
 	// Backups are written by servers and read by nodes that begin from them.
 	"internal/backup": {},
 
 	// Use cases.
-	"internal/core": {"internal/store", "internal/secret", "internal/cron", "internal/trust"},
+	"internal/core": {"internal/autoscale", "internal/store", "internal/secret", "internal/cron", "internal/trust"},
 
 	// Decisions.
-	"internal/control":  {"internal/schedule", "internal/rollout", "internal/cron", "internal/store"},
-	"internal/schedule": {},
-	"internal/rollout":  {},
-	"internal/cron":     {},
+	"internal/control":   {"internal/autoscale", "internal/schedule", "internal/rollout", "internal/cron", "internal/store"},
+	"internal/schedule":  {},
+	"internal/rollout":   {},
+	"internal/cron":      {},
+	"internal/autoscale": {"internal/cron"},
 
 	// Who believes whom.
 	"internal/trust":           {"internal/secret", "internal/store", "internal/wire"},
