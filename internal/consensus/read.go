@@ -66,15 +66,27 @@ func (r *Raft) readIndex(ctx context.Context) (uint64, error) {
 }
 
 // verify makes sure that this server led, in one reign, from before it looked how far it has come
-// until after.
-func (r *Raft) verify(context.Context) (uint64, error) {
+// until after. Raft (1.8.0) forgets to answer when the server whose word it waits for is taken out
+// meanwhile, until it leads no more; so the wait is bounded.
+func (r *Raft) verify(ctx context.Context) (uint64, error) {
 	reign, established, _ := r.standing.own()
 	if !established {
 		return 0, errNotSent
 	}
 	index := r.machine.progress.now()
-	if err := r.raft.VerifyLeader().Error(); err != nil {
-		return 0, fault.New(fault.Unavailable, "this server leads no more: %w", err)
+	answer := make(chan error, 1)
+	r.following.Go(func() { answer <- r.raft.VerifyLeader().Error() })
+	timer := time.NewTimer(readTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-answer:
+		if err != nil {
+			return 0, fault.New(fault.Unavailable, "this server leads no more: %w", err)
+		}
+	case <-timer.C:
+		return 0, fault.New(fault.Unavailable, "the others did not say whether this server still leads")
+	case <-ctx.Done():
+		return 0, fault.New(fault.Unavailable, "this server is shutting down")
 	}
 	if now, still, _ := r.standing.own(); now != reign || !still {
 		return 0, errNotSent
