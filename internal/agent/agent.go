@@ -474,14 +474,20 @@ func (a *Agent) Pause(ctx context.Context, instance, task string, pause bool) er
 	return w.pause(ctx, task, pause)
 }
 
-func parseAddresses(list []model.Address) (map[string]netip.Addr, error) {
-	out := make(map[string]netip.Addr, len(list))
+func parseAddresses(list []model.Address) (map[string][2]netip.Addr, error) {
+	out := make(map[string][2]netip.Addr, len(list))
 	for _, a := range list {
 		ip, err := netip.ParseAddr(a.IP)
 		if err != nil {
 			return nil, fault.New(fault.Invalid, "address %q on network %s: %w", a.IP, a.Network, err)
 		}
-		out[a.Network] = ip
+		both := [2]netip.Addr{ip}
+		if a.IP6 != "" {
+			if both[1], err = netip.ParseAddr(a.IP6); err != nil {
+				return nil, fault.New(fault.Invalid, "address %q on network %s: %w", a.IP6, a.Network, err)
+			}
+		}
+		out[a.Network] = both
 	}
 	return out, nil
 }

@@ -18,12 +18,14 @@ type networkState struct {
 	version  int    // counts different contents
 	inForce  int    // the version that is
 	lost     bool   // a difference did not fit; everything is on its way
+	// touched are the IDs of what was told since a state was last put in force; nil: everything.
+	touched map[string]bool
 
-	nodePool, addressPool string
-	nodes                 map[string]wire.NetworkNode
-	networks              map[string]*model.Network
-	services              map[string]wire.NetworkService
-	instances             map[string]wire.NetworkInstance
+	pools     [3]string // of nodes, of networks, of networks' IPv6
+	nodes     map[string]wire.NetworkNode
+	networks  map[string]*model.Network
+	services  map[string]wire.NetworkService
+	instances map[string]wire.NetworkInstance
 }
 
 // take takes over a complete state or a difference. It reports whether a difference fits, and
@@ -44,23 +46,33 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 	}
 	n.revision = max(n.revision, m.Revision)
 	n.version++
-	n.nodePool, n.addressPool = m.NodePool, m.AddressPool
+	n.pools = [3]string{m.NodePool, m.AddressPool, m.AddressPool6}
+	touch := func(id string) {
+		if n.touched != nil {
+			n.touched[id] = true
+		}
+	}
 	for _, id := range m.Gone {
+		touch(id)
 		delete(n.nodes, id)
 		delete(n.networks, id)
 		delete(n.services, id)
 		delete(n.instances, id)
 	}
 	for _, v := range m.Nodes {
+		touch(v.ID)
 		n.nodes[v.ID] = v
 	}
 	for _, v := range m.Networks {
+		touch(v.ID)
 		n.networks[v.ID] = v
 	}
 	for _, v := range m.Services {
+		touch(v.ID)
 		n.services[v.ID] = v
 	}
 	for _, v := range m.Instances {
+		touch(v.ID)
 		n.instances[v.ID] = v
 	}
 	return true, true
@@ -68,7 +80,7 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 
 // whole puts the state together, in the order of IDs.
 func (n *networkState) whole() *wire.Network {
-	out := &wire.Network{Revision: n.revision, NodePool: n.nodePool, AddressPool: n.addressPool}
+	out := &wire.Network{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1], AddressPool6: n.pools[2]}
 	for _, id := range slices.Sorted(maps.Keys(n.nodes)) {
 		out.Nodes = append(out.Nodes, n.nodes[id])
 	}
@@ -162,11 +174,15 @@ func (a *Agent) runNetwork(ctx context.Context) error {
 		}
 		a.mu.Lock()
 		version, state := a.network.version, a.network.whole()
+		state.Changed, a.network.touched = a.network.touched, map[string]bool{}
 		a.mu.Unlock()
 		if err := a.syncNetwork(ctx, state); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
+			a.mu.Lock()
+			a.network.touched = nil // the parts are in different states now
+			a.mu.Unlock()
 			a.Log.Error("network state could not be put in force", "error", err, "revision", state.Revision)
 			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
 			continue

@@ -109,9 +109,9 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 			return fault.New(fault.Unavailable, "no address on network %s was assigned yet", want.Network)
 		}
 		if !p.address.IsValid() {
-			p.address = ip
+			p.address = ip[0]
 		}
-		at.Interfaces = append(at.Interfaces, overlay.Interface{Network: as.Networks[i], IP: ip})
+		at.Interfaces = append(at.Interfaces, overlay.Interface{Network: as.Networks[i], IP: ip[0], IP6: ip[1]})
 	}
 	got, err := w.agent.Links.Attach(ctx, at)
 	if err != nil {

@@ -11,20 +11,16 @@
 package balance
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"reflect"
-	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
-	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -37,280 +33,147 @@ type Config struct {
 	Log    *slog.Logger
 }
 
-// Balance owns the table.
+// Balance owns the tables.
 type Balance struct {
 	Config
-	mu      sync.Mutex
-	inForce *Desired
+	mu    sync.Mutex
+	sides [2]*side
 }
 
-// New returns a balancer; the table comes with the first Sync.
-func New(c Config) *Balance { return &Balance{Config: c} }
-
-// Desired is what a node's table should say.
-type Desired struct {
-	Own         netip.Addr // the node's overlay address, from which it speaks for others
-	NodePool    netip.Prefix
-	AddressPool netip.Prefix
-	// Networks is where instances have their addresses: the pool, and subnets outside of it.
-	// None overlaps with another.
-	Networks  []netip.Prefix
-	Virtual   []Virtual
-	Published []Published
-	Subnets   []netip.Prefix // one per network: inside one, everybody reaches everybody
-	Internal  []netip.Prefix // subnets without a way out
-	Local     []netip.Addr   // addresses of instances on this node
+// side is the table of one version of IP, and what it says.
+type side struct {
+	*family
+	inForce *Desired            // nil: unknown, or no table
+	begun   bool                // what an earlier agent left has been dealt with
+	retired map[netip.Addr]bool // addresses that were led to, and are not any more; some have connections still
 }
 
-// Virtual is a virtual IP and where its connections go.
-type Virtual struct {
-	IP        netip.Addr
-	Endpoints []netip.Addr
-}
-
-// Published is a port of this node and where its connections go.
-type Published struct {
-	HostIP    netip.Addr // the only address of the node that it is published on; invalid for all
-	Protocol  uint8      // IPPROTO_…
-	Port      uint16
-	Target    uint16
-	Endpoints []netip.Addr
-}
-
-var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
-
-// Compute says what the table of a node should hold. It is pure, and its output is in a fixed order.
-func Compute(n *wire.Network, nodeID string) (*Desired, error) {
-	d := &Desired{}
-	for _, node := range n.Nodes {
-		if node.ID == nodeID {
-			own, err := netip.ParseAddr(node.OverlayAddress)
-			if err != nil {
-				return nil, fault.New(fault.Internal, "overlay address of this node: %w", err)
-			}
-			d.Own = own
-		}
-	}
-	var err error
-	if d.NodePool, err = netip.ParsePrefix(n.NodePool); err != nil {
-		return nil, fault.New(fault.Internal, "pool of node addresses: %w", err)
-	}
-	if d.AddressPool, err = netip.ParsePrefix(n.AddressPool); err != nil {
-		return nil, fault.New(fault.Internal, "pool of network addresses: %w", err)
-	}
-	for _, net := range n.Networks {
-		p, err := netip.ParsePrefix(net.Status.Subnet)
-		if err != nil {
-			return nil, fault.New(fault.Internal, "subnet of network %s: %w", net.FullName(), err)
-		}
-		d.Subnets = append(d.Subnets, p)
-		if net.Internal {
-			d.Internal = append(d.Internal, p)
-		}
-	}
-	local := map[string]bool{}
-	for _, i := range n.Instances {
-		if i.NodeID != nodeID {
-			continue
-		}
-		local[i.ID] = true
-		for _, a := range i.Addresses {
-			if ip, err := netip.ParseAddr(a.IP); err == nil {
-				d.Local = append(d.Local, ip)
-			}
-		}
-	}
-	for i := range n.Services {
-		d.addService(&n.Services[i], local)
-	}
-	d.Networks = merge(append(slices.Clone(d.Subnets), d.AddressPool))
-	d.sort()
-	d.settle()
-	return d, nil
-}
-
-// merge drops prefixes that lie in others.
-func merge(list []netip.Prefix) []netip.Prefix {
-	var out []netip.Prefix
-	for i, p := range list {
-		within := false
-		for j, q := range list {
-			wider := q.Bits() < p.Bits() || q.Bits() == p.Bits() && j < i
-			within = within || i != j && wider && q.Overlaps(p)
-		}
-		if !within {
-			out = append(out, p.Masked())
-		}
-	}
-	return out
-}
-
-// on returns an endpoint's address on a network; "" takes its first.
-func on(e *wire.Endpoint, network string) (netip.Addr, bool) {
-	for _, a := range e.Addresses {
-		if network == "" || a.Network == network {
-			ip, err := netip.ParseAddr(a.IP)
-			return ip, err == nil
-		}
-	}
-	return netip.Addr{}, false
-}
-
-func (d *Desired) addService(s *wire.NetworkService, local map[string]bool) {
-	for _, v := range s.VirtualIPs {
-		ip, err := netip.ParseAddr(v.IP)
-		if err != nil {
-			continue
-		}
-		virtual := Virtual{IP: ip}
-		for i := range s.Endpoints {
-			if a, ok := on(&s.Endpoints[i], v.Network); ok {
-				virtual.Endpoints = append(virtual.Endpoints, a)
-			}
-		}
-		d.Virtual = append(d.Virtual, virtual)
-	}
-	for _, p := range s.Ports {
-		proto, ok := protocols[p.Protocol]
-		if p.Published == 0 || !ok {
-			continue
-		}
-		hostIP, ok := hostAddress(p.HostIP)
-		if !ok {
-			continue
-		}
-		pub := Published{HostIP: hostIP, Protocol: proto, Port: uint16(p.Published), Target: uint16(p.Target)}
-		for i := range s.Endpoints {
-			if p.HostMode && !local[s.Endpoints[i].Instance] {
-				continue
-			}
-			if a, ok := on(&s.Endpoints[i], ""); ok {
-				pub.Endpoints = append(pub.Endpoints, a)
-			}
-		}
-		d.Published = append(d.Published, pub)
-	}
-}
-
-// hostAddress reads the address that a port is published on: the zero Addr is all of them. It is
-// not ok when the node cannot have it, which is so for addresses of IPv6.
-func hostAddress(s string) (netip.Addr, bool) {
-	if s == "" {
-		return netip.Addr{}, true
-	}
-	ip, err := netip.ParseAddr(s)
-	if err != nil {
-		return ip, false
-	}
-	if ip = ip.Unmap(); ip.IsUnspecified() {
-		return netip.Addr{}, true
-	}
-	return ip, ip.Is4()
-}
-
-// settle drops what claims the same as another that leads somewhere: one wrong service must not
-// keep the table from being written.
-func (d *Desired) settle() {
-	addresses := map[netip.Addr]bool{}
-	d.Virtual = slices.DeleteFunc(d.Virtual, func(v Virtual) bool {
-		again := addresses[v.IP]
-		addresses[v.IP] = again || len(v.Endpoints) > 0
-		return again
-	})
-	type claim struct {
-		hostIP   netip.Addr
-		protocol uint8
-		port     uint16
-	}
-	ports := map[claim]bool{}
-	d.Published = slices.DeleteFunc(d.Published, func(p Published) bool {
-		c := claim{p.HostIP, p.Protocol, p.Port}
-		again := ports[c]
-		ports[c] = again || len(p.Endpoints) > 0
-		return again
-	})
-	d.Subnets = slices.Compact(d.Subnets)
-}
-
-func (d *Desired) sort() {
-	byAddr := func(a, b netip.Addr) int { return a.Compare(b) }
-	byPrefix := func(a, b netip.Prefix) int { return a.Compare(b) }
-	slices.SortFunc(d.Local, byAddr)
-	slices.SortFunc(d.Subnets, byPrefix)
-	slices.SortFunc(d.Internal, byPrefix)
-	slices.SortFunc(d.Networks, byPrefix)
-	slices.SortStableFunc(d.Virtual, func(a, b Virtual) int { return a.IP.Compare(b.IP) })
-	slices.SortStableFunc(d.Published, func(a, b Published) int {
-		// Of one port, those on a single address come first: they are more particular.
-		return cmp.Or(cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol), b.HostIP.Compare(a.HostIP))
-	})
-	for i := range d.Virtual {
-		slices.SortFunc(d.Virtual[i].Endpoints, byAddr)
-	}
-	for i := range d.Published {
-		slices.SortFunc(d.Published[i].Endpoints, byAddr)
-	}
+// New returns a balancer; its tables come with the first Sync.
+func New(c Config) *Balance {
+	return &Balance{Config: c, sides: [2]*side{{family: ipv4, retired: map[netip.Addr]bool{}}, {family: ipv6, retired: map[netip.Addr]bool{}}}}
 }
 
 // Sync puts the network state in force.
 func (b *Balance) Sync(ctx context.Context, n *wire.Network) error {
-	d, err := Compute(n, b.NodeID)
-	if err != nil {
-		return err
-	}
-	if !d.Own.IsValid() {
-		return nil // this node has no address yet: the next state tells
-	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.inForce != nil && reflect.DeepEqual(b.inForce, d) {
-		return nil
+	for _, side := range b.sides {
+		d, err := Compute(n, b.NodeID, side.family)
+		if err != nil {
+			return err
+		}
+		if err := b.put(n, side, d); err != nil {
+			return fmt.Errorf("write the balancer's table for %s: %w", side.name, err)
+		}
 	}
-	if err := replaceTable(d); err != nil {
-		return fmt.Errorf("write the balancer's table: %w", err)
+	return nil
+}
+
+// put brings one table to what is wanted of it.
+func (b *Balance) put(n *wire.Network, s *side, d *Desired) error {
+	old := s.inForce
+	var left []*Frontend
+	var err error
+	switch {
+	case !d.Own.IsValid() && s.family == ipv4:
+		return nil // this node has no address yet: the next state tells
+	case !d.Own.IsValid():
+		if old != nil || !s.begun {
+			err = deleteTable(s.family)
+		}
+		s.inForce = nil
+	case old == nil || old.Own != d.Own || old.NodePool != d.NodePool: // which are in rules
+		err, s.inForce = replaceTable(s.family, d), d
+	default:
+		left, err = changeTable(s.family, old, d)
+		s.inForce = d
 	}
-	old := b.inForce
-	b.inForce = d
+	if err != nil {
+		s.inForce = nil // whatever is there now: the next one begins anew
+		return err
+	}
+	s.begun = true
+	b.cutDead(n, s, left)
 	if old != nil {
-		b.cutDead(n, old, d)
+		b.cutMissed(s.family, old, d)
+	}
+	return nil
+}
+
+// Keep writes a table again that somebody took away or wrote to.
+func (b *Balance) Keep(ctx context.Context) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.sides {
+		if s.inForce == nil || intact(s.family) {
+			continue
+		}
+		b.Log.Warn("the balancer's table was taken away, and is written again", "version", s.name)
+		if err := replaceTable(s.family, s.inForce); err != nil {
+			return fmt.Errorf("write the balancer's table for %s again: %w", s.name, err)
+		}
 	}
 	return nil
 }
 
 // cutDead ends connections into instances that are no longer there, so that clients notice at once
-// instead of waiting for an answer that cannot come.
-func (b *Balance) cutDead(n *wire.Network, old, now *Desired) {
-	alive := map[netip.Addr]bool{}
+// instead of waiting for an answer that cannot come. Who is no endpoint any more may still have some.
+func (b *Balance) cutDead(n *wire.Network, s *side, left []*Frontend) {
+	for _, f := range left {
+		for _, e := range f.Endpoints {
+			s.retired[e] = true
+		}
+	}
+	if len(s.retired) == 0 {
+		return
+	}
 	down := map[string]bool{}
 	for _, node := range n.Nodes {
 		down[node.ID] = node.Down
 	}
-	for _, i := range n.Instances {
-		for _, a := range i.Addresses {
-			if ip, err := netip.ParseAddr(a.IP); err == nil && !down[i.NodeID] {
+	alive := map[netip.Addr]bool{}
+	for i := range n.Instances {
+		for j := range n.Instances[i].Addresses {
+			if ip, ok := s.address(&n.Instances[i].Addresses[j]); ok && s.retired[ip] && !down[n.Instances[i].NodeID] {
 				alive[ip] = true
 			}
 		}
 	}
 	dead := deadFlows{}
-	note := func(endpoints []netip.Addr) {
-		for _, e := range endpoints {
-			if !alive[e] {
-				dead[e] = true
-			}
+	for a := range s.retired {
+		if !alive[a] {
+			dead[a] = true
 		}
 	}
-	for _, v := range old.Virtual {
-		note(v.Endpoints)
+	if len(dead) > 0 {
+		b.cut(s.family, dead)
 	}
-	for _, p := range old.Published {
-		note(p.Endpoints)
+	s.retired = alive
+}
+
+// cutMissed forgets datagrams that came to a port of this node before it led anywhere: whoever goes
+// on sending would be taken for the same connection, and never be led.
+func (b *Balance) cutMissed(f *family, old, now *Desired) {
+	led := map[uint16]bool{}
+	for i := range old.Frontends {
+		if fe := &old.Frontends[i]; fe.Node && fe.Protocol == unix.IPPROTO_UDP && len(fe.Endpoints) > 0 {
+			led[fe.Port] = true
+		}
 	}
-	if len(dead) == 0 {
-		return
+	missed := missedFlows{}
+	for i := range now.Frontends {
+		if fe := &now.Frontends[i]; fe.Node && fe.Protocol == unix.IPPROTO_UDP && len(fe.Endpoints) > 0 && !led[fe.Port] {
+			missed[fe.Port] = true
+		}
 	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, dead); err != nil {
-		b.Log.Info("connections to ended instances could not be cut", "error", err)
+	if len(missed) > 0 {
+		b.cut(f, missed)
+	}
+}
+
+func (b *Balance) cut(f *family, which netlink.CustomConntrackFilter) {
+	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.conntrack), which); err != nil {
+		b.Log.Info("connections that lead nowhere could not be cut", "error", err)
 	}
 }
 
@@ -319,18 +182,26 @@ type deadFlows map[netip.Addr]bool
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (d deadFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	a, ok := netip.AddrFromSlice(f.Reverse.SrcIP.To4())
-	return ok && d[a]
+	a, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
+	return ok && d[a.Unmap()]
 }
 
-// Remove takes the table away.
+// missedFlows matches datagrams to one of the ports that were not led anywhere.
+type missedFlows map[uint16]bool
+
+// MatchConntrackFlow implements netlink.CustomConntrackFilter.
+func (m missedFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
+	return f.Forward.Protocol == unix.IPPROTO_UDP && m[f.Forward.DstPort] && f.Reverse.SrcIP.Equal(f.Forward.DstIP) && f.Reverse.SrcPort == f.Forward.DstPort
+}
+
+// Remove takes the tables away.
 func (b *Balance) Remove(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.inForce = nil
-	err := deleteTable()
-	if errors.Is(err, unix.ENOENT) {
-		return nil
+	var errs []error
+	for _, s := range b.sides {
+		s.inForce = nil
+		errs = append(errs, deleteTable(s.family))
 	}
-	return err
+	return errors.Join(errs...)
 }

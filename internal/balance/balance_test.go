@@ -38,22 +38,26 @@ func at(pairs ...string) (out []model.Address) {
 func lines(d *Desired) string {
 	var b strings.Builder
 	fmt.Fprintln(&b, "own", d.Own, "networks", d.Networks, "subnets", d.Subnets, "internal", d.Internal, "local", d.Local)
-	for _, v := range d.Virtual {
-		fmt.Fprintln(&b, v.IP, "→", v.Endpoints)
-	}
-	for _, p := range d.Published {
-		host := "*"
-		if p.HostIP.IsValid() {
-			host = p.HostIP.String()
+	for _, f := range d.Frontends {
+		switch {
+		case f.Port == 0:
+			fmt.Fprint(&b, f.IP, " → ", f.Endpoints)
+		case f.IP.IsValid():
+			fmt.Fprintf(&b, "%s:%d/%d → %v:%d", f.IP, f.Port, f.Protocol, f.Endpoints, f.Target)
+		default:
+			fmt.Fprintf(&b, "*:%d/%d → %v:%d", f.Port, f.Protocol, f.Endpoints, f.Target)
 		}
-		fmt.Fprintf(&b, "%s:%d/%d → %v:%d\n", host, p.Port, p.Protocol, p.Endpoints, p.Target)
+		if f.Sticky > 0 {
+			fmt.Fprint(&b, " for ", f.Sticky)
+		}
+		fmt.Fprintln(&b)
 	}
 	return b.String()
 }
 
-func wantLines(t *testing.T, n *wire.Network, node, want string) {
+func wantLines(t *testing.T, n *wire.Network, node string, f *family, want string) {
 	t.Helper()
-	d, err := Compute(n, node)
+	d, err := Compute(n, node, f)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -61,7 +65,7 @@ func wantLines(t *testing.T, n *wire.Network, node, want string) {
 	if got := lines(d); got != strings.TrimRight(want, "\t\n")+"\n" {
 		t.Errorf("node %s should have\n%swant\n%s", node, got, want)
 	}
-	again, err := Compute(n, node)
+	again, err := Compute(n, node, f)
 	if err != nil || !reflect.DeepEqual(d, again) {
 		t.Errorf("the same state gave something else the second time: %v", err)
 	}
@@ -94,34 +98,34 @@ func TestVirtualAndPublished(t *testing.T) {
 		}},
 		{ID: "empty", VirtualIPs: at("front=10.99.1.4"), Ports: []model.ServicePort{{Protocol: "tcp", Target: 80, Published: 9090}}},
 	}
-	wantLines(t, n, "a", `
+	wantLines(t, n, "a", ipv4, `
 		own 10.250.0.1 networks [10.99.0.0/16] subnets [10.99.1.0/24 10.99.2.0/24] internal [10.99.2.0/24] local [10.99.1.10 10.99.2.10 10.99.2.11]
 		10.99.1.2 → [10.99.1.10 10.99.1.20]
 		10.99.1.4 → []
 		10.99.2.2 → [10.99.2.10 10.99.2.20]
 		10.99.2.3 → [10.99.2.11]
-		127.0.0.1:5432/6 → [10.99.2.11]:5432
 		*:5433/6 → [10.99.2.11]:5433
 		*:5434/6 → [10.99.2.11]:5434
 		*:8080/6 → [10.99.1.10 10.99.1.20]:80
 		*:8080/17 → [10.99.1.10 10.99.1.20]:53
 		*:8082/6 → [10.99.1.10]:82
 		*:9090/6 → []:80
+		127.0.0.1:5432/6 → [10.99.2.11]:5432
 		`)
 	// On the other node only what is its own differs: host ports, addresses.
-	d, err := Compute(n, "b")
+	d, err := Compute(n, "b", ipv4)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if d.Own.String() != "10.250.0.2" || fmt.Sprint(d.Local) != "[10.99.1.20 10.99.2.20]" {
 		t.Errorf("node b has %s and %v", d.Own, d.Local)
 	}
-	for _, p := range d.Published {
+	for _, p := range d.Frontends {
 		if p.Port == 8082 && fmt.Sprint(p.Endpoints) != "[10.99.1.20]" {
 			t.Errorf("a port in host mode leads to %v, want to what runs there", p.Endpoints)
 		}
 	}
-	if d, err := Compute(n, "unknown"); err != nil || d.Own.IsValid() {
+	if d, err := Compute(n, "unknown", ipv4); err != nil || d.Own.IsValid() {
 		t.Errorf("a node without an address gives %+v, %v", d, err)
 	}
 }
@@ -145,14 +149,12 @@ func TestClaimsThatClash(t *testing.T) {
 		{ID: "s4", Ports: port("127.0.0.1"), VirtualIPs: at("n1=nonsense"), Endpoints: endpoint("10.99.1.14")},
 		{ID: "s5", Ports: port("192.0.2.1"), Endpoints: endpoint("10.99.1.15")},
 	}
-	wantLines(t, n, "a", `
+	wantLines(t, n, "a", ipv4, `
 		own 10.250.0.1 networks [10.99.0.0/16 172.20.0.0/16 192.168.7.0/24] subnets [10.99.1.0/24 172.20.0.0/16 192.168.7.0/24] internal [172.20.0.0/16] local []
-		10.99.1.2 → []
 		10.99.1.2 → [10.99.1.12]
-		192.0.2.1:80/6 → [10.99.1.15]:80
-		127.0.0.1:80/6 → [10.99.1.14]:80
-		*:80/6 → []:80
 		*:80/6 → [10.99.1.12]:80
+		127.0.0.1:80/6 → [10.99.1.14]:80
+		192.0.2.1:80/6 → [10.99.1.15]:80
 		`)
 }
 
@@ -167,7 +169,8 @@ func TestMerge(t *testing.T) {
 		"10.0.0.0/8":                             "10.0.0.0/8",
 		"10.1.0.0/16 10.0.0.0/8 10.2.0.0/16":     "10.0.0.0/8",
 		"10.1.0.0/16 10.1.0.0/16 10.1.0.0/16":    "10.1.0.0/16",
-		"10.1.2.3/16 10.2.0.0/16":                "10.1.0.0/16 10.2.0.0/16",
+		"10.2.0.0/16 10.1.2.3/16":                "10.1.0.0/16 10.2.0.0/16",
+		"fd00:1::/64 fd00::/16 10.1.0.0/16":      "10.1.0.0/16 fd00::/16",
 		"10.1.0.0/24 10.1.0.0/16 192.168.0.0/24": "10.1.0.0/16 192.168.0.0/24",
 	} {
 		if got := merge(parse(in)); fmt.Sprint(got) != fmt.Sprint(parse(want)) {
@@ -185,7 +188,7 @@ func TestAStateThatCannotBeReadIsRefused(t *testing.T) {
 	} {
 		n := state()
 		break_(n)
-		if d, err := Compute(n, "a"); !fault.Is(err, fault.Internal) {
+		if d, err := Compute(n, "a", ipv4); !fault.Is(err, fault.Internal) {
 			t.Errorf("without a right %s it is %+v, %v", name, d, err)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -108,6 +109,7 @@ func newLAN(t *testing.T) *lan {
 		if err := errors.Join(netlink.LinkAdd(veth), netlink.LinkSetUp(veth)); err != nil {
 			t.Fatal(err)
 		}
+		t.Cleanup(func() { netlink.LinkDel(veth) }) // at once, and not when its namespace has ended
 		l.in(ns, func() error {
 			eth, err := netlink.LinkByName("eth0")
 			if err != nil {
@@ -169,17 +171,21 @@ func (l *lan) attach(h *host, id string, addresses ...string) netns.NsHandle {
 	if h == l.b {
 		node = "b"
 	}
-	l.state.Instances = append(l.state.Instances, wire.NetworkInstance{ID: id, NodeID: node, Addresses: at(addresses...)})
+	l.state.Instances = append(l.state.Instances, wire.NetworkInstance{ID: id, NodeID: node, Addresses: l.at(addresses...)})
 	return l.link(h, id, addresses...)
 }
 
 func (l *lan) link(h *host, id string, addresses ...string) (ns netns.NsHandle) {
 	l.Helper()
 	a := overlay.Attachment{Instance: id}
-	for _, address := range at(addresses...) {
+	for _, address := range l.at(addresses...) {
 		for _, n := range l.state.Networks {
 			if n.ID == address.Network {
-				a.Interfaces = append(a.Interfaces, overlay.Interface{Network: n, IP: netip.MustParseAddr(address.IP)})
+				itf := overlay.Interface{Network: n, IP: netip.MustParseAddr(address.IP)}
+				if address.IP6 != "" {
+					itf.IP6 = netip.MustParseAddr(address.IP6)
+				}
+				a.Interfaces = append(a.Interfaces, itf)
 			}
 		}
 	}
@@ -201,7 +207,7 @@ func (l *lan) serve(ns netns.NsHandle, address, name string) {
 	l.Helper()
 	var listener net.Listener
 	l.in(ns, func() (err error) {
-		listener, err = net.Listen("tcp4", address)
+		listener, err = net.Listen("tcp", address)
 		return err
 	})
 	l.Cleanup(func() { listener.Close() })
@@ -224,7 +230,7 @@ func (l *lan) serve(ns netns.NsHandle, address, name string) {
 // dial connects from a namespace.
 func dial(ns netns.NsHandle, address string) (c net.Conn, err error) {
 	err = inside(ns, func() (err error) {
-		c, err = net.DialTimeout("tcp4", address, 3*time.Second)
+		c, err = net.DialTimeout("tcp", address, 3*time.Second)
 		return err
 	})
 	return c, err
@@ -413,4 +419,266 @@ func (l *lan) of(t *testing.T) *lan {
 	c := *l
 	c.T = t
 	return &c
+}
+
+// serveDatagrams answers datagrams with a name and the address that they seem to come from.
+func (l *lan) serveDatagrams(ns netns.NsHandle, address, name string) {
+	l.Helper()
+	var conn net.PacketConn
+	l.in(ns, func() (err error) {
+		conn, err = net.ListenPacket("udp", address)
+		return err
+	})
+	l.Cleanup(func() { conn.Close() })
+	go func() {
+		b := make([]byte, 1500)
+		for {
+			_, from, err := conn.ReadFrom(b)
+			if err != nil {
+				return
+			}
+			host, _, _ := net.SplitHostPort(from.String())
+			fmt.Fprintln(writerTo{conn, from}, name, host)
+		}
+	}()
+}
+
+type writerTo struct {
+	net.PacketConn
+	to net.Addr
+}
+
+func (w writerTo) Write(b []byte) (int, error) { return w.WriteTo(b, w.to) }
+
+func TestWhichInstance(t *testing.T) {
+	l := newLAN(t)
+	front := network("front", "10.99.1.0/24", false)
+	front.Status.Subnet6 = "fd74:1::/64"
+	front.Status.Blocks = []model.Block{{NodeID: "a", CIDR: "10.99.1.0/28"}, {NodeID: "b", CIDR: "10.99.1.16/28"}}
+	other := network("other", "10.99.2.0/24", false)
+	other.Status.Subnet6 = "fd74:2::/64"
+	l.state.AddressPool6 = "fd74:0::/48"
+	l.state.Networks = []*model.Network{front, other}
+	client := l.attach(l.a, "client", "front=10.99.1.2")
+	alone := l.attach(l.b, "alone", "other=10.99.2.2")
+	var endpoints []wire.Endpoint
+	for id, address := range map[string]string{"a1": "10.99.1.3", "b1": "10.99.1.17", "b2": "10.99.1.18", "b3": "10.99.1.19"} {
+		h, node := l.b, "b"
+		if id == "a1" {
+			h, node = l.a, "a"
+		}
+		ns := l.attach(h, id, "front="+address)
+		for _, p := range []string{":80", ":81"} {
+			l.serve(ns, p, id)
+		}
+		l.serveDatagrams(ns, ":53", id)
+		endpoints = append(endpoints, wire.Endpoint{Instance: id, NodeID: node, Addresses: l.at("front=" + address)})
+	}
+	service := func(id, ip string, b model.Balancing, ports ...model.ServicePort) wire.NetworkService {
+		return wire.NetworkService{ID: id, VirtualIPs: l.at("front=" + ip), Balance: b, Ports: ports, Endpoints: endpoints}
+	}
+	l.state.Services = []wire.NetworkService{
+		service("any", "10.99.1.200", model.Balancing{}, model.ServicePort{Protocol: "tcp", Virtual: 8000, Target: 81}, model.ServicePort{Protocol: "udp", Target: 53, Published: 5300}),
+		service("sticky", "10.99.1.201", model.Balancing{Sticky: time.Minute}, model.ServicePort{Protocol: "tcp", Target: 80, Published: 8080}),
+		service("near", "10.99.1.202", model.Balancing{Local: model.LocalPrefer}, model.ServicePort{Protocol: "tcp", Target: 80, Published: 8081}),
+		service("here", "10.99.1.203", model.Balancing{Local: model.LocalOnly}),
+	}
+	l.state.Services[3].Endpoints = endpointsOf(endpoints, "b1", "b2")
+	l.sync()
+	who := func(ns netns.NsHandle, address string, n int) map[string]int {
+		t.Helper()
+		seen := map[string]int{}
+		for range n {
+			got, err := ask(ns, address)
+			if err != nil {
+				t.Fatalf("%s: %v", address, err)
+			}
+			seen[strings.Fields(got)[0]]++
+		}
+		return seen
+	}
+	t.Run("any", func(t *testing.T) {
+		for _, address := range []string{"10.99.1.200:80", "10.99.1.200:8000", "[fd74:1::a63:1c8]:80"} {
+			if seen := who(client, address, 60); len(seen) != 4 {
+				t.Errorf("%s led to %v, want all four", address, seen)
+			}
+		}
+	})
+	t.Run("sticky", func(t *testing.T) {
+		for _, c := range []struct {
+			ns      netns.NsHandle
+			address string
+		}{{client, "10.99.1.201:80"}, {client, "[fd74:1::a63:1c9]:80"}, {l.outside, "192.168.50.2:8080"}} {
+			seen := who(c.ns, c.address, 20)
+			if len(seen) != 1 {
+				t.Errorf("%s led to %v, want always the same", c.address, seen)
+			}
+			for id := range seen { // it goes, and comes back: another takes over, for good
+				l.state.Services[1].Endpoints = without(endpoints, id)
+				l.sync()
+				moved := who(c.ns, c.address, 10)
+				l.state.Services[1].Endpoints = endpoints
+				l.sync()
+				after := who(c.ns, c.address, 10)
+				if len(moved) != 1 || moved[id] > 0 || fmt.Sprint(moved) != fmt.Sprint(after) {
+					t.Errorf("%s led to %s, without it to %v, and then to %v", c.address, id, moved, after)
+				}
+			}
+		}
+	})
+	t.Run("local", func(t *testing.T) {
+		l := l.of(t)
+		if seen := who(client, "10.99.1.202:80", 20); seen["a1"] != 20 {
+			t.Errorf("the near one is preferred, and %v were led to", seen)
+		}
+		l.want(l.outside, "192.168.50.1:8081", "a1 192.168.50.3") // the client's own address, as it is led nowhere else
+		l.state.Services[2].Endpoints = without(endpoints, "a1")
+		l.sync()
+		if seen := who(client, "10.99.1.202:80", 40); len(seen) != 3 {
+			t.Errorf("where none is near, %v were led to, want all others", seen)
+		}
+		l.refused(client, "10.99.1.203:80") // none is here, and no other may
+	})
+	t.Run("IPv6", func(t *testing.T) {
+		l := l.of(t)
+		l.want(client, "[fd74:1::a63:111]:80", "b1 fd74:1::a63:102") // over the tunnel
+		l.want(client, "[fd74:1::a63:103]:80", "a1 fd74:1::a63:102")
+		l.refused(alone, "[fd74:1::a63:111]:80") // of a network that it is not on
+		l.refused(alone, "[fd74:1::a63:1c8]:80")
+		l.want(l.a.ns, "[fd74:1::a63:111]:80", "b1 fd74::afa:1")
+	})
+	t.Run("datagrams", func(t *testing.T) {
+		for _, c := range []struct {
+			ns      netns.NsHandle
+			address string
+		}{{client, "10.99.1.200:53"}, {client, "[fd74:1::a63:1c8]:53"}, {l.outside, "192.168.50.1:5300"}} {
+			seen := map[string]int{}
+			for range 40 {
+				got, err := askDatagram(c.ns, c.address)
+				if err != nil {
+					t.Fatalf("%s: %v", c.address, err)
+				}
+				seen[strings.Fields(got)[0]]++
+			}
+			if len(seen) < 3 {
+				t.Errorf("%s led to %v, want to all", c.address, seen)
+			}
+		}
+	})
+	// Datagrams that came before a port led anywhere are led as soon as it does.
+	t.Run("datagrams too early", func(t *testing.T) {
+		service := &l.state.Services[0]
+		service.Ports[1].Published = 5301
+		all := service.Endpoints
+		service.Endpoints = nil
+		l.sync()
+		var c net.Conn
+		if err := inside(l.outside, func() (err error) {
+			c, err = net.Dial("udp", "192.168.50.1:5301")
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		talk := func() error {
+			if _, err := io.WriteString(c, "x"); err != nil {
+				return err
+			}
+			if err := c.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+				return err
+			}
+			_, err := c.Read(make([]byte, 100))
+			return err
+		}
+		if err := talk(); err == nil {
+			t.Fatal("an answer came from nobody")
+		}
+		service.Endpoints = all
+		l.sync()
+		var err error
+		for range 10 {
+			if err = talk(); err == nil {
+				return
+			}
+		}
+		t.Errorf("after the port led to instances there was no answer: %v", err)
+	})
+	// An instance that sends under another's address is not heard.
+	t.Run("under another address", func(t *testing.T) {
+		l := l.of(t)
+		l.in(client, func() error {
+			lo, err := netlink.LinkByName("lo")
+			if err != nil {
+				return err
+			}
+			return netlink.AddrAdd(lo, &netlink.Addr{IPNet: &net.IPNet{IP: net.IPv4(10, 99, 1, 77), Mask: net.CIDRMask(32, 32)}})
+		})
+		err := inside(client, func() error {
+			d := net.Dialer{Timeout: 300 * time.Millisecond, LocalAddr: &net.UDPAddr{IP: net.IPv4(10, 99, 1, 77)}}
+			c, err := d.Dial("udp", "10.99.1.3:53")
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			if _, err := io.WriteString(c, "x"); err != nil {
+				return err
+			}
+			if err := c.SetReadDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+				return err
+			}
+			_, err = c.Read(make([]byte, 100))
+			return err
+		})
+		if e, ok := errors.AsType[net.Error](err); !ok || !e.Timeout() {
+			t.Errorf("it gives %v, want that nothing answers", err)
+		}
+	})
+}
+
+// at is addresses with those of IPv6 beside them, where the network has it.
+func (l *lan) at(pairs ...string) []model.Address {
+	out := at(pairs...)
+	for i := range out {
+		for _, n := range l.state.Networks {
+			if n.ID == out[i].Network && n.Status.Subnet6 != "" {
+				out[i].IP6 = model.Embed(netip.MustParsePrefix(n.Status.Subnet6), netip.MustParseAddr(out[i].IP)).String()
+			}
+		}
+	}
+	return out
+}
+
+func endpointsOf(all []wire.Endpoint, ids ...string) (out []wire.Endpoint) {
+	for _, e := range all {
+		if slices.Contains(ids, e.Instance) {
+			out = append(out, e)
+		}
+	}
+	return out
+}
+
+func without(all []wire.Endpoint, id string) []wire.Endpoint {
+	return slices.DeleteFunc(slices.Clone(all), func(e wire.Endpoint) bool { return e.Instance == id })
+}
+
+// askDatagram says who answers a datagram at an address, and whom it sees.
+func askDatagram(ns netns.NsHandle, address string) (answer string, err error) {
+	err = inside(ns, func() error {
+		c, err := net.Dial("udp", address)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		if err := c.SetDeadline(time.Now().Add(3 * time.Second)); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(c, "x"); err != nil {
+			return err
+		}
+		b := make([]byte, 100)
+		n, err := c.Read(b)
+		answer = strings.TrimSpace(string(b[:n]))
+		return err
+	})
+	return answer, err
 }

@@ -1,7 +1,7 @@
 package balance
 
 import (
-	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -9,6 +9,7 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,50 +21,233 @@ const (
 	tunnel        = "tutti.vx" // likewise
 )
 
-// The registers that expressions use: two of 16 bytes, or 4-byte ones for concatenated keys.
+// The registers that expressions use: one of 16 bytes, or those of 4 bytes, from which keys and
+// values of several parts are made.
 const (
 	reg1   = 1
-	reg2   = 2
 	word0  = unix.NFT_REG32_00
-	word1  = unix.NFT_REG32_01
-	srcAt  = 12 // offsets in the IPv4 header
-	dstAt  = 16
 	dportA = 2 // offset in the transport header
+
+	opDelete = 2 // NFT_DYNSET_OP_DELETE
 )
 
-// table builds the whole table in one transaction.
+// table writes the table of one version of IP.
 type table struct {
-	conn  *nftables.Conn
-	t     *nftables.Table
-	names int
+	*family
+	conn *nftables.Conn
+	t    *nftables.Table
+	all  map[string]*nftables.Set
 }
 
-func deleteTable() error {
-	c, err := nftables.New()
+// connect opens a connection whose buffers hold a whole transaction: the kernel takes it at once, or not
+// at all.
+func connect() (*nftables.Conn, error) {
+	const room = 256 << 20
+	return nftables.New(nftables.WithSockOptions(func(c *netlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(room), c.SetReadBuffer(room))
+	}))
+}
+
+func newTable(f *family) (*table, error) {
+	c, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	return &table{family: f, conn: c, t: &nftables.Table{Name: TableName, Family: f.nft}}, nil
+}
+
+// deleteTable takes a table away; one that is not there is no error.
+func deleteTable(f *family) error {
+	b, err := newTable(f)
 	if err != nil {
 		return err
 	}
-	c.DelTable(&nftables.Table{Name: TableName, Family: nftables.TableFamilyIPv4})
-	return c.Flush()
+	b.conn.AddTable(b.t) // so that deleting works also where there is none
+	b.conn.DelTable(b.t)
+	return b.conn.Flush()
+}
+
+// intact reports whether the table is there with as many chains and sets as we made, or more. What is
+// in them nobody else has a reason to change.
+func intact(f *family) bool {
+	b, err := newTable(f)
+	if err != nil {
+		return true // there is nobody to ask
+	}
+	t, err := b.conn.ListTableOfFamily(TableName, f.nft)
+	return err == nil && int(t.Use) > len(b.sets())
 }
 
 // replaceTable exchanges the table for a new one, atomically.
-func replaceTable(d *Desired) error {
-	c, err := nftables.New()
+func replaceTable(f *family, d *Desired) error {
+	b, err := newTable(f)
 	if err != nil {
 		return err
 	}
-	t := &nftables.Table{Name: TableName, Family: nftables.TableFamilyIPv4}
-	c.AddTable(t) // so that deleting works also the first time
-	c.DelTable(t)
-	b := &table{conn: c, t: c.AddTable(t)}
+	b.conn.AddTable(b.t)
+	b.conn.DelTable(b.t)
+	b.conn.AddTable(b.t)
 	if err := b.build(d); err != nil {
 		return err
 	}
-	return c.Flush()
+	if _, err := b.change(&Desired{}, d); err != nil {
+		return err
+	}
+	return b.conn.Flush()
 }
 
+// changeTable turns what an older state left into what the new one wants, in one transaction. It returns
+// the frontends that lead elsewhere now, as they were.
+func changeTable(f *family, old, now *Desired) (left []*Frontend, err error) {
+	b, err := newTable(f)
+	if err != nil {
+		return nil, err
+	}
+	if left, err = b.change(old, now); err != nil {
+		return nil, err
+	}
+	return left, b.conn.Flush()
+}
+
+// change adds and deletes elements, and the chains that they name. Nothing is sent where nothing differs.
+func (b *table) change(old, now *Desired) (left []*Frontend, err error) {
+	var gone, come []element
+	before, chains := map[leading]bool{}, map[leading]bool{}
+	was := make(map[FrontendKey]*Frontend, len(old.Frontends))
+	for i := range old.Frontends {
+		f := &old.Frontends[i]
+		was[f.FrontendKey], before[f.leads()] = f, true
+	}
+	for i := range now.Frontends {
+		f := &now.Frontends[i]
+		chains[f.leads()] = true
+		o := was[f.FrontendKey]
+		delete(was, f.FrontendKey)
+		if o != nil && o.Target == f.Target && o.Sticky == f.Sticky && slices.Equal(o.Endpoints, f.Endpoints) {
+			continue
+		}
+		come = append(come, f.elements()...)
+		if o != nil {
+			gone, left = append(gone, o.elements()...), append(left, o)
+		}
+	}
+	for _, f := range was {
+		gone, left = append(gone, f.elements()...), append(left, f)
+	}
+	gone, come = differ(append(gone, old.elements()...), append(come, now.elements()...))
+	for l := range chains {
+		if l.count > 0 && !before[l] {
+			b.lead(&l)
+		}
+	}
+	if err := b.send(gone, b.conn.SetDeleteElements); err != nil {
+		return nil, err
+	}
+	if err := b.send(come, b.conn.SetAddElements); err != nil {
+		return nil, err
+	}
+	for l := range before {
+		if l.count > 0 && !chains[l] {
+			c := &nftables.Chain{Name: l.name(), Table: b.t}
+			b.conn.FlushChain(c)
+			b.conn.DelChain(c)
+		}
+	}
+	return left, nil
+}
+
+// differ leaves of two lists what is not in both, in their order, which matters for ranges.
+func differ(old, now []element) (gone, come []element) {
+	both := make(map[element]bool, len(old)) // false: in the old one so far
+	for _, e := range old {
+		both[e] = false
+	}
+	come = slices.DeleteFunc(now, func(e element) bool {
+		_, was := both[e]
+		if was {
+			both[e] = true
+		}
+		return was
+	})
+	return slices.DeleteFunc(old, func(e element) bool { return both[e] }), come
+}
+
+// send sends elements, so many of a set in a message as surely fit.
+func (b *table) send(elements []element, do func(*nftables.Set, []nftables.SetElement) error) error {
+	const most = 400
+	bySet := map[string][]nftables.SetElement{}
+	flush := func(set string) error {
+		list := bySet[set]
+		bySet[set] = nil
+		if len(list) == 0 {
+			return nil
+		}
+		if err := do(b.sets()[set], list); err != nil {
+			return fmt.Errorf("change %s: %w", set, err)
+		}
+		return nil
+	}
+	for _, e := range elements {
+		bySet[e.set] = append(bySet[e.set], e.netlink()...)
+		if len(bySet[e.set]) >= most {
+			if err := flush(e.set); err != nil {
+				return err
+			}
+		}
+	}
+	for set := range bySet {
+		if err := flush(set); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// sets are all sets and maps of the table, by name.
+func (b *table) sets() map[string]*nftables.Set {
+	if b.all != nil {
+		return b.all
+	}
+	b.all = map[string]*nftables.Set{}
+	number := nftables.TypeInteger // of four bytes
+	concat := nftables.MustConcatSetType
+	add := func(name string, key nftables.SetDatatype, data *nftables.SetDatatype) *nftables.Set {
+		s := &nftables.Set{Table: b.t, Name: name, KeyType: key}
+		if s.Concatenation = len(nftables.ConcatSetTypeElements(key)) > 1; data != nil {
+			s.IsMap, s.DataType = true, *data
+		}
+		b.all[name] = s
+		return s
+	}
+	toChain, toAddress := nftables.TypeVerdict, b.addr
+	toPort := concat(b.addr, nftables.TypeInetService)
+	service := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
+	at := append([]nftables.SetDatatype{b.addr}, service...)
+	add(virtualIPs, b.addr, &toChain)
+	add(virtualTargets, concat(b.addr, number), &toAddress)
+	add(portsAt, concat(at...), &toChain)
+	add(portsAtTargets, concat(append(at, number)...), &toPort)
+	add(publishedPorts, concat(service...), &toChain)
+	add(publishedTarget, concat(append(service, number)...), &toPort)
+	clients := add(stickyClients, concat(b.addr, number), &toAddress)
+	clients.Dynamic, clients.HasTimeout, clients.Size = true, true, 1<<20
+	add(stickyTargets, concat(number, number), &toAddress)
+	add(stickyMembers, concat(number, b.addr), nil)
+	add(nowhere, b.addr, nil)
+	add(networksSet, b.addr, nil).Interval = true
+	add(internalSet, b.addr, nil).Interval = true
+	add(pairsSet, concat(b.addr, b.addr), nil).Interval = true
+	add(selfSet, concat(b.addr, b.addr), nil)
+	return b.all
+}
+
+// build makes the rules, and the sets with nothing in them.
 func (b *table) build(d *Desired) error {
+	for _, s := range b.sets() {
+		if err := b.conn.AddSet(s, nil); err != nil {
+			return fmt.Errorf("add %s: %w", s.Name, err)
+		}
+	}
 	accept := nftables.ChainPolicyAccept
 	base := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
 		return b.conn.AddChain(&nftables.Chain{Name: name, Table: b.t, Type: kind, Hooknum: hook, Priority: prio, Policy: &accept})
@@ -72,36 +256,22 @@ func (b *table) build(d *Desired) error {
 	out := base("output", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	post := base("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	forward := base("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	// After the translation of addresses: connections that were made before go on to where they were led.
+	translated := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 50)
+	arriving := base("new-in", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, translated)
+	leaving := base("new-out", nftables.ChainTypeFilter, nftables.ChainHookOutput, translated)
 
-	vips, err := b.virtualIPs(d)
-	if err != nil {
-		return err
-	}
-	ports, err := b.publishedPorts(d)
-	if err != nil {
-		return err
-	}
 	for _, chain := range []*nftables.Chain{pre, out} {
-		b.rule(chain, load(dstAt, 4, reg1), &expr.Lookup{SourceRegister: reg1, SetName: vips.Name, SetID: vips.ID, IsDestRegSet: true, DestRegister: 0})
-		b.rule(chain,
-			&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true},
-			equal(reg1, binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)),
-			&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: word0},
-			&expr.Payload{DestRegister: word1, Base: expr.PayloadBaseTransportHeader, Offset: dportA, Len: 2},
-			&expr.Lookup{SourceRegister: word0, SetName: ports.Name, SetID: ports.ID, IsDestRegSet: true, DestRegister: 0},
-		)
+		b.entrances(chain)
 	}
-	if err := b.nowhere(d); err != nil {
-		return err
+	b.begun(arriving)
+	b.ownAddress(arriving)
+	for _, chain := range []*nftables.Chain{arriving, leaving} {
+		b.nowhere(chain)
 	}
-	inNetworks, err := b.prefixes("networks", d.Networks)
-	if err != nil {
-		return err
-	}
-	if err := b.sources(post, d, inNetworks); err != nil {
-		return err
-	}
-	return b.isolation(forward, d, inNetworks)
+	b.sources(post, d)
+	b.isolation(forward, d)
+	return nil
 }
 
 func (b *table) rule(c *nftables.Chain, exprs ...expr.Any) {
@@ -112,6 +282,10 @@ func load(offset, length uint32, register uint32) expr.Any {
 	return &expr.Payload{DestRegister: register, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: length}
 }
 
+func meta(key expr.MetaKey, register uint32) expr.Any {
+	return &expr.Meta{Key: key, Register: register}
+}
+
 func equal(register uint32, data []byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpEq, Register: register, Data: data}
 }
@@ -120,248 +294,190 @@ func different(register uint32, data []byte) expr.Any {
 	return &expr.Cmp{Op: expr.CmpOpNeq, Register: register, Data: data}
 }
 
+func immediate(register uint32, data []byte) expr.Any {
+	return &expr.Immediate{Register: register, Data: data}
+}
+
 func verdict(k expr.VerdictKind) expr.Any { return &expr.Verdict{Kind: k} }
+
+// in matches what a set has; find puts what a map has into a register.
+func in(set string, key uint32) expr.Any { return &expr.Lookup{SourceRegister: key, SetName: set} }
+
+func find(set string, key, to uint32) expr.Any {
+	return &expr.Lookup{SourceRegister: key, SetName: set, IsDestRegSet: true, DestRegister: to}
+}
 
 // ifname pads a whole interface name; without it, a name compares as a prefix.
 func ifname(s string) []byte { b := make([]byte, 16); copy(b, s); return b }
 
-func be16(n uint16) []byte { return binary.BigEndian.AppendUint16(nil, n) }
+func native(n uint32) []byte { return binaryutil.NativeEndian.PutUint32(n) }
 
-func (b *table) name(kind string) string {
-	b.names++
-	return fmt.Sprintf("%s-%d", kind, b.names)
+// service loads protocol and port of the other end, as keys have them.
+func service(register uint32) []expr.Any {
+	return []expr.Any{
+		meta(expr.MetaKeyL4PROTO, register),
+		&expr.Payload{DestRegister: register + 1, Base: expr.PayloadBaseTransportHeader, Offset: dportA, Len: 2},
+	}
 }
 
-// lead adds a rule that sends a connection to one of the endpoints, each as likely, at port if it
-// is not zero.
-func (b *table) lead(c *nftables.Chain, endpoints []netip.Addr, port uint16, first ...expr.Any) error {
-	exprs := first
-	if len(endpoints) == 1 {
-		exprs = append(exprs, &expr.Immediate{Register: reg1, Data: endpoints[0].AsSlice()})
-	} else {
-		m := &nftables.Set{Table: b.t, Name: b.name("endpoints"), IsMap: true, KeyType: nftables.TypeInteger, DataType: nftables.TypeIPAddr}
-		m.KeyType.Bytes = 4
-		var elements []nftables.SetElement
-		for i, e := range endpoints {
-			elements = append(elements, nftables.SetElement{Key: binaryutil.NativeEndian.PutUint32(uint32(i)), Val: e.AsSlice()})
-		}
-		if err := b.conn.AddSet(m, elements); err != nil {
-			return fmt.Errorf("add endpoints: %w", err)
-		}
-		exprs = append(exprs,
-			&expr.Numgen{Register: reg1, Modulus: uint32(len(endpoints)), Type: unix.NFT_NG_RANDOM},
-			&expr.Lookup{SourceRegister: reg1, DestRegister: reg1, IsDestRegSet: true, SetName: m.Name, SetID: m.ID},
-		)
-	}
-	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1}
-	if port != 0 {
-		exprs = append(exprs, &expr.Immediate{Register: reg2, Data: be16(port)})
-		nat.RegProtoMin = reg2
-	}
-	b.rule(c, append(exprs, nat)...)
-	return nil
+// entrances sends new connections to virtual IPs and published ports to the chain that leads them on.
+// Ports at a single address are more particular than others, and come first.
+func (b *table) entrances(chain *nftables.Chain) {
+	rule := func(exprs ...[]expr.Any) { b.rule(chain, slices.Concat(exprs...)...) }
+	dst := []expr.Any{load(b.dst, b.size, word0)}
+	rule(dst, service(word0+b.words()), []expr.Any{find(portsAt, word0, 0)})
+	rule(dst, []expr.Any{find(virtualIPs, word0, 0)})
+	here := []expr.Any{&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true}, equal(reg1, native(unix.RTN_LOCAL))}
+	rule(here, service(word0), []expr.Any{find(publishedPorts, word0, 0)})
 }
 
-// prefixes adds a set of prefixes of which none overlaps with another, and returns how to match an
-// address of the header that lies in one of them.
-func (b *table) prefixes(name string, list []netip.Prefix) (match func(offset uint32) []expr.Any, err error) {
-	set := &nftables.Set{Table: b.t, Name: name, Interval: true, KeyType: nftables.TypeIPAddr}
-	var elements []nftables.SetElement
-	for _, p := range list {
-		elements = append(elements, nftables.SetElement{Key: p.Masked().Addr().AsSlice()})
-		end := binary.BigEndian.Uint32(lastOf(p)) + 1
-		if end != 0 { // the last address of all has none after it
-			elements = append(elements, nftables.SetElement{Key: binary.BigEndian.AppendUint32(nil, end), IntervalEnd: true})
-		}
+// lead adds a chain that sends connections to one of the endpoints that a map has under what was
+// spoken to, each as likely.
+func (b *table) lead(l *leading) {
+	c := b.conn.AddChain(&nftables.Chain{Name: l.name(), Table: b.t})
+	var first []expr.Any
+	if l.node {
+		first = append(first, immediate(reg1, native(markPublished)), &expr.Meta{Key: expr.MetaKeyMARK, Register: reg1, SourceRegister: true})
 	}
-	if err := b.conn.AddSet(set, elements); err != nil {
-		return nil, fmt.Errorf("add %s: %w", name, err)
+	draw := func(register uint32) expr.Any {
+		return &expr.Numgen{Register: register, Modulus: l.count, Type: unix.NFT_NG_RANDOM}
 	}
-	return func(offset uint32) []expr.Any {
-		return []expr.Any{load(offset, 4, reg1), &expr.Lookup{SourceRegister: reg1, SetName: set.Name, SetID: set.ID}}
-	}, nil
+	n := b.words()
+	nat := &expr.NAT{Type: expr.NATTypeDestNAT, Family: uint32(b.nft), RegAddrMin: word0 + 8}
+	switch l.kind {
+	case virtualTargets:
+		b.rule(c, append(first, load(b.dst, b.size, word0), draw(word0+n), find(l.kind, word0, nat.RegAddrMin), nat)...)
+	case portsAtTargets:
+		nat.RegProtoMin = nat.RegAddrMin + n
+		first = append(append(first, load(b.dst, b.size, word0)), service(word0+n)...)
+		b.rule(c, append(first, draw(word0+n+2), find(l.kind, word0, nat.RegAddrMin), nat)...)
+	case publishedTarget:
+		nat.RegProtoMin = nat.RegAddrMin + n
+		first = append(first, service(word0)...)
+		b.rule(c, append(first, draw(word0+2), find(l.kind, word0, nat.RegAddrMin), nat)...)
+	case stickyTargets:
+		b.leadSticky(c, l, first, draw, nat)
+	}
 }
 
-// nowhere tells who asks a virtual IP without endpoints so, at once. It comes after the translation
-// of addresses: connections that were made before go on to where they were led.
-func (b *table) nowhere(d *Desired) error {
-	set := &nftables.Set{Table: b.t, Name: "nowhere", KeyType: nftables.TypeIPAddr}
-	var elements []nftables.SetElement
-	for _, v := range d.Virtual {
-		if len(v.Endpoints) == 0 {
-			elements = append(elements, nftables.SetElement{Key: v.IP.AsSlice()})
-		}
+// leadSticky leads a client where it was led before, if that is an endpoint still.
+func (b *table) leadSticky(c *nftables.Chain, l *leading, first []expr.Any, draw func(uint32) expr.Any, nat *expr.NAT) {
+	n := b.words()
+	// The client and the number of the frontend; then that number again, and the endpoint.
+	client, number := uint32(word0), word0+n
+	again, endpoint := number+1, number+2
+	nat.RegAddrMin = endpoint
+	var to []expr.Any
+	if l.target != 0 {
+		nat.RegProtoMin = endpoint + n
+		to = append(to, immediate(nat.RegProtoMin, []byte(port(l.target)[:2])))
 	}
-	if err := b.conn.AddSet(set, elements); err != nil {
-		return fmt.Errorf("add virtual IPs without endpoints: %w", err)
-	}
-	translated := nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest + 50)
-	accept := nftables.ChainPolicyAccept
-	for name, hook := range map[string]*nftables.ChainHook{"nowhere-in": nftables.ChainHookPrerouting, "nowhere-out": nftables.ChainHookOutput} {
-		chain := b.conn.AddChain(&nftables.Chain{Name: name, Table: b.t, Type: nftables.ChainTypeFilter, Hooknum: hook, Priority: translated, Policy: &accept})
-		match := []expr.Any{load(dstAt, 4, reg1), &expr.Lookup{SourceRegister: reg1, SetName: set.Name, SetID: set.ID}}
-		tcp := append(slices.Clone(match), &expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg1}, equal(reg1, []byte{unix.IPPROTO_TCP}))
-		b.rule(chain, append(tcp, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})...)
-		b.rule(chain, append(match, &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 3})...) // port unreachable
-	}
-	return nil
+	to = append(to, nat)
+	first = append(first, load(b.src, b.size, client), immediate(number, native(l.number)))
+	remember := &expr.Dynset{SrcRegKey: client, SrcRegData: endpoint, SetName: stickyClients, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: l.sticky}
+	forget := &expr.Dynset{SrcRegKey: client, SrcRegData: endpoint, SetName: stickyClients, Operation: opDelete}
+	known := []expr.Any{find(stickyClients, client, endpoint), immediate(again, native(l.number)), in(stickyMembers, again), remember}
+	b.rule(c, slices.Concat(first, known, to)...)
+	chosen := []expr.Any{draw(again), find(l.kind, number, endpoint), forget, remember}
+	b.rule(c, slices.Concat(first, chosen, to)...)
 }
 
-// virtualIPs returns the map from virtual IP to the chain of its endpoints.
-func (b *table) virtualIPs(d *Desired) (*nftables.Set, error) {
-	m := &nftables.Set{Table: b.t, Name: "virtual-ips", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeVerdict}
-	var elements []nftables.SetElement
-	for _, v := range d.Virtual {
-		if len(v.Endpoints) == 0 {
-			continue
-		}
-		chain := b.conn.AddChain(&nftables.Chain{Name: b.name("service"), Table: b.t})
-		if err := b.lead(chain, v.Endpoints, 0); err != nil {
-			return nil, err
-		}
-		elements = append(elements, nftables.SetElement{Key: v.IP.AsSlice(), VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
-	}
-	if err := b.conn.AddSet(m, elements); err != nil {
-		return nil, fmt.Errorf("add virtual IPs: %w", err)
-	}
-	return m, nil
+// begun lets go on what has begun.
+func (b *table) begun(chain *nftables.Chain) {
+	b.rule(chain,
+		&expr.Ct{Key: expr.CtKeySTATE, Register: reg1},
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: native(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), Xor: make([]byte, 4)},
+		different(reg1, make([]byte, 4)), verdict(expr.VerdictAccept))
 }
 
-func (b *table) publishedPorts(d *Desired) (*nftables.Set, error) {
-	m := &nftables.Set{
-		Table: b.t, Name: "published-ports", IsMap: true, Concatenation: true, DataType: nftables.TypeVerdict,
-		KeyType: nftables.MustConcatSetType(nftables.TypeInetProto, nftables.TypeInetService),
-	}
-	var elements []nftables.SetElement
-	var chain *nftables.Chain // of the port, which may lead elsewhere on each address of the node
-	var last [8]byte
-	for _, p := range d.Published {
-		if len(p.Endpoints) == 0 {
-			continue
-		}
-		key := [8]byte{p.Protocol}
-		binary.BigEndian.PutUint16(key[4:], p.Port)
-		if chain == nil || key != last {
-			chain, last = b.conn.AddChain(&nftables.Chain{Name: b.name("port"), Table: b.t}), key
-			elements = append(elements, nftables.SetElement{Key: key[:], VerdictData: &expr.Verdict{Kind: expr.VerdictGoto, Chain: chain.Name}})
-		}
-		var first []expr.Any
-		if p.HostIP.IsValid() {
-			first = append(first, load(dstAt, 4, reg1), equal(reg1, p.HostIP.AsSlice()))
-		}
-		first = append(first,
-			&expr.Immediate{Register: reg1, Data: binaryutil.NativeEndian.PutUint32(markPublished)},
-			&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1, SourceRegister: true},
-		)
-		if err := b.lead(chain, p.Endpoints, p.Target, first...); err != nil {
-			return nil, err
-		}
-	}
-	if err := b.conn.AddSet(m, elements); err != nil {
-		return nil, fmt.Errorf("add published ports: %w", err)
-	}
-	return m, nil
+// ownAddress drops what an instance sends under an address that is not its own: nothing leads back to
+// it by the link that it came from.
+func (b *table) ownAddress(chain *nftables.Chain) {
+	b.rule(chain, meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, []byte(linkPrefix)),
+		&expr.Fib{Register: reg1, FlagSADDR: true, FlagIIF: true, ResultOIF: true}, equal(reg1, native(0)), verdict(expr.VerdictDrop))
+}
+
+// nowhere tells who asks a virtual IP without endpoints so, at once.
+func (b *table) nowhere(chain *nftables.Chain) {
+	b.refuse(chain, b.noPort, load(b.dst, b.size, word0), in(nowhere, word0))
+}
+
+// refuse says at once to whoever sends what matches that it leads nowhere: to connections by a reset, of
+// which, unlike of other messages, the kernel sends as many as it takes.
+func (b *table) refuse(chain *nftables.Chain, code uint8, match ...expr.Any) {
+	tcp := append(slices.Clone(match), meta(expr.MetaKeyL4PROTO, reg1), equal(reg1, []byte{unix.IPPROTO_TCP}))
+	b.rule(chain, append(tcp, &expr.Reject{Type: unix.NFT_REJECT_TCP_RST})...)
+	b.rule(chain, append(match, &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: code})...)
 }
 
 // sources rewrites where packets come from, where the answer would go astray otherwise.
-func (b *table) sources(post *nftables.Chain, d *Desired, inNetworks func(uint32) []expr.Any) error {
+func (b *table) sources(post *nftables.Chain, d *Desired) {
 	speakFor := []expr.Any{
-		&expr.Immediate{Register: reg1, Data: d.Own.AsSlice()},
-		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg1},
+		immediate(reg1, d.Own.AsSlice()),
+		&expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(b.nft), RegAddrMin: reg1},
 	}
 	rule := func(match ...expr.Any) { b.rule(post, append(match, speakFor...)...) }
 	// An instance that was led to itself.
-	hairpin := &nftables.Set{Table: b.t, Name: "self", Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)}
-	var elements []nftables.SetElement
-	for _, a := range d.Local {
-		elements = append(elements, nftables.SetElement{Key: append(a.AsSlice(), a.AsSlice()...)})
-	}
-	if err := b.conn.AddSet(hairpin, elements); err != nil {
-		return fmt.Errorf("add own addresses: %w", err)
-	}
-	rule(load(srcAt, 8, reg1), &expr.Lookup{SourceRegister: reg1, SetName: hairpin.Name, SetID: hairpin.ID})
+	rule(load(b.src, 2*b.size, word0), in(selfSet, word0))
 	// A published port whose instance is elsewhere: the answer must come back through this node.
 	rule(
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: reg1}, equal(reg1, binaryutil.NativeEndian.PutUint32(markPublished)),
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, equal(reg1, ifname(tunnel)),
+		meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)),
+		meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, ifname(tunnel)),
 	)
-	// The node itself, from its loopback.
-	rule(
-		load(srcAt, 1, reg1), equal(reg1, []byte{127}),
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, equal(reg1, []byte(linkPrefix)),
-	)
+	if b.family == ipv4 { // the node itself, from its loopback
+		rule(
+			load(b.src, 1, reg1), equal(reg1, []byte{127}),
+			meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, []byte(linkPrefix)),
+		)
+	}
 	// Out of the cluster.
-	var outbound []expr.Any
-	outbound = append(outbound, inNetworks(srcAt)...)
-	outbound = append(outbound,
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, different(reg1, []byte(linkPrefix)),
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, different(reg1, ifname(tunnel)),
-		&expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, different(reg1, ifname("lo")),
+	b.rule(post,
+		load(b.src, b.size, word0), in(networksSet, word0),
+		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, []byte(linkPrefix)),
+		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, ifname(tunnel)),
+		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, ifname("lo")),
 		&expr.Masq{},
 	)
-	b.rule(post, outbound...)
-	return nil
 }
 
 // within matches an address of the header that lies in a prefix.
-func within(offset uint32, p netip.Prefix) []expr.Any {
-	mask := make([]byte, 4)
-	binary.BigEndian.PutUint32(mask, ^uint32(0)<<(32-p.Bits()))
+func (b *table) within(offset uint32, p netip.Prefix) []expr.Any {
+	mask := make([]byte, b.size)
+	for i := range p.Bits() {
+		mask[i/8] |= 0x80 >> (i % 8)
+	}
 	return []expr.Any{
-		load(offset, 4, reg1),
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		load(offset, b.size, reg1),
+		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: b.size, Mask: mask, Xor: make([]byte, b.size)},
 		equal(reg1, p.Masked().Addr().AsSlice()),
 	}
 }
 
-func lastOf(p netip.Prefix) []byte {
-	b := p.Masked().Addr().As4()
-	n := binary.BigEndian.Uint32(b[:]) | uint32(1<<(32-p.Bits())-1)
-	return binary.BigEndian.AppendUint32(nil, n)
-}
-
 // isolation decides what instances may send to, and receive from, other nodes' or this node's
 // instances and the outside.
-func (b *table) isolation(forward *nftables.Chain, d *Desired, inNetworks func(uint32) []expr.Any) error {
-	pairs := &nftables.Set{Table: b.t, Name: "same-network", Interval: true, Concatenation: true, KeyType: nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)}
-	var elements []nftables.SetElement
-	for _, s := range d.Subnets {
-		from, to := s.Masked().Addr().AsSlice(), lastOf(s)
-		elements = append(elements, nftables.SetElement{Key: append(from, from...), KeyEnd: append(to, to...)})
-	}
-	if err := b.conn.AddSet(pairs, elements); err != nil {
-		return fmt.Errorf("add networks: %w", err)
-	}
+func (b *table) isolation(forward *nftables.Chain, d *Desired) {
 	instances := b.conn.AddChain(&nftables.Chain{Name: "instances", Table: b.t})
-	b.rule(forward,
-		&expr.Ct{Key: expr.CtKeySTATE, Register: reg1},
-		&expr.Bitwise{SourceRegister: reg1, DestRegister: reg1, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED), Xor: make([]byte, 4)},
-		different(reg1, make([]byte, 4)), verdict(expr.VerdictAccept))
+	b.begun(forward)
+	links := [][]byte{[]byte(linkPrefix), ifname(tunnel)}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		for _, name := range [][]byte{[]byte(linkPrefix), ifname(tunnel)} {
-			b.rule(forward, &expr.Meta{Key: key, Register: reg1}, equal(reg1, name), &expr.Verdict{Kind: expr.VerdictGoto, Chain: instances.Name})
+		for _, name := range links {
+			b.rule(forward, meta(key, reg1), equal(reg1, name), &expr.Verdict{Kind: expr.VerdictGoto, Chain: instances.Name})
 		}
 	}
 	// Who comes in by a published port was let in by whoever published it.
-	b.rule(instances, &expr.Meta{Key: expr.MetaKeyMARK, Register: reg1}, equal(reg1, binaryutil.NativeEndian.PutUint32(markPublished)), verdict(expr.VerdictAccept))
+	b.rule(instances, meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)), verdict(expr.VerdictAccept))
 	// Other nodes speak for such clients, and for themselves.
-	fromNodes := append([]expr.Any{&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: reg1}, equal(reg1, ifname(tunnel))}, within(srcAt, d.NodePool)...)
+	fromNodes := append([]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, ifname(tunnel))}, b.within(b.src, d.NodePool)...)
 	b.rule(instances, append(fromNodes, verdict(expr.VerdictAccept))...)
 	// Between instances: within a network.
-	for _, name := range [][]byte{[]byte(linkPrefix), ifname(tunnel)} {
-		b.rule(instances, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, equal(reg1, name),
-			load(srcAt, 8, reg1), &expr.Lookup{SourceRegister: reg1, SetName: pairs.Name, SetID: pairs.ID}, verdict(expr.VerdictAccept))
+	for _, name := range links {
+		b.rule(instances, meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, name),
+			load(b.src, 2*b.size, word0), in(pairsSet, word0), verdict(expr.VerdictAccept))
 	}
-	refuse := &expr.Reject{Type: unix.NFT_REJECT_ICMP_UNREACH, Code: 13} // communication administratively prohibited
-	b.rule(instances, append(inNetworks(dstAt), refuse)...)
-	internal, err := b.prefixes("internal", merge(d.Internal))
-	if err != nil {
-		return err
-	}
-	b.rule(instances, append(internal(srcAt), refuse)...)
+	b.refuse(instances, b.forbidden, load(b.dst, b.size, word0), in(networksSet, word0))
+	b.refuse(instances, b.forbidden, load(b.src, b.size, word0), in(internalSet, word0))
 	// Into instances from outside, other than by a published port: no.
-	for _, name := range [][]byte{[]byte(linkPrefix), ifname(tunnel)} {
-		b.rule(instances, &expr.Meta{Key: expr.MetaKeyOIFNAME, Register: reg1}, equal(reg1, name), refuse)
+	for _, name := range links {
+		b.refuse(instances, b.forbidden, meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, name))
 	}
-	return nil
 }

@@ -95,10 +95,10 @@ var networkRules = keys{
 		"overlay", "bridge", "default", ""),
 	"driver_opts": {
 		keys: keys{optionMTU: well},
-		each: no("this option of a network driver is not supported; " + optionMTU + " is"),
+		each: no("this option of a network driver is not supported; " + optionMTU + " is. Networks are not encrypted: that takes WireGuard in the kernel of every host"),
 	},
 	"enable_ipv4": no("networks are IPv4 networks", "true"),
-	"enable_ipv6": no("IPv6 is not supported yet", "false"),
+	"enable_ipv6": well,
 	"ipam": within(keys{
 		"driver":  no("addresses are given out by Tutti itself", "default", ""),
 		"options": no("addresses are given out by Tutti itself"),
@@ -211,11 +211,10 @@ const (
 )
 
 var attachmentRules = keys{
-	"aliases": well, "ipv4_address": well, "priority": well,
+	"aliases": well, "ipv4_address": well, "ipv6_address": well, "priority": well,
 	"driver_opts":            no("options of a network driver are not supported here"),
 	"gw_priority":            no("a way out cannot be chosen: it is the first network, by priority and name, that is not internal"),
 	"interface_name":         no("interfaces cannot be named: they are eth0, eth1 and so on"),
-	"ipv6_address":           no("IPv6 is not supported yet"),
 	"link_local_ips":         no("further addresses are not supported"),
 	"mac_address":            no("hardware addresses cannot be chosen"),
 	"use_service_name_alias": no("a service always has its name on its networks", "true"),

@@ -257,6 +257,7 @@ var effects = map[string]struct{ with, without string }{
 	"services.*.volumes.tmpfs.size":                       {with: "volumes: [{type: tmpfs, target: /x, tmpfs: {size: 1m}}]", without: "tmpfs: /x"},
 	"services.*.volumes.tmpfs.mode":                       {with: "volumes: [{type: tmpfs, target: /x, tmpfs: {mode: 0700}}]", without: "tmpfs: /x"},
 	"services.*.networks.*.aliases":                       {with: "networks: {n: {aliases: [x]}}", without: "networks: [n]"},
+	"services.*.networks.*.ipv6_address":                  {with: "networks: {n: {ipv6_address: 'fd01::9:9'}}", without: "networks: [n]"},
 	"services.*.networks.*.ipv4_address":                  {with: "networks: {n: {ipv4_address: 10.1.0.9}}", without: "networks: [n]"},
 	"services.*.networks.*.priority":                      {with: "networks: {m: , n: {priority: 5}}", without: "networks: [m, n]"},
 	"services.*.deploy.mode":                              {with: "deploy: {mode: global}"},
@@ -299,6 +300,7 @@ var effects = map[string]struct{ with, without string }{
 	"networks.*.labels":                                   {with: "networks: {default: {labels: {a: b}}}\n" + someService, without: someService},
 	"networks.*.internal":                                 {with: "networks: {default: {internal: true}}\n" + someService, without: someService},
 	"networks.*.attachable":                               {with: "networks: {default: {attachable: true}}\n" + someService, without: someService},
+	"networks.*.enable_ipv6":                              {with: "networks: {default: {enable_ipv6: true}}\n" + someService, without: someService},
 	"networks.*.ipam.config.subnet":                       {with: "networks: {default: {ipam: {config: [{subnet: 10.2.0.0/24}]}}}\n" + someService, without: someService},
 	"networks.*.driver_opts." + optionMTU:                 {with: "networks: {default: {driver_opts: {" + optionMTU + ": '1400'}}}\n" + someService, without: someService},
 	"volumes.*.name":                                      {with: "services: {a: {image: a, volumes: ['vol:/v']}}\nvolumes: {vol: {name: x}}\n", without: "services: {a: {image: a, volumes: ['vol:/v']}}\nvolumes: {vol: }\n"},
@@ -349,7 +351,7 @@ func TestNoHonouredKeyIsDropped(t *testing.T) {
 				body = "image: a\n    " + body
 			}
 			body = "services:\n  some:\n    " + body + "\n  other: {image: o, user: me}\nsecrets: {s: {file: one.env}}\nconfigs: {c: {content: x}}\nvolumes: {vol: }\n" +
-				"networks: {m: , n: {ipam: {config: [{subnet: 10.1.0.0/24}]}}}\n"
+				"networks: {m: , n: {enable_ipv6: true, ipam: {config: [{subnet: 10.1.0.0/24}, {subnet: 'fd01::/64'}]}}}\n"
 		}
 		if err := os.WriteFile("compose.yaml", []byte(body), 0o644); err != nil {
 			t.Fatal(err)

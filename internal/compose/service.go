@@ -53,6 +53,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.restart()
 	o.networks()
 	o.ports()
+	o.extraBalance(&extra)
 	o.updates()
 	o.extraRollout(&extra)
 	o.extraRebalance(&extra)
@@ -169,7 +170,7 @@ func (o *one) networks() {
 		}
 		if c := o.Networks[key]; c != nil {
 			aliases = append(aliases, c.Aliases...)
-			a.Address = o.address(key, c.Ipv4Address)
+			a.Address, a.Address6 = o.address(key, c.Ipv4Address, false), o.address(key, c.Ipv6Address, true)
 		}
 		slices.Sort(aliases)
 		aliases = slices.Compact(aliases)
@@ -203,14 +204,17 @@ func (o *one) ownNetworkOnly() {
 }
 
 // address checks a fixed address.
-func (o *one) address(network, address string) string {
+func (o *one) address(network, address string, six bool) string {
 	if address == "" {
 		return ""
 	}
-	key := "networks." + network + ".ipv4_address"
+	key, version := "networks."+network+".ipv4_address", "IPv4"
+	if six {
+		key, version = "networks."+network+".ipv6_address", "IPv6"
+	}
 	ip, err := netip.ParseAddr(address)
-	if err != nil || !ip.Is4() {
-		o.invalid(key, "%q is not an IPv4 address", address)
+	if err != nil || ip.Is4() == six || ip.Is4In6() {
+		o.invalid(key, "%q is not an %s address", address, version)
 		return ""
 	}
 	if o.w.Count > 1 || o.w.Type.PerNode() {
@@ -220,13 +224,20 @@ func (o *one) address(network, address string) string {
 	if n.External {
 		return address
 	}
-	if len(n.Ipam.Config) == 0 || n.Ipam.Config[0] == nil || n.Ipam.Config[0].Subnet == "" {
-		o.invalid(key, "an address can be chosen only where networks.%s.ipam.config gives the subnet", network)
+	for _, pool := range n.Ipam.Config {
+		if pool == nil {
+			continue
+		}
+		subnet, err := netip.ParsePrefix(pool.Subnet)
+		if err != nil || subnet.Addr().Is4() == six {
+			continue
+		}
+		if !subnet.Contains(ip) {
+			o.invalid(key, "%s is not in %s, the subnet of %s", address, subnet, network)
+		}
 		return address
 	}
-	if subnet, err := netip.ParsePrefix(n.Ipam.Config[0].Subnet); err == nil && !subnet.Contains(ip) {
-		o.invalid(key, "%s is not in %s, the subnet of %s", address, subnet, network)
-	}
+	o.invalid(key, "an address can be chosen only where networks.%s.ipam.config gives the subnet", network)
 	return address
 }
 

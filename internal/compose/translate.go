@@ -211,16 +211,25 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 		}
 		out.MTU = mtu
 	}
-	for i, pool := range n.Ipam.Config {
+	out.IPv6 = n.EnableIPv6 != nil && *n.EnableIPv6
+	for _, pool := range n.Ipam.Config {
 		if pool == nil || pool.Subnet == "" {
 			continue
 		}
 		at := t.src.item(path+".ipam.config", pool.Subnet)
 		sub := path + ".ipam.config.subnet"
 		prefix, err := netip.ParsePrefix(pool.Subnet)
+		six := err == nil && prefix.Addr().Is6()
 		switch {
-		case i > 0:
-			t.note(at, sub, fault.Unsupported, false, "a network has one subnet")
+		case six && out.Subnet6 != "" || !six && out.Subnet != "":
+			t.note(at, sub, fault.Unsupported, false, "a network has one subnet of each version of IP")
+		case six && !out.IPv6:
+			t.note(at, sub, fault.Invalid, false, "a subnet of IPv6 needs enable_ipv6: true")
+		case six:
+			if _, err := model.ParseSubnet6(pool.Subnet); err != nil {
+				t.note(at, sub, fault.Invalid, false, "%v", err)
+			}
+			out.Subnet6 = pool.Subnet
 		case err != nil || !prefix.Addr().Is4() || prefix.Bits() > 28:
 			t.note(at, sub, fault.Invalid, false, "%q: an IPv4 range such as 10.20.0.0/16, of /28 or larger, is accepted", pool.Subnet)
 		default:

@@ -45,6 +45,8 @@ var tuttiRules = keys{
 		"max_surge": well, "max_unavailable": well,
 	}),
 
+	"balance": within(keys{"sticky": well, "local": well}),
+
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
 	"kind": well, "start": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
@@ -80,6 +82,11 @@ type extras struct {
 		MaxSurge       int           `json:"max_surge"`
 		MaxUnavailable int           `json:"max_unavailable"`
 	} `json:"rollout"`
+
+	Balance struct {
+		Sticky string `json:"sticky"`
+		Local  string `json:"local"`
+	} `json:"balance"`
 
 	Parallelism  int    `json:"parallelism"`
 	BackoffLimit int    `json:"backoff_limit"`
@@ -323,6 +330,25 @@ func (o *one) extraAutoscale(x *extras) {
 	}
 	o.w.Autoscale = a
 	o.w.Count = min(max(o.w.Count, a.Min), max(a.Max, a.Min))
+}
+
+// extraBalance reads which instances get connections; networks has attached the service.
+func (o *one) extraBalance(x *extras) {
+	o.svc.Balance = model.Balancing{
+		Sticky: o.duration("balance.sticky", x.Balance.Sticky),
+		Local:  choice(o, "balance.local", x.Balance.Local, map[string]model.LocalPolicy{"any": "", "prefer": model.LocalPrefer, "only": model.LocalOnly}),
+	}
+	if o.svc.Balance == (model.Balancing{}) {
+		return
+	}
+	switch {
+	case !o.isService():
+		o.invalid(tuttiKey+".balance", "nothing is balanced: it has no network that others could reach it on")
+	case o.svc.DNSRoundRobin && len(o.svc.Ports) == 0:
+		o.invalid(tuttiKey+".balance", "with deploy.endpoint_mode: dnsrr it is the client that chooses")
+	case o.svc.Balance.Sticky > 0 && o.svc.Balance.Sticky < time.Second:
+		o.invalid(tuttiKey+".balance.sticky", "%s is less than a second", o.svc.Balance.Sticky)
+	}
 }
 
 // extraRollout reads how a new revision reaches the instances; updates has read the rest.

@@ -52,6 +52,8 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "rollout.domains":             {with: "x-tutti: {rollout: {domains: node.labels.ud}}"},
 	ours + "rollout.max_surge":           {with: "x-tutti: {rollout: {max_surge: 2}}"},
 	ours + "rollout.max_unavailable":     {with: "x-tutti: {rollout: {max_unavailable: 2}}"},
+	ours + "balance.sticky":              {with: "x-tutti: {balance: {sticky: 3h}}"},
+	ours + "balance.local":               {with: "x-tutti: {balance: {local: prefer}}"},
 
 	ours + "parallelism":    {with: job + "x-tutti: {parallelism: 2}", without: job},
 	ours + "backoff_limit":  {with: job + "x-tutti: {backoff_limit: 2}", without: job},

@@ -72,9 +72,10 @@ func (p *pass) addressNetworks() {
 	var taken []netip.Prefix
 	var without []*model.Network
 	for n := range store.List[*model.Network](p.snap) {
-		if n.Status.Subnet == "" {
+		if n.Status.Subnet == "" || n.IPv6 && n.Status.Subnet6 == "" {
 			without = append(without, n)
-		} else if s, err := netip.ParsePrefix(n.Status.Subnet); err == nil {
+		}
+		if s, err := netip.ParsePrefix(n.Status.Subnet); err == nil {
 			taken = append(taken, s)
 		}
 	}
@@ -92,14 +93,26 @@ func (p *pass) addressNetworks() {
 	}
 	for _, n := range without {
 		status := n.Status
-		subnet, err := chooseSubnet(n.Subnet, pool, cl.NetworkBits, taken)
-		if err != nil {
-			status.Message = err.Error()
-		} else {
-			status.Subnet, status.Message = subnet.String(), ""
-			taken = append(taken, subnet)
+		subnets := func() (err error) {
+			if n.IPv6 && status.Subnet6 == "" {
+				if status.Subnet6, err = p.subnet6(n, cl); err != nil {
+					return err
+				}
+			}
+			if status.Subnet != "" {
+				return nil
+			}
+			subnet, err := chooseSubnet(n.Subnet, pool, cl.NetworkBits, taken)
+			if err == nil {
+				status.Subnet, taken = subnet.String(), append(taken, subnet)
+			}
+			return err
 		}
-		if status.Subnet == n.Status.Subnet && status.Message == n.Status.Message {
+		status.Message = ""
+		if err := subnets(); err != nil {
+			status.Message = err.Error()
+		}
+		if status.Subnet == n.Status.Subnet && status.Subnet6 == n.Status.Subnet6 && status.Message == n.Status.Message {
 			continue
 		}
 		c := n.Clone()
@@ -157,7 +170,11 @@ func (p *pass) addressServices() {
 				}
 				have = ip
 			}
-			status.VirtualIPs = append(status.VirtualIPs, model.Address{Network: id, IP: have})
+			ip6, err := p.pool(id).take6(have, "")
+			if err != nil {
+				status.Message = err.Error()
+			}
+			status.VirtualIPs = append(status.VirtualIPs, model.Address{Network: id, IP: have, IP6: ip6})
 		}
 		if status.Message == s.Status.Message && slices.Equal(status.VirtualIPs, s.Status.VirtualIPs) {
 			continue
@@ -176,7 +193,8 @@ type pool struct {
 	err     error
 	used    map[uint32]bool
 	blocks  []model.Block
-	top     uint32 // no virtual IP above is free
+	fixed6  map[netip.Addr]bool // given out in this pass
+	top     uint32              // no virtual IP above is free
 }
 
 func (p *pass) pool(networkID string) *pool {

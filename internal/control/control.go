@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -292,6 +293,7 @@ type pass struct {
 	seenByID map[string]*schedule.NodeView
 	ports    map[string][]model.HostPort // host ports by workload ID
 	pools    map[string]*pool            // by network ID
+	taken6   []netip.Prefix              // subnets of IPv6 in use
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
 	removed  map[string]bool             // workloads that this pass removes, by ID
 

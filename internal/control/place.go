@@ -283,15 +283,18 @@ func (p *pass) pin(i *model.Instance, t *model.Template) (nodeID, reason string)
 func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reason string) error {
 	var addresses []model.Address
 	for _, at := range t.Networks {
-		if ip := p.previous(i, at.Network); at.Address == "" && p.pool(at.Network).takeAgain(n.ID, ip) {
-			addresses = append(addresses, model.Address{Network: at.Network, IP: ip})
-			continue
+		ip := p.previous(i, at.Network)
+		var err error
+		if at.Address != "" || !p.pool(at.Network).takeAgain(n.ID, ip) {
+			if ip, err = p.pool(at.Network).take(n.ID, at.Address); err != nil {
+				return err
+			}
 		}
-		ip, err := p.pool(at.Network).take(n.ID, at.Address)
+		ip6, err := p.pool(at.Network).take6(ip, at.Address6)
 		if err != nil {
 			return err
 		}
-		addresses = append(addresses, model.Address{Network: at.Network, IP: ip})
+		addresses = append(addresses, model.Address{Network: at.Network, IP: ip, IP6: ip6})
 	}
 	if err := p.settleVolumes(i, t, n); err != nil {
 		return err

@@ -21,7 +21,7 @@ type network struct {
 	mu       sync.Mutex
 	revision uint64 // up to which the store was followed
 	changed  uint64 // of the latest difference, or of the state to begin with
-	pools    [2]string
+	pools    [3]string
 	parts    map[string]part // by ID
 	changes  []difference    // ascending
 	kept     int             // bytes of messages in changes
@@ -58,6 +58,8 @@ type rawNetwork struct {
 	Instances   []cbor.RawMessage `json:"instances"`
 	NodePool    string            `json:"nodePool"`
 	AddressPool string            `json:"addressPool"`
+
+	AddressPool6 string `json:"addressPool6,omitempty"`
 }
 
 type rawMessage struct {
@@ -137,7 +139,7 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 	pools := poolsOf(snap)
 	differs := pools != n.pools
 	n.pools = pools
-	out.NodePool, out.AddressPool = pools[0], pools[1]
+	out.NodePool, out.AddressPool, out.AddressPool6 = pools[0], pools[1], pools[2]
 	seen := map[string]bool{}
 	for _, c := range changed {
 		switch c.Kind {
@@ -206,7 +208,7 @@ func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64
 		return messages, n.revision, nil
 	}
 	if n.full == nil {
-		all := &rawNetwork{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1]}
+		all := &rawNetwork{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1], AddressPool6: n.pools[2]}
 		for _, id := range slices.Sorted(maps.Keys(n.parts)) {
 			all.add(n.parts[id])
 		}
@@ -217,9 +219,9 @@ func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64
 	return []cbor.RawMessage{n.full}, n.revision, nil
 }
 
-func poolsOf(snap *store.Snapshot) (p [2]string) {
+func poolsOf(snap *store.Snapshot) (p [3]string) {
 	if c, ok := store.Get[*model.Cluster](snap, model.ClusterID); ok {
-		p = [2]string{c.NodePool, c.AddressPool}
+		p = [3]string{c.NodePool, c.AddressPool, model.Pool6(c)}
 	}
 	return p
 }
@@ -246,7 +248,7 @@ func partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, 
 			v = wire.NetworkService{
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
-				RoundRobin: s.DNSRoundRobin, WorkloadID: s.WorkloadID,
+				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID,
 			}
 		}
 	case model.KindInstance:

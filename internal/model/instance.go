@@ -51,6 +51,7 @@ type Instance struct {
 type Address struct {
 	Network string `json:"network"` // network ID
 	IP      string `json:"ip"`
+	IP6     string `json:"ip6,omitempty"` // where the network has both
 }
 
 // HostPort is a port held on the instance's own node.

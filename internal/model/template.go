@@ -38,6 +38,8 @@ type Attachment struct {
 	Network string   `json:"network"` // network ID
 	Aliases []string `json:"aliases,omitempty"`
 	Address string   `json:"address,omitempty"` // fixed IPv4 address, if asked for
+	// Address6 is a fixed IPv6 address, likewise.
+	Address6 string `json:"address6,omitempty"`
 }
 
 // DNSConfig overrides what the instance's resolver is told.

@@ -14,8 +14,29 @@ type Service struct {
 	Ports    []ServicePort `json:"ports,omitempty"`
 	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
 	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
+	Balance       Balancing     `json:"balance,omitzero"`
 	Status        ServiceStatus `json:"status"`
 }
+
+// Balancing says which of a service's instances get a connection.
+type Balancing struct {
+	// Sticky leads a client to the same instance as before, if it is not longer ago than this and the
+	// instance is ready still; 0: each connection by itself.
+	Sticky time.Duration `json:"sticky,omitempty"`
+	Local  LocalPolicy   `json:"local,omitempty"`
+}
+
+// LocalPolicy says what instances on the node of the client, or on the node that a client from outside
+// speaks to, have ahead of others.
+type LocalPolicy string
+
+// Any instance gets connections; those of the node all of them as long as there are any (prefer); or
+// none but those (only).
+const (
+	LocalAny    LocalPolicy = ""
+	LocalPrefer LocalPolicy = "prefer"
+	LocalOnly   LocalPolicy = "only"
+)
 
 // ServiceStatus is assigned by the leader.
 type ServiceStatus struct {
@@ -28,6 +49,7 @@ type ServicePort struct {
 	Name      string `json:"name,omitempty"`
 	Protocol  string `json:"protocol"`            // tcp, udp, sctp
 	Target    int    `json:"target"`              // inside the instance
+	Virtual   int    `json:"virtual,omitempty"`   // on the virtual IP; 0: as inside the instance
 	Published int    `json:"published,omitempty"` // on hosts; 0: not published
 	HostMode  bool   `json:"hostMode,omitempty"`  // only where instances run; otherwise on every host
 	HostIP    string `json:"hostIP,omitempty"`
@@ -37,8 +59,12 @@ type ServicePort struct {
 type Network struct {
 	Meta
 	// Subnet in CIDR form; empty until the leader assigns one from the cluster's pool.
-	Subnet     string `json:"subnet,omitempty"`
-	Gateway    string `json:"gateway,omitempty"`
+	Subnet  string `json:"subnet,omitempty"`
+	Gateway string `json:"gateway,omitempty"`
+	// IPv6 gives instances an address of that version besides. Subnet6, of /96 or larger, is empty until
+	// the leader assigns one.
+	IPv6       bool   `json:"ipv6,omitempty"`
+	Subnet6    string `json:"subnet6,omitempty"`
 	Internal   bool   `json:"internal,omitempty"` // no way out of the cluster
 	Attachable bool   `json:"attachable,omitempty"`
 	Driver     string `json:"driver,omitempty"` // "overlay"
@@ -50,6 +76,7 @@ type Network struct {
 // NetworkStatus is assigned by the leader.
 type NetworkStatus struct {
 	Subnet  string `json:"subnet,omitempty"`
+	Subnet6 string `json:"subnet6,omitempty"`
 	Message string `json:"message,omitempty"` // why there is no subnet
 	// Blocks are the parts of the subnet that nodes hold; a node routes a block as a whole.
 	Blocks []Block `json:"blocks,omitempty"`
@@ -147,6 +174,9 @@ type Cluster struct {
 	NetworkBits int `json:"networkBits"`
 	// NodePool is where nodes get their own overlay addresses.
 	NodePool string `json:"nodePool"`
+	// AddressPool6 is where networks with IPv6 get subnets of /64; the first one is the nodes'. Empty
+	// stands for DefaultAddressPool6.
+	AddressPool6 string `json:"addressPool6,omitempty"`
 	// Namespaces have a share of the cluster of their own, by name; others weigh 1 and have no quota.
 	Namespaces map[string]NamespaceShare `json:"namespaces,omitempty"`
 	// CACertificate is that of the authority that signs, in PEM.

@@ -130,6 +130,11 @@ type Network struct {
 	// NodePool and AddressPool are those of the cluster.
 	NodePool    string `json:"nodePool"`
 	AddressPool string `json:"addressPool"`
+	// AddressPool6 is where networks have their addresses of IPv6, and, in its first subnet, nodes.
+	AddressPool6 string `json:"addressPool6,omitempty"`
+	// Changed are, in a complete state that an agent put together, the IDs of what was added, changed
+	// or dropped since the one before; nil: anything may have been. It does not travel.
+	Changed map[string]bool `json:"-"`
 }
 
 // NetworkNode is a node as others reach it.
@@ -151,6 +156,7 @@ type NetworkService struct {
 	VirtualIPs  []model.Address     `json:"virtualIPs,omitempty"`
 	Ports       []model.ServicePort `json:"ports,omitempty"`
 	RoundRobin  bool                `json:"roundRobin,omitempty"`
+	Balance     model.Balancing     `json:"balance,omitzero"`
 	WorkloadID  string              `json:"workloadID,omitempty"`
 	// Endpoints are those that get new connections. They do not travel: the agent finds them by
 	// NetworkInstance.Serves.

@@ -3,6 +3,7 @@ package names
 import (
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
@@ -34,22 +35,29 @@ func at(pairs ...string) (out []model.Address) {
 	return out
 }
 
+func zoneOf(n *wire.Network) *zone {
+	z := newZone()
+	z.apply(n)
+	return z
+}
+
 // shop is two networks with a service in front, one behind, and one that is spread by names.
 func shop() *wire.Network {
 	return &wire.Network{
 		Instances: []wire.NetworkInstance{
-			{ID: "w1", Name: "web.1", Application: "shop", Workload: "web", Addresses: at("front=10.1.0.11", "back=10.2.0.11"), Aliases: map[string][]string{"front": {"www", "Blue"}}},
-			{ID: "w2", Name: "web.2", Application: "shop", Workload: "web", Addresses: at("front=10.1.0.12", "back=10.2.0.12"), DNS: []string{"192.0.2.53"}},
-			{ID: "d1", Name: "db.1", Application: "shop", Workload: "db", Addresses: at("back=10.2.0.21")},
+			{ID: "w1", Name: "web.1", Application: "shop", Workload: "web", WorkloadID: "web", Serves: true, Addresses: at("front=10.1.0.11", "back=10.2.0.11"), Aliases: map[string][]string{"front": {"www", "Blue"}}},
+			{ID: "w2", Name: "web.2", Application: "shop", Workload: "web", WorkloadID: "web", Serves: true, Addresses: at("front=10.1.0.12", "back=10.2.0.12"), DNS: []string{"192.0.2.53"}},
+			{ID: "d1", Name: "db.1", Application: "shop", Workload: "db", Namespace: "default", WorkloadID: "db", Serves: true, Addresses: at("back=10.2.0.21")},
+			{ID: "d2", Name: "db.2", Application: "shop", Workload: "db", Namespace: "default", WorkloadID: "db", Addresses: at("back=10.2.0.22")},
 			{ID: "p1", Name: "proxy.1", Application: "edge", Workload: "proxy", Addresses: at("front=10.1.0.31")},
 			{ID: "o1", Name: "lone", Workload: "lone", Addresses: at("other=10.3.0.41", "broken=x")},
 		},
 		Services: []wire.NetworkService{
 			{ID: "web", Name: "web", Application: "shop", VirtualIPs: at("front=10.1.0.2", "back=10.2.0.2"), Aliases: map[string][]string{"front": {"shop.example"}}},
-			{ID: "db", Name: "db", Application: "shop", VirtualIPs: at("back=10.2.0.3")},
-			{ID: "rr", Name: "spread", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Endpoints: []wire.Endpoint{
-				{Instance: "w1", Addresses: at("front=10.1.0.11", "back=10.2.0.11")}, {Instance: "w2", Addresses: at("front=10.1.0.12", "back=10.2.0.12")},
+			{ID: "db", Name: "db", Application: "shop", Namespace: "default", WorkloadID: "db", VirtualIPs: at("back=10.2.0.3"), Ports: []model.ServicePort{
+				{Name: "SQL", Protocol: "tcp", Target: 5432, Virtual: 15432}, {Protocol: "udp", Target: 53},
 			}},
+			{ID: "rr", Name: "spread", Application: "shop", WorkloadID: "web", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 80}}},
 			{ID: "idle", Name: "idle", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.5")},
 		},
 	}
@@ -65,7 +73,7 @@ const (
 )
 
 func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
-	z := newZone(shop())
+	z := zoneOf(shop())
 	for _, c := range []struct {
 		asker, name, want string // want is "unknown" when nothing here has the name
 	}{
@@ -95,7 +103,17 @@ func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
 		{proxyAsks, "spread", "10.1.0.11 10.1.0.12"},
 		{proxyAsks, "idle", ""},
 		{dbAsks, "spread", "unknown"},
-		{stranger, "web", ""}, // exists, and is none of its business
+		{stranger, "web", "unknown"},  // none of its business
+		{dbAsks, "db.2", "10.2.0.22"}, // an instance is reached by its name, also while it does not serve
+		{dbAsks, "db.default.svc.cluster.local", "10.2.0.3"},
+		{dbAsks, "db.2.db.default.svc.cluster.local", "10.2.0.22"},
+		{dbAsks, "db.other.svc.cluster.local", "unknown"},
+		{dbAsks, "default.svc.cluster.local", "unknown"},
+		{proxyAsks, "db.default.svc.cluster.local", "unknown"},
+		{webBehind, "10-2-0-21.default.pod.cluster.local", "10.2.0.21"},
+		{proxyAsks, "10-2-0-21.default.pod.cluster.local", "unknown"},
+		{proxyAsks, "spread.shop.marathon.mesos", "10.1.0.11 10.1.0.12"},
+		{dbAsks, "db.shop.marathon.mesos", "10.2.0.21"},
 		{stranger, "nothing", "unknown"},
 		{webAsks, "example.org", "unknown"},
 	} {
@@ -110,18 +128,166 @@ func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
 	}
 }
 
+func TestPorts(t *testing.T) {
+	r := responderFor(shop())
+	for question, want := range map[string]string{
+		"_http._tcp.spread.":                        "web.1.shop.tutti.:80 web.2.shop.tutti.:80",
+		"_80._tcp.spread.shop.tutti.":               "web.1.shop.tutti.:80 web.2.shop.tutti.:80",
+		"spread.":                                   "web.1.shop.tutti.:80 web.2.shop.tutti.:80",
+		"_spread._tcp.marathon.mesos.":              "web.1.shop.tutti.:80 web.2.shop.tutti.:80",
+		"_spread.shop._tcp.marathon.mesos.":         "web.1.shop.tutti.:80 web.2.shop.tutti.:80",
+		"_http._udp.spread.":                        "",
+		"_sql._tcp.db.":                             "db.1.shop.tutti.:5432",
+		"db.":                                       "db.1.shop.tutti.:53 db.1.shop.tutti.:5432",
+		"_sql._tcp.db.default.svc.cluster.local.":   "db.shop.tutti.:15432",
+		"_sql._tcp.db.elsewhere.svc.cluster.local.": "NXDOMAIN",
+		"_sql._tcp.nothing.":                        "NXDOMAIN",
+	} {
+		m := ask(r, webAsks, question, dns.TypeSRV)
+		var got []string
+		for _, rr := range m.Answer {
+			s := rr.(*dns.SRV)
+			got = append(got, fmt.Sprint(s.Target, ":", s.Port))
+			if !slices.ContainsFunc(m.Extra, func(rr dns.RR) bool { return rr.Header().Name == s.Target }) {
+				t.Errorf("%s names %s without its address", question, s.Target)
+			}
+		}
+		slices.Sort(got)
+		if m.Rcode != dns.RcodeSuccess {
+			got = []string{dns.RcodeToString[m.Rcode]}
+		}
+		if strings.Join(got, " ") != want {
+			t.Errorf("%s gives %v, want %s", question, got, want)
+		}
+	}
+}
+
+// Two applications have a service of one name on a network: each means its own, and others both.
+func TestOneNameTwice(t *testing.T) {
+	n := shop()
+	n.Services = append(n.Services, wire.NetworkService{ID: "web2", Name: "web", Application: "edge", VirtualIPs: at("front=10.1.0.9")})
+	n.Instances = append(n.Instances, wire.NetworkInstance{ID: "x", Name: "x.1", Application: "third", Addresses: at("front=10.1.0.41")})
+	z := zoneOf(n)
+	for asker, want := range map[string]string{webAsks: "[10.1.0.2]", proxyAsks: "[10.1.0.9]", "10.1.0.41": "[10.1.0.2 10.1.0.9]"} {
+		if got := fmt.Sprint(z.lookup(netip.MustParseAddr(asker), "web").addresses); got != want {
+			t.Errorf("to %s web means %s, want %s", asker, got, want)
+		}
+	}
+}
+
+// A zone that follows the state by differences is the same as one that is told it whole.
+func TestDifferencesLeadToTheSameZone(t *testing.T) {
+	random := rand.New(rand.NewPCG(3, 4))
+	state := func() *wire.Network {
+		n := &wire.Network{}
+		for i := range 8 {
+			if random.IntN(3) > 0 {
+				n.Instances = append(n.Instances, wire.NetworkInstance{
+					ID: fmt.Sprint("i", i), Name: fmt.Sprint("w.", i), Application: "app", Workload: "w", WorkloadID: fmt.Sprint("w", i%2),
+					Serves: random.IntN(2) == 0, Addresses: at(fmt.Sprint("n", random.IntN(2), "=10.0.0.", i+1+random.IntN(2)*100)), Aliases: map[string][]string{"n0": {"also"}},
+				})
+			}
+		}
+		for i := range 4 {
+			if random.IntN(3) > 0 {
+				n.Services = append(n.Services, wire.NetworkService{ID: fmt.Sprint("s", i), Name: "s", Application: fmt.Sprint("a", i%2), WorkloadID: fmt.Sprint("w", i%2), VirtualIPs: at(fmt.Sprint("n", i%2, "=10.0.1.", i))})
+			}
+		}
+		return n
+	}
+	dir := t.TempDir()
+	writer, reader := &journal{path: filepath.Join(dir, stateFile)}, &journal{path: filepath.Join(dir, stateFile)}
+	followed, before := newZone(), map[string]string{}
+	for step := range 200 {
+		n, changed := state(), map[string]bool{}
+		now := map[string]string{}
+		for _, i := range n.Instances {
+			now[i.ID] = fmt.Sprint(i)
+		}
+		for _, s := range n.Services {
+			now[s.ID] = fmt.Sprint(s)
+		}
+		for _, m := range []map[string]string{now, before} {
+			for id := range m {
+				if now[id] != before[id] {
+					changed[id] = true
+				}
+			}
+		}
+		if before = now; step%70 > 0 {
+			n.Changed = changed
+		}
+		if err := writer.write(n); err != nil {
+			t.Fatal(err)
+		}
+		if random.IntN(3) == 0 {
+			continue // the responder reads less often than the agent writes
+		}
+		if err := reader.read(followed.apply); err != nil {
+			t.Fatal(err)
+		}
+		whole := zoneOf(n)
+		for _, z := range []*zone{whole, followed} {
+			for p := range z.names {
+				slices.SortFunc(z.names[p], func(a, b record) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) })
+			}
+		}
+		if a, b := fmt.Sprint(whole.names, whole.serving, len(whole.owners)), fmt.Sprint(followed.names, followed.serving, len(followed.owners)); a != b {
+			t.Fatalf("after step %d the zone is\n%s\nwant\n%s", step, b, a)
+		}
+	}
+}
+
+func TestCache(t *testing.T) {
+	c, now := newCache(), time.Unix(1000, 0)
+	q := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+	reply := new(dns.Msg).SetReply(q)
+	reply.Answer = append(reply.Answer, &dns.A{Hdr: dns.RR_Header{Name: "example.org.", Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, 7)})
+	c.put("u", reply, now)
+	again := new(dns.Msg).SetQuestion("example.org.", dns.TypeA)
+	m := c.get("u", again, now.Add(20*time.Second))
+	if m == nil || m.Id != again.Id || m.Answer[0].Header().Ttl != 40 || reply.Answer[0].Header().Ttl != 60 {
+		t.Errorf("after 20s of 60 the answer is %v", m)
+	}
+	if c.get("u", again, now.Add(time.Minute)) != nil || c.get("other", again, now) != nil || c.get("u", new(dns.Msg).SetQuestion("example.org.", dns.TypeAAAA), now) != nil {
+		t.Error("an answer is given that does not hold, or to another question")
+	}
+	refused := new(dns.Msg).SetRcode(q, dns.RcodeNameError)
+	c.put("n", refused, now)
+	if c.get("n", again, now) != nil {
+		t.Error("an answer that does not say how long it holds was kept")
+	}
+	refused.Ns = append(refused.Ns, &dns.SOA{Hdr: dns.RR_Header{Name: "org.", Rrtype: dns.TypeSOA, Class: dns.ClassINET, Ttl: 900}, Minttl: 10})
+	c.put("n", refused, now)
+	if m := c.get("n", again, now.Add(9*time.Second)); m == nil || m.Rcode != dns.RcodeNameError {
+		t.Errorf("that there is no such name is %v", m)
+	}
+	if c.get("n", again, now.Add(10*time.Second)) != nil {
+		t.Error("that there is no such name was kept for too long")
+	}
+	for i := range 3 * mostKept {
+		q := new(dns.Msg).SetQuestion(fmt.Sprintf("n%d.example.", i), dns.TypeA)
+		r := new(dns.Msg).SetReply(q)
+		r.Answer = []dns.RR{&dns.A{Hdr: dns.RR_Header{Name: q.Question[0].Name, Rrtype: dns.TypeA, Class: dns.ClassINET, Ttl: 60}, A: net.IPv4(203, 0, 113, 7)}}
+		c.put("u", r, now)
+	}
+	if len(c.kept) > mostKept {
+		t.Errorf("%d answers are kept, more than %d", len(c.kept), mostKept)
+	}
+}
+
 // A service's name means its virtual IP, also where an instance was given that alias.
 func TestServicesComeBeforeAliases(t *testing.T) {
 	n := shop()
 	n.Instances[3].Aliases = map[string][]string{"front": {"web"}}
-	if got := newZone(n).lookup(netip.MustParseAddr(webAsks), "web"); fmt.Sprint(got.addresses) != "[10.1.0.2]" {
+	if got := zoneOf(n).lookup(netip.MustParseAddr(webAsks), "web"); fmt.Sprint(got.addresses) != "[10.1.0.2]" {
 		t.Errorf("web means %v", got.addresses)
 	}
 }
 
 func responderFor(n *wire.Network, upstreams ...string) *responder {
-	r := &responder{}
-	r.zone.Store(newZone(n))
+	r := newResponder()
+	r.zone.apply(n)
 	r.upstreams.Store(&upstreams)
 	return r
 }
@@ -281,13 +447,9 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 		t.Helper()
 		var got string
 		var err error
-		for range 200 { // a running responder is told by a signal
-			if got, err = query(listen, name); err == nil && got == address {
-				return
-			}
-			time.Sleep(10 * time.Millisecond)
+		if got, err = query(listen, name); err != nil || got != address {
+			t.Fatalf("%s gives %q, %v; want %s", name, got, err, address)
 		}
-		t.Fatalf("%s gives %q, %v; want %s", name, got, err, address)
 	}
 	if got, err := query(listen, "peer."); err != nil || got != "10.1.0.1" { // at once, when Sync is done
 		t.Errorf("peer gives %q, %v", got, err)

@@ -1,17 +1,13 @@
 package names
 
 import (
-	"context"
-	"encoding/json"
+	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
@@ -22,17 +18,13 @@ import (
 	"time"
 
 	"github.com/miekg/dns"
-	"golang.org/x/sys/unix"
-
-	"github.com/tutti-run/tutti/internal/atomicfile"
-	"github.com/tutti-run/tutti/internal/wire"
 )
 
 const (
 	reexecArg = "tutti-names"
 	ttl       = 5 // seconds: what a name means changes with what runs
-	stateFile = "names.json"
 	lockFile  = "names.lock"
+	socket    = "names.sock" // where the agent says that the file has grown, and hears that it was read
 )
 
 // Reexec runs the responder when this program was started for that; main calls it first.
@@ -50,22 +42,39 @@ func Reexec(args []string) bool {
 
 // responder is the process that answers.
 type responder struct {
-	zone      atomic.Pointer[zone]
+	zone      *zone
 	upstreams atomic.Pointer[[]string] // of the host
+	outside   *cache
 }
+
+func newResponder() *responder { return &responder{zone: newZone(), outside: newCache()} }
 
 // respond answers until it is told to end. File descriptor 4 tells the agent that it does.
 func respond(dir, listen string) error {
 	ready := os.NewFile(4, "ready")
 	defer ready.Close()
 	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM)
-	r := &responder{}
-	if err := r.load(dir); err != nil {
+	signal.Notify(signals, syscall.SIGTERM)
+	r, state := newResponder(), &journal{path: filepath.Join(dir, stateFile)}
+	load := func() error {
+		r.resolvers()
+		return state.read(r.zone.apply)
+	}
+	if err := load(); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGINT, syscall.SIGPIPE)
-	failed := make(chan error, 2)
+	signal.Ignore(syscall.SIGINT, syscall.SIGPIPE, syscall.SIGHUP)
+	path := filepath.Join(dir, socket)
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("answer the agent: %w", err)
+	}
+	told, err := net.Listen("unix", path)
+	if err != nil {
+		return fmt.Errorf("answer the agent: %w", err)
+	}
+	defer told.Close()
+	failed := make(chan error, 3)
+	go func() { failed <- hear(told, load) }()
 	answering := make(chan struct{}, 2)
 	for _, network := range []string{"udp", "tcp"} {
 		s := &dns.Server{
@@ -85,27 +94,30 @@ func respond(dir, listen string) error {
 				}
 				ready.Close()
 			}
-		case s := <-signals:
-			if s == syscall.SIGTERM {
-				return nil
-			}
-			if err := r.load(dir); err != nil {
-				fmt.Fprintln(os.Stderr, err) // what was known is still the best answer
-			}
+		case <-signals:
+			return nil
 		}
 	}
 }
 
-func (r *responder) load(dir string) error {
-	data, err := os.ReadFile(filepath.Join(dir, stateFile))
-	if err != nil {
-		return fmt.Errorf("read names: %w", err)
+// hear reads what is new as often as the agent asks for it, and says that it did.
+func hear(l net.Listener, load func() error) error {
+	for {
+		c, err := l.Accept()
+		if err != nil {
+			return err
+		}
+		answer := "ok"
+		if err := load(); err != nil {
+			answer = err.Error() // what was known is still the best answer to others
+		}
+		fmt.Fprintln(c, answer) // an agent that has gone asks again
+		c.Close()
 	}
-	var n wire.Network
-	if err := json.Unmarshal(data, &n); err != nil {
-		return fmt.Errorf("read names: %w", err)
-	}
-	r.zone.Store(newZone(&n))
+}
+
+// resolvers looks up whom the host asks.
+func (r *responder) resolvers() {
 	var upstreams []string
 	if conf, err := dns.ClientConfigFromFile("/etc/resolv.conf"); err == nil { // without one, there is nobody to ask
 		for _, s := range conf.Servers {
@@ -113,13 +125,21 @@ func (r *responder) load(dir string) error {
 		}
 	}
 	r.upstreams.Store(&upstreams)
-	return nil
 }
 
 // ServeDNS implements dns.Handler.
 func (r *responder) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
-	m := r.answer(askerOf(w.RemoteAddr()), q, w.LocalAddr().Network())
-	w.WriteMsg(m) // an asker that is gone asks again
+	network := w.LocalAddr().Network()
+	m := r.answer(askerOf(w.RemoteAddr()), q, network)
+	size := dns.MaxMsgSize
+	if network == "udp" {
+		size = dns.MinMsgSize
+		if opt := q.IsEdns0(); opt != nil {
+			size = max(size, int(opt.UDPSize()))
+		}
+	}
+	m.Truncate(size) // who gets a part only asks again over a connection
+	w.WriteMsg(m)    // an asker that is gone asks again
 }
 
 func askerOf(a net.Addr) netip.Addr {
@@ -138,40 +158,106 @@ func (r *responder) answer(asker netip.Addr, q *dns.Msg, network string) *dns.Ms
 		m.Rcode = dns.RcodeRefused
 		return m
 	}
-	z, question := r.zone.Load(), q.Question[0]
+	question := q.Question[0]
 	name := strings.TrimSuffix(question.Name, ".")
-	head := dns.RR_Header{Name: question.Name, Class: dns.ClassINET, Ttl: ttl}
-	if question.Qtype == dns.TypePTR {
-		if ip, ok := reversed(name); ok && z.reverse[ip] != "" {
-			head.Rrtype = dns.TypePTR
-			m.Answer = append(m.Answer, &dns.PTR{Hdr: head, Ptr: z.reverse[ip] + suffixes[0] + "."})
-			return m
-		}
-	}
-	found := z.lookup(asker, name)
-	if found.known {
-		if question.Qtype == dns.TypeA || question.Qtype == dns.TypeANY {
-			head.Rrtype = dns.TypeA
-			for _, i := range rand.Perm(len(found.addresses)) {
-				m.Answer = append(m.Answer, &dns.A{Hdr: head, A: found.addresses[i].AsSlice()})
-			}
-		}
-		return m
-	}
-	ours := !strings.Contains(name, ".")
-	for _, s := range suffixes {
-		ours = ours || strings.HasSuffix(strings.ToLower(name), s)
-	}
-	if ours {
-		m.Rcode = dns.RcodeNameError
+	if r.fromZone(asker, name, question, m) {
 		return m
 	}
 	return r.forward(asker, q, m, network)
 }
 
-// reversed reads "4.3.2.1.in-addr.arpa".
+// fromZone answers what the cluster knows, or alone could know. It reports false for names that others
+// may know.
+func (r *responder) fromZone(asker netip.Addr, name string, question dns.Question, m *dns.Msg) bool {
+	z := r.zone
+	z.mu.RLock()
+	defer z.mu.RUnlock()
+	head := dns.RR_Header{Name: question.Name, Class: dns.ClassINET, Ttl: ttl}
+	if question.Qtype == dns.TypePTR {
+		ip, ok := reversed(name)
+		if ok = ok && z.reverse(ip) != ""; ok {
+			head.Rrtype = dns.TypePTR
+			m.Answer = append(m.Answer, &dns.PTR{Hdr: head, Ptr: z.reverse(ip) + suffixes[0] + "."})
+		}
+		return ok
+	}
+	var known bool
+	if question.Qtype == dns.TypeSRV {
+		known = r.services(asker, name, head, m)
+	} else {
+		a := z.lookup(asker, name)
+		known = a.known
+		for _, i := range rand.Perm(len(a.addresses)) {
+			if rr := record4or6(head, a.addresses[i]); question.Qtype == rr.Header().Rrtype || question.Qtype == dns.TypeANY {
+				m.Answer = append(m.Answer, rr)
+			}
+		}
+	}
+	if known {
+		return true
+	}
+	lower := strings.ToLower(name)
+	host := plain(lower)
+	for strings.HasPrefix(host, "_") { // port and protocol
+		_, host, _ = strings.Cut(host, ".")
+	}
+	ours := !strings.Contains(host, ".")
+	for _, s := range append(suffixes, kubeServices, kubePods, mesosTasks) {
+		ours = ours || strings.HasSuffix(lower, s)
+	}
+	if !ours {
+		return false
+	}
+	m.Rcode = dns.RcodeNameError
+	if z.client(asker) == nil {
+		m.Rcode = dns.RcodeServerFailure // an instance that is not known yet asks again, one that was told that there is no such name does not
+	}
+	return true
+}
+
+// services answers a question about ports, with the addresses of what it names.
+func (r *responder) services(asker netip.Addr, name string, head dns.RR_Header, m *dns.Msg) bool {
+	targets, known := r.zone.ports(asker, name)
+	for _, i := range rand.Perm(len(targets)) {
+		t := targets[i]
+		head.Rrtype = dns.TypeSRV
+		host := t.name + suffixes[0] + "."
+		m.Answer = append(m.Answer, &dns.SRV{Hdr: head, Priority: 0, Weight: 1, Port: uint16(t.port), Target: host})
+		for _, ip := range t.addresses {
+			rr := record4or6(dns.RR_Header{Name: host, Class: dns.ClassINET, Ttl: ttl}, ip)
+			m.Extra = append(m.Extra, rr)
+		}
+	}
+	return known
+}
+
+func record4or6(head dns.RR_Header, ip netip.Addr) dns.RR {
+	if ip.Is4() {
+		head.Rrtype = dns.TypeA
+		return &dns.A{Hdr: head, A: ip.AsSlice()}
+	}
+	head.Rrtype = dns.TypeAAAA
+	return &dns.AAAA{Hdr: head, AAAA: ip.AsSlice()}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// reversed reads "4.3.2.1.in-addr.arpa", or the 32 digits of an address of IPv6 in "ip6.arpa".
 func reversed(name string) (netip.Addr, bool) {
-	labels := strings.Split(strings.TrimSuffix(strings.ToLower(name), ".in-addr.arpa"), ".")
+	name = strings.ToLower(name)
+	if digits, six := strings.CutSuffix(name, ".ip6.arpa"); six {
+		text := strings.ReplaceAll(digits, ".", "")
+		b, err := hex.DecodeString(text)
+		if err != nil || len(b) != 16 || len(digits) != 63 {
+			return netip.Addr{}, false
+		}
+		var ip [16]byte // the digits come from the end
+		for i := range ip {
+			ip[15-i] = b[i]>>4 | b[i]<<4
+		}
+		return netip.AddrFrom16(ip), true
+	}
+	labels := strings.Split(strings.TrimSuffix(name, ".in-addr.arpa"), ".")
 	if len(labels) != 4 {
 		return netip.Addr{}, false
 	}
@@ -184,150 +270,25 @@ func (r *responder) forward(asker netip.Addr, q, m *dns.Msg, network string) *dn
 	if host := r.upstreams.Load(); host != nil {
 		upstreams = *host
 	}
-	if c := r.zone.Load().clients[asker]; c != nil && len(c.upstreams) > 0 {
+	r.zone.mu.RLock()
+	if c := r.zone.client(asker); c != nil && len(c.DNS) > 0 {
 		upstreams = nil
-		for _, s := range c.upstreams {
+		for _, s := range c.DNS {
 			upstreams = append(upstreams, net.JoinHostPort(s, "53"))
 		}
 	}
+	r.zone.mu.RUnlock()
+	key := strings.Join(upstreams, " ")
+	if reply := r.outside.get(key, q, time.Now()); reply != nil {
+		return reply
+	}
 	client := &dns.Client{Net: network, Timeout: 2 * time.Second}
 	for _, u := range upstreams {
-		if reply, _, err := client.Exchange(q, u); err == nil {
+		if reply, _, err := client.Exchange(q, u); err == nil && reply.Rcode != dns.RcodeServerFailure && reply.Rcode != dns.RcodeRefused {
+			r.outside.put(key, reply, time.Now())
 			return reply
 		}
 	}
 	m.Rcode = dns.RcodeServerFailure
 	return m
-}
-
-// Process keeps one responder running on this node.
-type Process struct {
-	Dir    string // state and lock
-	Listen string // host:port
-	Log    *slog.Logger
-}
-
-// Sync writes what should be answered, and makes sure that somebody answers.
-func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
-	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
-		return fmt.Errorf("write names: %w", err)
-	}
-	data, err := json.Marshal(&wire.Network{Instances: n.Instances, Services: n.Services})
-	if err != nil {
-		return fmt.Errorf("write names: %w", err)
-	}
-	if err := atomicfile.Write(filepath.Join(p.Dir, stateFile), data); err != nil {
-		return fmt.Errorf("write names: %w", err)
-	}
-	if pid, running := p.running(); running {
-		if err := syscall.Kill(pid, syscall.SIGHUP); err == nil {
-			return nil
-		}
-	}
-	return p.start()
-}
-
-// running returns the responder that holds the lock.
-func (p *Process) running() (int, bool) {
-	f, err := os.OpenFile(filepath.Join(p.Dir, lockFile), os.O_RDWR, 0)
-	if err != nil {
-		return 0, false
-	}
-	defer f.Close()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err == nil {
-		return 0, false
-	}
-	var b [16]byte
-	n, _ := f.ReadAt(b[:], 0)
-	pid, err := strconv.Atoi(strings.TrimSpace(string(b[:n])))
-	return pid, err == nil && pid > 1
-}
-
-func (p *Process) start() error {
-	lock, err := os.OpenFile(filepath.Join(p.Dir, lockFile), os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	defer lock.Close()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("start the names responder: another one holds its lock: %w", err)
-	}
-	if err := lock.Truncate(0); err != nil { // not before: the other one's number is in it
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	exe, err := os.Executable()
-	if err != nil {
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	errorLog, err := os.OpenFile(filepath.Join(p.Dir, "names.log"), os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
-	if err != nil {
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	defer errorLog.Close()
-	ready, child, err := os.Pipe()
-	if err != nil {
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	defer ready.Close()
-	cmd := &exec.Cmd{
-		Path: exe, Args: []string{"tutti", reexecArg, p.Dir, p.Listen}, Dir: "/", Env: []string{"GOMEMLIMIT=64MiB"},
-		Stderr: errorLog, ExtraFiles: []*os.File{lock, child}, SysProcAttr: &syscall.SysProcAttr{Setsid: true},
-	}
-	err = cmd.Start()
-	child.Close()
-	if err != nil {
-		return fmt.Errorf("start the names responder: %w", err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		cmd.Wait() // so that it leaves no zombie while this agent lives
-		close(ended)
-	}()
-	giveUp := func(err error) error { // and leave nothing that seems to answer
-		err = errors.Join(fmt.Errorf("start the names responder: %w", err), cmd.Process.Kill())
-		<-ended
-		return err
-	}
-	if _, err := fmt.Fprintf(lock, "%d\n", cmd.Process.Pid); err != nil {
-		return giveUp(err)
-	}
-	if err := ready.SetReadDeadline(time.Now().Add(startPatience)); err != nil {
-		return giveUp(err)
-	}
-	answer, err := io.ReadAll(ready)
-	if err != nil {
-		return giveUp(fmt.Errorf("it does not begin to answer: %w", err))
-	}
-	if string(answer) != "ok" {
-		<-ended
-		reason, err := os.ReadFile(errorLog.Name())
-		return errors.Join(fmt.Errorf("the names responder ended: %s", strings.TrimSpace(string(reason))), err)
-	}
-	p.Log.Info("names responder started", "pid", cmd.Process.Pid, "listen", p.Listen)
-	return nil
-}
-
-// startPatience is how long a responder may take to begin.
-const startPatience = 10 * time.Second
-
-// Keep starts the responder again if it has ended; before the first Sync there is none to keep.
-func (p *Process) Keep(ctx context.Context) error {
-	if _, running := p.running(); running {
-		return nil
-	}
-	if _, err := os.Stat(filepath.Join(p.Dir, stateFile)); errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	p.Log.Warn("the names responder has ended, and is started again")
-	return p.start()
-}
-
-// Remove stops the responder.
-func (p *Process) Remove(ctx context.Context) error {
-	if pid, running := p.running(); running {
-		if err := syscall.Kill(pid, syscall.SIGTERM); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return fmt.Errorf("stop the names responder: %w", err)
-		}
-	}
-	return nil
 }

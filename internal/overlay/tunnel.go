@@ -1,0 +1,267 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// tunnelMAC derives a node's hardware address in the tunnel from its overlay address.
+func tunnelMAC(a netip.Addr) net.HardwareAddr {
+	b := a.As4()
+	return net.HardwareAddr{0x0e, 0x54, b[0], b[1], b[2], b[3]}
+}
+
+func (o *Overlay) ensureTunnel(own netip.Addr) error {
+	link, err := netlink.LinkByName(Device)
+	if err == nil {
+		v, ok := link.(*netlink.Vxlan)
+		if ok && v.VxlanId == vni && v.SrcAddr.String() == o.HostAddress.String() && v.HardwareAddr.String() == tunnelMAC(own).String() && v.MTU == o.mtu {
+			return o.raiseTunnel(v, own) // which an earlier agent may not have come to
+		}
+		if err := netlink.LinkDel(link); err != nil {
+			return fmt.Errorf("replace the tunnel: %w", err)
+		}
+	}
+	v := &netlink.Vxlan{
+		LinkAttrs: netlink.LinkAttrs{Name: Device, MTU: o.mtu, HardwareAddr: tunnelMAC(own)},
+		VxlanId:   vni, Port: Port, SrcAddr: o.HostAddress.AsSlice(), Learning: false,
+	}
+	if err := netlink.LinkAdd(v); err != nil {
+		return fmt.Errorf("make the tunnel: %w", err)
+	}
+	return o.raiseTunnel(v, own)
+}
+
+// raiseTunnel brings the device up under the node's address; what it knew of others is looked up anew.
+func (o *Overlay) raiseTunnel(v *netlink.Vxlan, own netip.Addr) error {
+	if err := netlink.AddrReplace(v, &netlink.Addr{IPNet: single(own)}); err != nil {
+		return fmt.Errorf("give the tunnel its address: %w", err)
+	}
+	if err := netlink.LinkSetUp(v); err != nil {
+		return fmt.Errorf("bring the tunnel up: %w", err)
+	}
+	o.own, o.vxlan = own, v.Index
+	o.own6, o.fdb = netip.Addr{}, nil
+	return nil
+}
+
+// begin6 makes the node a router of IPv6, once a network has it. Where the host's own way out is told
+// by routers, it stays so.
+func (o *Overlay) begin6(own netip.Addr) error {
+	if o.own6 == own {
+		return nil
+	}
+	asked, err := filepath.Glob("/proc/sys/net/ipv6/conf/*/accept_ra")
+	if err != nil {
+		return err
+	}
+	for _, path := range asked {
+		if value, err := os.ReadFile(path); err == nil && strings.TrimSpace(string(value)) == "1" {
+			if err := setSysctl(strings.TrimPrefix(path, "/proc/sys/"), "2"); err != nil {
+				return err
+			}
+		}
+	}
+	for name, value := range map[string]string{"net/ipv6/conf/all/forwarding": "1", "net/ipv6/neigh/default/gc_thresh3": "65536", "net/ipv6/neigh/default/gc_thresh2": "32768"} {
+		if err := setSysctl(name, value); err != nil {
+			return err
+		}
+	}
+	link, err := netlink.LinkByIndex(o.vxlan)
+	if err != nil {
+		return fmt.Errorf("find the tunnel: %w", err)
+	}
+	if err := netlink.AddrReplace(link, &netlink.Addr{IPNet: single(own), Flags: unix.IFA_F_NODAD}); err != nil {
+		return fmt.Errorf("give the tunnel its IPv6 address: %w", err)
+	}
+	o.own6, o.fdb = own, nil // neighbours have an address of it, too
+	return nil
+}
+
+// syncPeers tells the tunnel where each other node is.
+func (o *Overlay) syncPeers(nodes map[string]wire.NetworkNode, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
+	wanted := map[netip.Addr]string{}
+	for id, node := range nodes {
+		if id != o.NodeID {
+			wanted[addresses[id]] = node.HostAddress
+		}
+	}
+	if o.fdb == nil { // first after a start: take stock of what an earlier agent made
+		o.fdb = map[netip.Addr]string{}
+		keep := map[netip.Addr]bool{}
+		for a := range wanted {
+			keep[a] = true
+			if pool6.IsValid() {
+				keep[model.Embed(pool6, a)] = true
+			}
+		}
+		old, err := netlink.NeighList(o.vxlan, netlink.FAMILY_ALL)
+		if err != nil {
+			return fmt.Errorf("list neighbours: %w", err)
+		}
+		for _, e := range old {
+			if a, ok := netip.AddrFromSlice(e.IP); ok && e.State == netlink.NUD_PERMANENT && !keep[a.Unmap()] {
+				netlink.NeighDel(&e) // one that is gone by itself is no error
+			}
+		}
+	}
+	for a, host := range wanted {
+		if o.fdb[a] == host {
+			continue
+		}
+		ip := net.ParseIP(host)
+		if ip == nil {
+			return fault.New(fault.Internal, "host address %q cannot be read", host)
+		}
+		if err := netlink.NeighSet(&netlink.Neigh{
+			LinkIndex: o.vxlan, Family: unix.AF_BRIDGE, State: netlink.NUD_PERMANENT, Flags: netlink.NTF_SELF, IP: ip, HardwareAddr: tunnelMAC(a),
+		}); err != nil {
+			return fmt.Errorf("point the tunnel to %s: %w", host, err)
+		}
+		for _, ip := range both(a, pool6) {
+			if err := netlink.NeighSet(&netlink.Neigh{
+				LinkIndex: o.vxlan, Family: familyOf(ip), State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: tunnelMAC(a),
+			}); err != nil {
+				return fmt.Errorf("add neighbour %s: %w", ip, err)
+			}
+		}
+		o.fdb[a] = host
+	}
+	for a, host := range o.fdb {
+		if wanted[a] != "" {
+			continue
+		}
+		netlink.NeighDel(&netlink.Neigh{LinkIndex: o.vxlan, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: net.ParseIP(host), HardwareAddr: tunnelMAC(a)})
+		for _, ip := range both(a, pool6) {
+			netlink.NeighDel(&netlink.Neigh{LinkIndex: o.vxlan, Family: familyOf(ip), IP: ip.AsSlice(), HardwareAddr: tunnelMAC(a)})
+		}
+		delete(o.fdb, a)
+	}
+	return nil
+}
+
+// both is an address and, where there is a pool of IPv6, the one that belongs to it.
+func both(a netip.Addr, pool6 netip.Prefix) []netip.Addr {
+	if !pool6.IsValid() {
+		return []netip.Addr{a}
+	}
+	return []netip.Addr{a, model.Embed(pool6, a)}
+}
+
+// syncRoutes routes the blocks of other nodes through the tunnel, and what lies outside of its
+// node's blocks one by one.
+func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
+	wanted := map[netip.Prefix]netip.Addr{}
+	blocks := map[string][]netip.Prefix{} // by node and network
+	via := func(nodeID string) (netip.Addr, bool) {
+		a, ok := addresses[nodeID]
+		return a, ok && nodeID != o.NodeID
+	}
+	for id := range addresses {
+		if a, ok := via(id); ok {
+			for _, ip := range both(a, pool6) {
+				wanted[netip.PrefixFrom(ip, ip.BitLen())] = netip.Addr{}
+			}
+		}
+	}
+	subnets6 := map[string]netip.Prefix{}
+	for _, net := range n.Networks {
+		if s, err := netip.ParsePrefix(net.Status.Subnet6); err == nil {
+			subnets6[net.ID] = s
+		}
+		for _, b := range net.Status.Blocks {
+			p, err := netip.ParsePrefix(b.CIDR)
+			if err != nil {
+				return fault.New(fault.Internal, "block %q of network %s: %w", b.CIDR, net.FullName(), err)
+			}
+			blocks[b.NodeID+net.ID] = append(blocks[b.NodeID+net.ID], p)
+			to, ok := via(b.NodeID)
+			if !ok {
+				continue
+			}
+			wanted[p] = to
+			if s, has := subnets6[net.ID]; has {
+				wanted[model.EmbedPrefix(s, p)] = model.Embed(pool6, to)
+			}
+		}
+	}
+	for i := range n.Instances {
+		to, ok := via(n.Instances[i].NodeID)
+		if !ok {
+			continue
+		}
+		for _, addr := range n.Instances[i].Addresses {
+			a, err := netip.ParseAddr(addr.IP)
+			if err != nil {
+				continue
+			}
+			covered := slices.ContainsFunc(blocks[n.Instances[i].NodeID+addr.Network], func(b netip.Prefix) bool { return b.Contains(a) })
+			if !covered {
+				wanted[netip.PrefixFrom(a, 32)] = to
+			}
+			s, has := subnets6[addr.Network]
+			if a6, err := netip.ParseAddr(addr.IP6); err == nil && has && (!covered || a6 != model.Embed(s, a)) {
+				wanted[netip.PrefixFrom(a6, 128)] = model.Embed(pool6, to)
+			}
+		}
+	}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		if err := o.dropRoutes(family, wanted); err != nil {
+			return err
+		}
+	}
+	for p, via := range wanted {
+		r := &netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p), Src: o.own.AsSlice()}
+		if p.Addr().Is6() {
+			r.Src = o.own6.AsSlice()
+		}
+		if via.IsValid() {
+			r.Gw, r.Flags = via.AsSlice(), int(netlink.FLAG_ONLINK)
+		} else {
+			r.Scope = unix.RT_SCOPE_LINK
+		}
+		if err := netlink.RouteReplace(r); err != nil {
+			return fmt.Errorf("add the route to %s: %w", p, err)
+		}
+	}
+	return nil
+}
+
+// dropRoutes removes the routes that are not wanted, and takes those off the list that are there.
+func (o *Overlay) dropRoutes(family int, wanted map[netip.Prefix]netip.Addr) error {
+	have, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: protocol, LinkIndex: o.vxlan}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+	if err != nil {
+		return fmt.Errorf("list routes: %w", err)
+	}
+	for i := range have {
+		r := &have[i]
+		if r.Dst == nil {
+			continue
+		}
+		a, _ := netip.AddrFromSlice(r.Dst.IP)
+		ones, _ := r.Dst.Mask.Size()
+		via, _ := netip.AddrFromSlice(r.Gw)
+		p, via := netip.PrefixFrom(a.Unmap(), ones), via.Unmap()
+		if want, ok := wanted[p]; ok && want == via {
+			delete(wanted, p)
+		} else if !ok {
+			if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove the route to %s: %w", p, err)
+			}
+		}
+	}
+	return nil
+}

@@ -1,0 +1,268 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// matrix is an application of many networks: of both versions of IP and of one, chosen and given,
+// with a way out and without, and of services on one and on several.
+const matrix = `
+x-probe: &probe {image: "probe:v1", stop_grace_period: 1s}
+services:
+  edge: {<<: *probe, scale: 3, networks: [front], ports: ["18070:8080", "18071:8080/udp"]}
+  both: {<<: *probe, scale: 2, networks: {front: {aliases: [first]}, back: {aliases: [second]}}}
+  deep: {<<: *probe, scale: 3, networks: [back], deploy: {endpoint_mode: dnsrr}}
+  dark: {<<: *probe, scale: 2, networks: [inner, front]}
+  last: {<<: *probe, networks: {inner: , own: {ipv4_address: 172.29.7.77, ipv6_address: "fd29:7::1:77"}}}
+  peer: {<<: *probe, scale: 2, networks: [own]}
+networks:
+  front: {enable_ipv6: true}
+  back: {}
+  inner: {internal: true, enable_ipv6: true}
+  own: {enable_ipv6: true, ipam: {config: [{subnet: 172.29.7.0/24}, {subnet: "fd29:7::/64"}]}}
+`
+
+// probeImage makes the image of testdata/probe, as often as it is asked for.
+var probeImage = sync.OnceValue(func() error {
+	dir := filepath.Join(dataDir, "probe")
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "root", "probe"), "./testdata/probe")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	image := filepath.Join(dir, "image.tar")
+	for _, args := range [][]string{
+		{"image", "pack", "--name", "probe:v1", "--dir", filepath.Join(dir, "root"), "--entrypoint", "/probe", "-o", image}, {"image", "import", image},
+	} {
+		if out, err := run(args...); err != nil {
+			return fmt.Errorf("%w\n%s", err, out)
+		}
+	}
+	return nil
+})
+
+// deployText deploys an application that is taken away at the end.
+func deployText(t *testing.T, app, text string) {
+	t.Helper()
+	if err := probeImage(); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(dataDir, app+".yaml")
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tutti(t, "rm", app) })
+	tutti(t, "deploy", "-d", "-f", file, app)
+	allWell(t, 60*time.Second)
+}
+
+// probed is an instance and where it is.
+type probed struct {
+	Name      string `json:"name"`
+	Node      string `json:"node"`
+	Workload  string `json:"workload"`
+	Addresses []struct{ Network, IP, IP6 string }
+}
+
+func (p *probed) addresses() map[string][]string {
+	out := map[string][]string{}
+	for _, a := range p.Addresses {
+		out[a.Network] = append(out[a.Network], a.IP)
+		if a.IP6 != "" {
+			out[a.Network] = append(out[a.Network], a.IP6)
+		}
+	}
+	return out
+}
+
+// probe asks from an instance, and returns the answer to each question.
+func probe(t *testing.T, app, instance, how string, whom []string) map[string]string {
+	t.Helper()
+	out := map[string]string{}
+	if len(whom) == 0 {
+		return out
+	}
+	text := tutti(t, append([]string{"exec", app + "/" + instance, "/probe", how}, whom...)...)
+	for line := range strings.Lines(text) {
+		who, answer, _ := strings.Cut(strings.TrimSpace(line), " ")
+		out[who] = answer
+	}
+	return out
+}
+
+// TestEveryInstanceReachesItsNetworksAndNothingElse asks from each instance all addresses and names of
+// all others, by connections of many packets and by datagrams.
+func TestEveryInstanceReachesItsNetworksAndNothingElse(t *testing.T) {
+	began := time.Now()
+	deployText(t, "matrix", matrix)
+	all := slices.DeleteFunc(query[[]probed](t, "ps", "matrix"), func(p probed) bool { return !strings.HasPrefix(p.Workload, "matrix/") })
+	if len(all) != 13 {
+		t.Fatalf("%d instances run, want 13: %+v", len(all), all)
+	}
+	networksOf, hosts := map[string]map[string]bool{}, map[string]bool{} // by workload
+	for _, p := range all {
+		networksOf[p.Workload] = map[string]bool{}
+		hosts[p.Node] = true
+		for n := range p.addresses() {
+			networksOf[p.Workload][n] = true
+		}
+	}
+	if len(hosts) < 2 {
+		t.Errorf("all run on %v", hosts)
+	}
+	share := func(a, b string) bool {
+		for n := range networksOf["matrix/"+a] {
+			if networksOf["matrix/"+b][n] {
+				return true
+			}
+		}
+		return false
+	}
+	var wait sync.WaitGroup
+	var mu sync.Mutex
+	asked, answered := 0, 0
+	some := make(chan struct{}, 3) // at a time
+	for _, from := range all {
+		wait.Go(func() {
+			some <- struct{}{}
+			defer func() { <-some }()
+			own := from.addresses()
+			reach, refuse, sizes := map[string]string{}, map[string]bool{}, map[string]string{}
+			for _, to := range all {
+				for network, list := range to.addresses() {
+					for _, ip := range list {
+						address := netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String()
+						host := strings.ReplaceAll(to.Name, ".", "-")
+						if own[network] == nil {
+							refuse[address] = true
+							continue
+						}
+						reach[address] = host
+						sizes[address] = host + " 1300"
+					}
+				}
+			}
+			got := probe(t, "matrix", from.Name, "tcp", slices.Sorted(maps.Keys(reach)))
+			datagrams := probe(t, "matrix", from.Name, "udp", slices.Sorted(maps.Keys(reach)))
+			wrong := probe(t, "matrix", from.Name, "tcp", slices.Sorted(maps.Keys(refuse)))
+			var names []string
+			for _, s := range []string{"edge", "both", "deep", "dark", "last", "peer"} {
+				names = append(names, s, s+".matrix")
+			}
+			found := probe(t, "matrix", from.Name, "name", names)
+			mu.Lock()
+			defer mu.Unlock()
+			asked, answered = asked+2*len(reach)+len(refuse)+len(names), answered+2*len(reach)
+			for address, host := range reach {
+				if !strings.HasPrefix(got[address], host+" ") {
+					t.Errorf("%s on %s asks %s and gets %q, want %s", from.Name, from.Node, address, got[address], host)
+				}
+				if datagrams[address] != sizes[address] {
+					t.Errorf("%s on %s sends a datagram to %s and gets %q, want %q", from.Name, from.Node, address, datagrams[address], sizes[address])
+				}
+			}
+			for address := range refuse {
+				if !strings.HasPrefix(wrong[address], "error:") || strings.Contains(wrong[address], "deadline") {
+					t.Errorf("%s on %s asks %s, which is none of its business, and gets %q, want that it is refused", from.Name, from.Node, address, wrong[address])
+				}
+			}
+			service := strings.Split(from.Name, ".")[0]
+			for _, name := range names {
+				s := strings.TrimSuffix(name, ".matrix")
+				if answer := found[name]; share(service, s) == strings.HasPrefix(answer, "error:") {
+					t.Errorf("%s looks up %s and gets %q, and they share a network: %v", from.Name, name, answer, share(service, s))
+				}
+			}
+		})
+	}
+	wait.Wait()
+	t.Logf("%d instances on %d hosts asked %d questions, of which %d were to be answered, after %s",
+		len(all), len(hosts), asked, answered, time.Since(began).Round(10*time.Millisecond))
+
+	// By name to what is behind it, over virtual IPs and by the instances' own addresses.
+	for address, answer := range probe(t, "matrix", "edge.1", "tcp", []string{"edge:8080", "first:8080", "both:8080", "dark.1:8080"}) {
+		if want := strings.Split(strings.Replace(address, "first", "both", 1), ":")[0]; !strings.HasPrefix(answer, strings.ReplaceAll(want, ".", "-")) {
+			t.Errorf("%s answers %q", address, answer)
+		}
+	}
+	// What was chosen.
+	if got := probe(t, "matrix", "peer.1", "name", []string{"last.1"})["last.1"]; got != "172.29.7.77 fd29:7::1:77" {
+		t.Errorf("last.1 is at %q", got)
+	}
+	// The mesh, on every host, from outside.
+	for host := range hosts {
+		url := fmt.Sprintf("http://%s:18070/", addressOf(t, host))
+		eventually(t, 10*time.Second, url, func() error {
+			text, err := get(url)
+			if err == nil && !strings.HasPrefix(text, "edge-") {
+				err = fmt.Errorf("it answers %.20q", text)
+			}
+			return err
+		})
+	}
+}
+
+// TestAHundredNetworks has instances on a hundred networks, each with one of its own and all with one
+// that is on every network.
+func TestAHundredNetworks(t *testing.T) {
+	if err := probeImage(); err != nil {
+		t.Fatal(err)
+	}
+	const services, each = 5, 20
+	var b strings.Builder
+	var networks []string
+	fmt.Fprintln(&b, "services:")
+	for s := range services {
+		var mine []string
+		for n := range each {
+			mine = append(mine, fmt.Sprintf("n%d", s*each+n))
+		}
+		networks = append(networks, mine...)
+		fmt.Fprintf(&b, "  s%d: {image: 'probe:v1', stop_grace_period: 1s, networks: [%s]}\n", s, strings.Join(mine, ", "))
+	}
+	fmt.Fprintf(&b, "  hub: {image: 'probe:v1', stop_grace_period: 1s, networks: [%s]}\nnetworks:\n", strings.Join(networks, ", "))
+	for _, n := range networks {
+		fmt.Fprintf(&b, "  %s: {}\n", n)
+	}
+	began := time.Now()
+	deployText(t, "hundred", b.String())
+	t.Logf("a hundred networks, six instances, one of them on all: ready after %s", time.Since(began).Round(10*time.Millisecond))
+	var reach []string
+	for _, p := range query[[]probed](t, "ps", "hundred") {
+		if p.Workload == "hundred/hub" || p.Workload == "" {
+			continue
+		}
+		var own []string
+		for _, a := range p.Addresses {
+			own = append(own, a.IP+":8080")
+		}
+		reach = append(reach, own...)
+		others := []string{"s0.1:8080", "s1.1:8080", "s2.1:8080", "s3.1:8080", "s4.1:8080"}
+		for address, answer := range probe(t, "hundred", p.Name, "tcp", append(others, "hub:8080")) {
+			self := strings.TrimSuffix(address, ":8080") == p.Name
+			if strings.HasPrefix(answer, "error:") != (!self && address != "hub:8080") {
+				t.Errorf("%s asks %s and gets %q", p.Name, address, answer)
+			}
+		}
+	}
+	if len(reach) != services*each {
+		t.Fatalf("%d addresses, want %d", len(reach), services*each)
+	}
+	for address, answer := range probe(t, "hundred", "hub.1", "tcp", reach) {
+		if !strings.HasPrefix(answer, "s") {
+			t.Errorf("hub asks %s and gets %q", address, answer)
+		}
+	}
+}
