@@ -80,6 +80,9 @@ var regressions = []struct {
 	{49, "what a leader had decided was passed on to the next one, which had decided otherwise: addresses were given out twice"},
 	{93, "the same, through a connection that stalled: an instance was replaced twice"},
 	{97, "the same, with a port of a host"},
+	{134, "a snapshot said to be of an entry held what came after it, too, as the state had been recalled: others applied that twice"},
+	{1005, "what a killed process had not synced counted after its restart, and was lost with the power"},
+	{5564, "a read waited for ever for the word of a server that had been taken out, and so did the server's end"},
 	{300, "a stateful slot was filled while an instance of a removed workload of the same name still wrote"},
 }
 
