@@ -187,3 +187,54 @@ func TestContainersAndProcesses(t *testing.T) {
 	})
 	allWell(t, 10*time.Second)
 }
+
+// burner is a service whose instances use all processors that they may have while a file exists.
+const burner = `
+services:
+  burner:
+    command: [sh, -c, 'while :; do [ -e %s ] || sleep 0.2; done']
+    deploy:
+      resources: {limits: {cpus: "0.2"}}
+    x-tutti:
+      process: true
+      autoscale: {max: 3, cpu: 50, down_after: 10s}
+`
+
+// TestAServiceFollowsItsLoad has the cluster add instances under load, and take them away afterwards.
+func TestAServiceFollowsItsLoad(t *testing.T) {
+	load, file := filepath.Join(dataDir, "load"), filepath.Join(dataDir, "burner.yaml")
+	if err := os.WriteFile(file, fmt.Appendf(nil, burner, load), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	removeIfFailed(t, "scaled")
+	tutti(t, "deploy", "-f", file, "scaled")
+	run := func(count int, when string) {
+		took := eventually(t, 90*time.Second, fmt.Sprintf("%d instances run %s", count, when), func() error {
+			ready := 0
+			for _, i := range instances(t) {
+				if i.Workload == "scaled/burner" && i.Status.Ready {
+					ready++
+				}
+			}
+			if ready != count {
+				return fmt.Errorf("%d do", ready)
+			}
+			return nil
+		})
+		t.Logf("%d instances %s after %s", count, when, took.Round(100*time.Millisecond))
+	}
+	run(1, "at first")
+	if err := os.WriteFile(load, nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	run(3, "under load")
+	if out := tutti(t, "events", "--since", "5m"); !strings.Contains(out, "cpu is at") {
+		t.Errorf("events say %q", out)
+	}
+	if err := os.Remove(load); err != nil {
+		t.Fatal(err)
+	}
+	run(1, "at rest")
+	tutti(t, "rm", "scaled")
+	allWell(t, 20*time.Second)
+}
