@@ -5,15 +5,20 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
@@ -114,7 +119,8 @@ type Agent struct {
 	closed   bool
 	group    *errgroup.Group
 	ctx      context.Context
-	revision uint64 // newest of the assignments taken over
+	revision uint64        // newest of the assignments taken over
+	sequence atomic.Uint64 // of the latest status
 
 	lease          *lease
 	network        networkState
@@ -130,10 +136,56 @@ func New(d Deps) (*Agent, error) {
 			return nil, fmt.Errorf("make the agent's directory: %w", err)
 		}
 	}
-	return &Agent{
+	epoch, err := d.nextEpoch()
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
 		Deps: d, adopted: make(chan struct{}), workers: map[string]*worker{},
 		lease: newLease(d.Drivers), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
-	}, nil
+	}
+	a.sequence.Store(epoch << epochShift)
+	return a, nil
+}
+
+// epochShift leaves room for the statuses that one agent tells.
+const epochShift = 32
+
+// nextEpoch counts the agents of this node, so that each numbers its statuses beyond those of the one
+// before.
+func (d *Deps) nextEpoch() (uint64, error) {
+	path := filepath.Join(d.DataDir, "epoch")
+	var epoch uint64
+	if data, err := os.ReadFile(path); err == nil {
+		if epoch, err = strconv.ParseUint(strings.TrimSpace(string(data)), 10, 31); err != nil {
+			d.Log.Error("the count of this node's agents is damaged, and begins anew", "file", path, "error", err)
+		}
+	}
+	epoch++
+	if err := atomicfile.WriteSynced(path, strconv.AppendUint(nil, epoch, 10)); err != nil {
+		return 0, fmt.Errorf("count this node's agents: %w", err)
+	}
+	return epoch, nil
+}
+
+// outnumber makes the next statuses come after one that the cluster has of this node, and tells all
+// again that would not: the count of agents was lost.
+func (a *Agent) outnumber(seq uint64) {
+	for {
+		now := a.sequence.Load()
+		if seq <= now {
+			return
+		}
+		if a.sequence.CompareAndSwap(now, seq) {
+			break
+		}
+	}
+	a.mu.Lock()
+	workers := slices.Collect(maps.Values(a.workers))
+	a.mu.Unlock()
+	for _, w := range workers {
+		w.tellAgain()
+	}
 }
 
 func (d *Deps) assignments() string { return filepath.Join(d.DataDir, "assignments") }
@@ -245,6 +297,7 @@ func (a *Agent) lapse() {
 func (a *Agent) Assign(m *wire.Assign) bool {
 	<-a.adopted
 	if m.Full {
+		a.outnumber(m.Seq)
 		keep := make(map[string]bool, len(m.Put)+len(m.Keep))
 		for _, as := range m.Put {
 			keep[as.Instance.ID] = true

@@ -109,6 +109,9 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	}
 	st.Ready = ready
 	same := w.hasStatus && equalStatus(&w.status, &st)
+	if !same {
+		st.Seq = w.agent.sequence.Add(1)
+	}
 	w.status, w.hasStatus = st, true
 	kept := keptStatus{Status: st, Attempts: w.attempts, Starts: w.starts}
 	if !same {
@@ -121,6 +124,16 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 		if err := saveStatus(w.agent.assignments(), w.id, &kept); err != nil {
 			w.log.Error("status could not be kept on disk", "error", err)
 		}
+	}
+}
+
+// tellAgain tells the status under a new number.
+func (w *worker) tellAgain() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.hasStatus {
+		w.status.Seq = w.agent.sequence.Add(1)
+		w.agent.session.Report(w.id, w.status)
 	}
 }
 
@@ -154,7 +167,7 @@ func (w *worker) run(ctx context.Context) {
 			w.mu.Lock()
 			w.status, w.hasStatus, w.attempts, w.starts = kept.Status, true, kept.Attempts, kept.Starts
 			w.mu.Unlock()
-			w.agent.session.Report(w.id, kept.Status)
+			w.tellAgain()
 		}
 	}
 	w.live(ctx)

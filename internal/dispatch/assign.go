@@ -17,6 +17,9 @@ func (s *Sessions) assignments(snap *store.Snapshot, sess *session) (*wire.Assig
 	out := &wire.Assign{Revision: snap.Revision()}
 	wanted := map[string]bool{}
 	for inst := range store.InstancesOnNode(snap, sess.nodeID) {
+		if sess.full {
+			out.Seq = max(out.Seq, inst.Status.Seq)
+		}
 		if inst.Status.State == model.InstanceLost {
 			continue // replaced while the node was away: the agent must drop it
 		}

@@ -40,7 +40,10 @@ func newReports(s *store.Store, log *slog.Logger) *reports {
 func (r *reports) add(node string, m *wire.Report) {
 	r.mu.Lock()
 	for id, st := range m.Instances {
-		r.pending[report{id, node}] = st
+		k := report{id, node}
+		if later, ok := r.pending[k]; !ok || st.Seq >= later.Seq {
+			r.pending[k] = st
+		}
 	}
 	r.mu.Unlock()
 	r.poke()

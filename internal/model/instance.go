@@ -111,6 +111,9 @@ const (
 // InstanceStatus is observed; its writer is the agent of the instance's node (the leader,
 // once the node is down).
 type InstanceStatus struct {
+	// Seq grows with every status that a node tells, across restarts of its agent: one that was long
+	// under way, through a server that could not write it, does not replace a later one.
+	Seq    uint64        `json:"seq,omitempty"`
 	State  InstanceState `json:"state"`
 	Health Health        `json:"health,omitempty"`
 	// Ready is whether it should get traffic: running, and healthy where a probe exists.

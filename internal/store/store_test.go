@@ -113,6 +113,31 @@ func TestTheEndOfAnInstanceIsFinal(t *testing.T) {
 	}
 }
 
+func TestAnEarlierStatusDoesNotReplaceALaterOne(t *testing.T) {
+	s := newStore()
+	i := instance("i1", "w1", "n1")
+	commit(t, s, func(cs *store.ChangeSet) { cs.Put(i) })
+	report := func(seq uint64, state model.InstanceState, message string) {
+		c := i.Clone()
+		c.Status = model.InstanceStatus{Seq: seq, State: state, Message: message}
+		commit(t, s, func(cs *store.ChangeSet) { cs.PutStatus(c) })
+	}
+	want := func(message string) {
+		t.Helper()
+		if st := get[*model.Instance](t, s, "i1").Status; st.Message != message {
+			t.Errorf("status %+v, want %q", st, message)
+		}
+	}
+	report(2, model.InstanceRunning, "two")
+	report(1, model.InstanceWaiting, "one") // it was under way for long
+	want("two")
+	report(2, model.InstanceRunning, "two again") // by the leader, which has it as it was
+	want("two again")
+	report(3, model.InstanceRunning, "three")
+	report(2, model.InstanceLost, "its node is down")
+	want("its node is down")
+}
+
 func TestObjectsWithoutStatusCannotBeWrittenAsStatus(t *testing.T) {
 	s := newStore()
 	commit(t, s, func(cs *store.ChangeSet) { cs.Put(volume("v1", "data")) })

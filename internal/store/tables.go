@@ -31,7 +31,7 @@ var kinds = func() map[model.Kind]*kindInfo {
 		{kind: model.KindWorkload, observed: true, empty: func() model.Object { return new(model.Workload) }},
 		{kind: model.KindRevision, repeats: true, empty: func() model.Object { return new(model.Revision) },
 			workload: func(o model.Object) string { return o.(*model.Revision).WorkloadID }},
-		{kind: model.KindInstance, observed: true, repeats: true, over: ended, empty: func() model.Object { return new(model.Instance) },
+		{kind: model.KindInstance, observed: true, repeats: true, over: overtaken, empty: func() model.Object { return new(model.Instance) },
 			workload: func(o model.Object) string { return o.(*model.Instance).WorkloadID },
 			node:     func(o model.Object) string { return o.(*model.Instance).NodeID }},
 		{kind: model.KindService, observed: true, empty: func() model.Object { return new(model.Service) }},
@@ -49,11 +49,13 @@ var kinds = func() map[model.Kind]*kindInfo {
 	return out
 }()
 
-// ended keeps the end of an instance final: it was replaced, and what it used given to others, so
-// that a late report of its node, which may have been cut off, must not bring it back.
-func ended(old, next model.Object) bool {
-	a, b := old.(*model.Instance).Status.State, next.(*model.Instance).Status.State
-	return a.Final() && a != b
+// overtaken reports whether a status of an instance comes too late. Its end is final: it was replaced,
+// and what it used given to others, so that a late report of its node, which may have been cut off,
+// must not bring it back. Nor does an earlier status replace a later one, other than by the leader,
+// which gives up what is on a dead node.
+func overtaken(old, next model.Object) bool {
+	a, b := &old.(*model.Instance).Status, &next.(*model.Instance).Status
+	return a.State.Final() && a.State != b.State || b.Seq < a.Seq && b.State != model.InstanceLost
 }
 
 // table holds the objects of a kind: by ID, and in the order of each index, ID last.

@@ -89,6 +89,8 @@ type Assign struct {
 	Remove []string `json:"remove,omitempty"` // instance IDs to stop, if they run, and forget
 	// Total is how many instances the node has after this.
 	Total int `json:"total"`
+	// Seq is, with Full, the number of the latest status that the cluster has of the node's instances.
+	Seq uint64 `json:"seq,omitempty"`
 }
 
 // Assignment is an instance with all that its node needs to run it.
