@@ -28,7 +28,11 @@ type Config struct {
 	FSM FSM
 	// Calls ask the server that leads. Nil refuses what only the leader can do.
 	Calls Calls
-	Log   *slog.Logger
+	// Confirm returns nil when a majority has said, after it was called, that this server leads. Nil
+	// takes raft's word, which counts answers that were on their way before: of a process that was
+	// stopped, they may be of a time when it still led, and a read be answered from there.
+	Confirm func(ctx context.Context) error
+	Log     *slog.Logger
 
 	// Timings; zero values are 500 ms, 500 ms and 300 ms.
 	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration

@@ -66,32 +66,41 @@ func (r *Raft) readIndex(ctx context.Context) (uint64, error) {
 }
 
 // verify makes sure that this server led, in one reign, from before it looked how far it has come
-// until after. Raft (1.8.0) forgets to answer when the server whose word it waits for is taken out
-// meanwhile, until it leads no more; so the wait is bounded.
+// until after.
 func (r *Raft) verify(ctx context.Context) (uint64, error) {
 	reign, established, _ := r.standing.own()
 	if !established {
 		return 0, errNotSent
 	}
 	index := r.machine.progress.now()
+	confirm := r.cfg.Confirm
+	if confirm == nil {
+		confirm = r.raftsWord
+	}
+	if err := confirm(ctx); err != nil {
+		return 0, fault.New(fault.Unavailable, "whether this server still leads: %w", err)
+	}
+	if now, still, _ := r.standing.own(); now != reign || !still {
+		return 0, errNotSent
+	}
+	return index, nil
+}
+
+// raftsWord is what raft says of whether this server leads. Raft (1.8.0) forgets to answer when the
+// server whose word it waits for is taken out meanwhile, until it leads no more; so the wait is bounded.
+func (r *Raft) raftsWord(ctx context.Context) error {
 	answer := make(chan error, 1)
 	r.following.Go(func() { answer <- r.raft.VerifyLeader().Error() })
 	timer := time.NewTimer(readTimeout)
 	defer timer.Stop()
 	select {
 	case err := <-answer:
-		if err != nil {
-			return 0, fault.New(fault.Unavailable, "this server leads no more: %w", err)
-		}
+		return err
 	case <-timer.C:
-		return 0, fault.New(fault.Unavailable, "the others did not say whether this server still leads")
+		return fault.New(fault.Unavailable, "the others did not say")
 	case <-ctx.Done():
-		return 0, fault.New(fault.Unavailable, "this server is shutting down")
+		return fault.New(fault.Unavailable, "this server is shutting down")
 	}
-	if now, still, _ := r.standing.own(); now != reign || !still {
-		return 0, errNotSent
-	}
-	return index, nil
 }
 
 // rounds lets all who come while a question is being asked share the next one.

@@ -72,8 +72,9 @@ var requirements = map[string]requirement{
 	"network remove":  {role: model.RoleOperator},
 	"file remove":     {role: model.RoleOperator},
 	"file labels":     {role: model.RoleOperator},
-	// What other components keep; they know who changed it, and may do so thousands of times a second.
-	"keys": {role: model.RoleAdmin, cluster: true, silent: true},
+	// What other components keep, which may be anything, secrets as well.
+	"keys read": {role: model.RoleKeys, cluster: true, silent: true},
+	keysChange:  {role: model.RoleKeys, cluster: true},
 
 	"node availability": {role: model.RoleOperator, cluster: true},
 	"node labels":       {role: model.RoleOperator, cluster: true},

@@ -21,6 +21,10 @@ type AuditEntry struct {
 	Server    string    `json:"server,omitempty"` // that it was asked of
 }
 
+// Frequent reports whether there may be thousands of its like a second. Such entries are kept apart, so that
+// they do not push out what people do.
+func (e *AuditEntry) Frequent() bool { return e.UseCase == keysChange }
+
 // AuditQuery chooses entries; what is empty chooses all.
 type AuditQuery struct {
 	Since time.Time `json:"since,omitzero"`

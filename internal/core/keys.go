@@ -72,6 +72,28 @@ type KeyChanges struct {
 	Put            []KeyPut          `json:"put,omitempty"`
 }
 
+// keysChange is the use case of ChangeKeys: see AuditEntry.Frequent.
+const keysChange = "keys change"
+
+// what tells the changes, without values, for the audit log.
+func (k *KeyChanges) what() string {
+	var all []string
+	for _, key := range k.Delete {
+		all = append(all, "delete "+key)
+	}
+	for _, prefix := range k.DeletePrefixes {
+		all = append(all, "delete "+prefix+"…")
+	}
+	for _, p := range k.Put {
+		all = append(all, "put "+p.Key)
+	}
+	const most = 10
+	if rest := len(all) - most; rest > 0 {
+		all = append(all[:most], fmt.Sprintf("and %d more", rest))
+	}
+	return clip(strings.Join(all, ", "), 500)
+}
+
 // KeyPut writes a value. With a time to live the key is deleted when it is not written again for
 // that long; it may stay longer while servers change the lead.
 type KeyPut struct {
@@ -114,7 +136,7 @@ func (c *Core) keysAt(revision uint64) (store.Keys, error) {
 
 // GetKey returns what a key holds, or held at a revision.
 func (c *Core) GetKey(who Caller, key string, revision uint64) (KeyAnswer, error) {
-	if _, err := c.begin(who, "keys", ""); err != nil {
+	if _, err := c.begin(who, "keys read", ""); err != nil {
 		return KeyAnswer{}, err
 	}
 	keys, err := c.keysAt(revision)
@@ -130,7 +152,7 @@ func (c *Core) GetKey(who Caller, key string, revision uint64) (KeyAnswer, error
 
 // ListKeys returns a page of keys.
 func (c *Core) ListKeys(who Caller, q KeyQuery) (KeyList, error) {
-	if _, err := c.begin(who, "keys", ""); err != nil {
+	if _, err := c.begin(who, "keys read", ""); err != nil {
 		return KeyList{}, err
 	}
 	revision, from, to := q.Revision, q.Prefix, store.PrefixEnd(q.Prefix)
@@ -190,10 +212,12 @@ func parseContinue(s, prefix string) (n continuation, err error) {
 }
 
 // ChangeKeys changes keys.
-func (c *Core) ChangeKeys(ctx context.Context, who Caller, k KeyChanges) (KeysCommitted, error) {
-	if _, err := c.begin(who, "keys", ""); err != nil {
+func (c *Core) ChangeKeys(ctx context.Context, who Caller, k KeyChanges) (done KeysCommitted, err error) {
+	a, err := c.begin(who, keysChange, k.what())
+	if err != nil {
 		return KeysCommitted{}, err
 	}
+	defer a.end(&err)
 	cs := &store.ChangeSet{}
 	for key, revision := range k.Expect {
 		cs.ExpectKey(key, revision)
@@ -223,7 +247,7 @@ const maxKeyTTL = 10 * 365 * 24 * time.Hour
 // returns one. When changes are no longer kept it fails with fault.TooOld: list, and watch from the
 // list's revision.
 func (c *Core) WatchKeys(ctx context.Context, who Caller, q KeyWatch, yield func(KeyEvent) error) error {
-	if _, err := c.begin(who, "keys", ""); err != nil {
+	if _, err := c.begin(who, "keys read", ""); err != nil {
 		return err
 	}
 	if q.After == 0 {

@@ -62,7 +62,7 @@ func (c *Core) CreateUser(ctx context.Context, who Caller, name string, grants [
 	u := &model.User{Meta: model.Meta{ID: model.NewID(), Name: name, Created: time.Now()}, Grants: grants}
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		if len(u.Grants) == 0 {
-			return fault.New(fault.Invalid, "user %s needs a role: viewer, operator or admin", name)
+			return fault.New(fault.Invalid, "user %s needs a role: viewer, operator, admin or keys", name)
 		}
 		if err := u.Check(); err != nil {
 			return fault.New(fault.Invalid, "%w", err)

@@ -3,7 +3,6 @@ package dispatch
 import (
 	"bytes"
 	"fmt"
-	"maps"
 	"slices"
 	"sync"
 
@@ -14,19 +13,18 @@ import (
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-// network is the network state of the cluster as of a revision, part by part in encoded form, and
-// what was changed lately. Every server makes the same of the same revision, so that a node that
-// comes from another server needs only what was changed since.
+// network is the network state of the cluster as of a revision, and what was changed lately. Every
+// server makes the same of the same revision, so that a node that comes from another server needs only
+// what was changed since. The state itself is made of the snapshot whenever it is needed: kept beside,
+// it would be as large as a third of the store.
 type network struct {
-	mu       sync.Mutex
-	revision uint64 // up to which the store was followed
-	changed  uint64 // of the latest difference, or of the state to begin with
-	pools    [3]string
-	parts    map[string]part // by ID
-	changes  []difference    // ascending
-	kept     int             // bytes of messages in changes
-	floor    uint64          // changes after this revision are kept
-	full     cbor.RawMessage // wire.ServerMessage with all parts; nil: to be made when asked for
+	mu      sync.Mutex
+	snap    *store.Snapshot // up to which the store was followed
+	changed uint64          // of the latest difference, or of the state to begin with
+	changes []difference    // ascending
+	kept    int             // bytes of messages in changes
+	floor   uint64          // changes after this revision are kept
+	full    cbor.RawMessage // wire.ServerMessage with all parts; nil: to be made when asked for
 }
 
 // part is a node, network, service or instance.
@@ -80,25 +78,15 @@ func (r *rawNetwork) add(p part) {
 }
 
 // reset takes the state of a snapshot; nobody is helped by a difference to it.
-func (n *network) reset(snap *store.Snapshot) error {
+func (n *network) reset(snap *store.Snapshot) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	n.parts, n.changes, n.kept, n.full = map[string]part{}, nil, 0, nil
-	n.revision, n.changed, n.floor = snap.Revision(), snap.Revision(), snap.Revision()
-	n.pools = poolsOf(snap)
-	for _, kind := range []model.Kind{model.KindNode, model.KindNetwork, model.KindService, model.KindInstance} {
-		for o := range objects(snap, kind) {
-			p, ok, err := partOf(snap, kind, o.GetMeta().ID)
-			if err != nil {
-				return err
-			}
-			if ok {
-				n.parts[o.GetMeta().ID] = p
-			}
-		}
-	}
-	return nil
+	n.snap, n.changes, n.kept, n.full = snap, nil, 0, nil
+	n.changed, n.floor = snap.Revision(), snap.Revision()
 }
+
+// told are the kinds of objects of which the network state is made.
+var told = []model.Kind{model.KindNode, model.KindNetwork, model.KindService, model.KindInstance}
 
 func objects(snap *store.Snapshot, kind model.Kind) func(yield func(model.Object) bool) {
 	return func(yield func(model.Object) bool) {
@@ -136,38 +124,46 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	out := &rawNetwork{Revision: snap.Revision(), Since: n.changed}
-	pools := poolsOf(snap)
-	differs := pools != n.pools
-	n.pools = pools
+	pools, before := poolsOf(snap), n.snap
+	differs := pools != poolsOf(before)
 	out.NodePool, out.AddressPool, out.AddressPool6 = pools[0], pools[1], pools[2]
 	seen := map[string]bool{}
-	for _, c := range changed {
-		switch c.Kind {
-		case model.KindNode, model.KindNetwork, model.KindService, model.KindInstance:
-		default:
-			continue
+	look := func(kind model.Kind, id string) error {
+		if seen[id] || !slices.Contains(told, kind) {
+			return nil
 		}
-		if seen[c.ID] {
-			continue
-		}
-		seen[c.ID] = true
-		p, ok, err := partOf(snap, c.Kind, c.ID)
+		seen[id] = true
+		had, was, err := partOf(before, kind, id)
 		if err != nil {
-			return false, err
+			return err
 		}
-		had, was := n.parts[c.ID]
+		p, is, err := partOf(snap, kind, id)
+		if err != nil {
+			return err
+		}
 		switch {
-		case ok && !(was && bytes.Equal(had.data, p.data)):
-			n.parts[c.ID] = p
+		case is && !(was && bytes.Equal(had.data, p.data)):
 			out.add(p)
 			differs = true
-		case !ok && was:
-			delete(n.parts, c.ID)
-			out.Gone = append(out.Gone, c.ID)
+		case !is && was:
+			out.Gone = append(out.Gone, id)
 			differs = true
 		}
+		return nil
 	}
-	n.revision = snap.Revision()
+	for _, c := range changed {
+		if err := look(c.Kind, c.ID); err != nil {
+			return false, err
+		}
+		if renamed(c) {
+			for i := range store.InstancesOfWorkload(snap, c.ID) {
+				if err := look(model.KindInstance, i.ID); err != nil {
+					return false, err
+				}
+			}
+		}
+	}
+	n.snap = snap
 	if !differs {
 		return false, nil
 	}
@@ -175,8 +171,8 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 	if err != nil {
 		return false, fmt.Errorf("encode a difference of the network state: %w", err)
 	}
-	n.full, n.changed = nil, n.revision
-	n.changes = append(n.changes, difference{n.revision, message})
+	n.full, n.changed = nil, snap.Revision()
+	n.changes = append(n.changes, difference{n.changed, message})
 	n.kept += len(message)
 	drop := 0
 	for ; len(n.changes)-drop > mostDifferences || n.kept > mostKept; drop++ {
@@ -192,7 +188,8 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if revision != 0 && revision >= n.floor && revision <= n.revision {
+	now = n.snap.Revision()
+	if revision != 0 && revision >= n.floor && revision <= now {
 		i, _ := slices.BinarySearchFunc(n.changes, revision+1, func(d difference, r uint64) int {
 			switch {
 			case d.revision < r:
@@ -205,18 +202,34 @@ func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64
 		for _, d := range n.changes[i:] {
 			messages = append(messages, d.message)
 		}
-		return messages, n.revision, nil
+		return messages, now, nil
 	}
 	if n.full == nil {
-		all := &rawNetwork{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1], AddressPool6: n.pools[2]}
-		for _, id := range slices.Sorted(maps.Keys(n.parts)) {
-			all.add(n.parts[id])
+		pools := poolsOf(n.snap)
+		all := &rawNetwork{Revision: now, NodePool: pools[0], AddressPool: pools[1], AddressPool6: pools[2]}
+		for _, kind := range told {
+			for o := range objects(n.snap, kind) {
+				p, ok, err := partOf(n.snap, kind, o.GetMeta().ID)
+				if err != nil {
+					return nil, 0, err
+				}
+				if ok {
+					all.add(p)
+				}
+			}
 		}
 		if n.full, err = wire.Marshal(rawMessage{all}); err != nil {
 			return nil, 0, fmt.Errorf("encode the network state: %w", err)
 		}
 	}
-	return []cbor.RawMessage{n.full}, n.revision, nil
+	return []cbor.RawMessage{n.full}, now, nil
+}
+
+// renamed reports whether a workload has another name: its instances are known by it.
+func renamed(c store.Change) bool {
+	old, _ := c.Old.(*model.Workload)
+	now, _ := c.New.(*model.Workload)
+	return old != nil && now != nil && old.Name != now.Name
 }
 
 func poolsOf(snap *store.Snapshot) (p [3]string) {

@@ -96,9 +96,7 @@ func (s *Sessions) follow(ctx context.Context) error {
 	for {
 		snap := s.Store.Snapshot()
 		w := s.Store.Watch(snap.Revision())
-		if err := s.network.reset(snap); err != nil {
-			return err
-		}
+		s.network.reset(snap)
 		s.count(snap)
 		s.mu.Lock()
 		for sess := range s.sessions {

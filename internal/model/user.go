@@ -32,11 +32,18 @@ const (
 	RoleAdmin    Role = "admin"
 )
 
+// RoleKeys is for components that keep their own things in the general key space: all keys, and
+// nothing else. Of the other roles only that of an admin has it.
+const RoleKeys Role = "keys"
+
 var roles = []Role{RoleViewer, RoleOperator, RoleAdmin}
 
 // Includes reports whether the role may do all that the other one may. A role that does not exist
 // includes none.
 func (r Role) Includes(other Role) bool {
+	if other == RoleKeys {
+		return r == RoleKeys || r == RoleAdmin
+	}
 	mine, theirs := slices.Index(roles, r), slices.Index(roles, other)
 	return mine >= 0 && theirs >= 0 && mine >= theirs
 }
@@ -61,8 +68,11 @@ func (u *User) Check() error {
 		return fmt.Errorf("user %s: users are of the whole cluster; grants have namespaces", u.Name)
 	}
 	for _, g := range u.Grants {
-		if !slices.Contains(roles, g.Role) {
-			return fmt.Errorf("user %s: role %q: viewer, operator and admin are accepted", u.Name, g.Role)
+		if g.Role != RoleKeys && !slices.Contains(roles, g.Role) {
+			return fmt.Errorf("user %s: role %q: viewer, operator, admin and keys are accepted", u.Name, g.Role)
+		}
+		if g.Role == RoleKeys && g.Namespace != "" {
+			return fmt.Errorf("user %s: role %s in namespace %s: keys are of no namespace; the role is accepted for the whole cluster", u.Name, g.Role, g.Namespace)
 		}
 		if g.Namespace != "" {
 			if err := CheckName(g.Namespace); err != nil {

@@ -110,6 +110,7 @@ func listenForPeople(cfg *Config, s *server.Server, port *wire.Port) (net.Listen
 
 // newServer builds the server half; images is this node's own image store.
 func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (*server.Server, error) {
+	server.BoundHeap()
 	return server.New(server.Config{
 		NodeID: id.NodeID, Name: cfg.Name, Address: cfg.wireAddress(), DataDir: cfg.DataDir,
 		Founding: id.founding, Founded: cfg.founded, AddressPool: cfg.AddressPool, NodePool: cfg.NodePool,

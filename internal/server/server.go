@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -85,7 +86,8 @@ type Server struct {
 	scaler   *control.Scaler
 	core     *core.Core
 	trust    *trust.Trust
-	audit    *audit.Log
+	// audit holds what people do, audited what components do all the time.
+	audit, audited *audit.Log
 
 	confirmer *confirmer
 	// caughtUp is closed once the state is as new as the cluster's when this server started.
@@ -104,10 +106,14 @@ func New(cfg Config) (*Server, error) {
 	if s.audit, err = audit.Open(filepath.Join(cfg.DataDir, "audit"), cfg.Name, cfg.Log); err != nil {
 		return nil, err
 	}
+	if s.audited, err = audit.Open(filepath.Join(cfg.DataDir, "audit", "frequent"), cfg.Name, cfg.Log); err != nil {
+		return nil, err
+	}
+	s.confirmer = s.newConfirmer()
 	s.raft, err = consensus.New(consensus.Config{
 		NodeID: cfg.NodeID, Address: cfg.Address, DataDir: StateDir(cfg.DataDir),
 		Bootstrap: cfg.Founding != nil, Layer: cfg.Port.RaftLayer(), Transport: cfg.Transport, Storage: cfg.Storage,
-		FSM: s.store, Calls: consensus.OverWire(cfg.Port.Client()), Log: cfg.Log,
+		FSM: s.store, Calls: consensus.OverWire(cfg.Port.Client()), Confirm: s.confirmer.confirm, Log: cfg.Log,
 	})
 	if err != nil {
 		return nil, err
@@ -133,7 +139,6 @@ func New(cfg Config) (*Server, error) {
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
 		Audit: auditLogs{s},
 	})
-	s.confirmer = s.newConfirmer()
 	s.handle()
 	return s, nil
 }
@@ -158,7 +163,9 @@ func (s *Server) Replication() *consensus.Raft { return s.raft }
 
 // Shutdown hands leadership over, where there is someone to take it, and ends the replication.
 // It comes after Run has returned.
-func (s *Server) Shutdown() error { return errors.Join(s.raft.Shutdown(), s.audit.Close()) }
+func (s *Server) Shutdown() error {
+	return errors.Join(s.raft.Shutdown(), s.audit.Close(), s.audited.Close())
+}
 
 // handle registers what servers answer to other nodes.
 func (s *Server) handle() {
@@ -176,7 +183,7 @@ func (s *Server) handle() {
 	}), wire.RoleServer)
 	s.port.Handle(agent.SessionPath, wire.HandleStream(s.serveSession), wire.RoleServer, wire.RoleAgent)
 	s.port.Handle(pathAudit, wire.HandleCall(func(_ context.Context, q core.AuditQuery) ([]core.AuditEntry, error) {
-		return s.audit.Read(q)
+		return s.readAudit(q)
 	}), wire.RoleServer)
 	s.port.Handle(trust.PathKey, wire.HandleCall(s.trust.ShareKey), wire.RoleServer)
 	s.port.Handle(wire.PathRenew, wire.HandleCall(func(ctx context.Context, r wire.RenewRequest) (wire.RenewResponse, error) {
@@ -347,11 +354,32 @@ func (s *Server) Leader() string {
 type auditLogs struct{ s *Server }
 
 // Record implements core.AuditLog.
-func (l auditLogs) Record(e core.AuditEntry) { l.s.audit.Record(e) }
+func (l auditLogs) Record(e core.AuditEntry) {
+	if e.Frequent() {
+		l.s.audited.Record(e)
+		return
+	}
+	l.s.audit.Record(e)
+}
+
+// readAudit returns what this server has, in the order of time, the latest of it.
+func (s *Server) readAudit(q core.AuditQuery) ([]core.AuditEntry, error) {
+	out, err := s.audit.Read(q)
+	if err != nil {
+		return nil, err
+	}
+	frequent, err := s.audited.Read(q)
+	if err != nil || len(frequent) == 0 {
+		return out, err
+	}
+	out = append(out, frequent...)
+	slices.SortStableFunc(out, func(a, b core.AuditEntry) int { return a.Time.Compare(b.Time) })
+	return out[max(0, len(out)-cmp.Or(q.Limit, len(out))):], nil
+}
 
 // Read implements core.AuditLog.
 func (l auditLogs) Read(ctx context.Context, q core.AuditQuery) (entries []core.AuditEntry, silent []string, err error) {
-	if entries, err = l.s.audit.Read(q); err != nil {
+	if entries, err = l.s.readAudit(q); err != nil {
 		return nil, nil, err
 	}
 	for _, other := range l.s.Addresses() {

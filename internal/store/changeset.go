@@ -24,8 +24,8 @@ const (
 
 // codec is how objects are encoded. Times keep their nanoseconds, which the library's default
 // cuts off: monitor windows and the order of events depend on them.
-var codec = func() cbor.EncMode {
-	m, err := cbor.EncOptions{Time: cbor.TimeRFC3339NanoUTC}.EncMode()
+var codec = func() cbor.UserBufferEncMode {
+	m, err := cbor.EncOptions{Time: cbor.TimeRFC3339NanoUTC}.UserBufferEncMode()
 	if err != nil {
 		panic(fmt.Sprintf("the encoding's options are wrong: %v", err))
 	}

@@ -137,6 +137,7 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 	workers := runtime.GOMAXPROCS(0)
 	work, order := make(chan *block, 2*workers), make(chan *block, 2*workers)
 	stop := make(chan struct{})
+	var read sync.Pool // of *[]byte
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer close(stop)
@@ -145,6 +146,8 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 			var w words
 			for b := range work {
 				b.err = b.decode(&w)
+				read.Put(&b.content) // nothing that was decoded refers to it
+				b.content = nil
 				close(b.done)
 			}
 		})
@@ -154,12 +157,12 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 		defer close(order)
 		defer close(work)
 		for {
-			content, err := readBlock(r)
+			content, err := readBlock(r, &read)
 			if err != nil {
 				readErr = err
 				return
 			}
-			b := &block{content: content, done: make(chan struct{})}
+			b, last := &block{content: content, done: make(chan struct{})}, content[0] == blockEnd
 			for _, c := range []chan *block{work, order} {
 				select {
 				case c <- b:
@@ -167,7 +170,7 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 					return
 				}
 			}
-			if content[0] == blockEnd {
+			if last {
 				return
 			}
 		}
@@ -195,7 +198,8 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 	return out, readErr // the reader has ended: it closed the channel
 }
 
-func readBlock(r io.Reader) ([]byte, error) {
+// readBlock returns the content of the next block, in memory of the pool if it has some.
+func readBlock(r io.Reader, pool *sync.Pool) ([]byte, error) {
 	var head [blockHead]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return nil, errCutShort(err)
@@ -204,7 +208,11 @@ func readBlock(r io.Reader) ([]byte, error) {
 	if size == 0 || size > maxBlockBytes {
 		return nil, fault.New(fault.Invalid, "the snapshot is damaged: a block of %d bytes", size)
 	}
-	content := make([]byte, size)
+	var content []byte
+	if used, ok := pool.Get().(*[]byte); ok {
+		content = *used
+	}
+	content = slices.Grow(content[:0], int(size))[:size]
 	if _, err := io.ReadFull(r, content); err != nil {
 		return nil, errCutShort(err)
 	}
@@ -242,7 +250,6 @@ func (b *block) decode(w *words) error {
 	default:
 		return fault.New(fault.Unsupported, "the snapshot holds blocks of an unknown sort %d: a newer version wrote it", b.content[0])
 	}
-	b.content = nil
 	if f.short {
 		return errCutShort(io.ErrUnexpectedEOF)
 	}

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
@@ -95,17 +96,18 @@ func (s *Snapshot) Write(to io.Writer) error {
 	}
 	w := &blockWriter{to: buf}
 	objects := 0
+	var data bytes.Buffer // reused: a large state would leave as much garbage
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		var err error
 		s.state.table(kind).byID.All(func(o model.Object) bool {
-			var data []byte
-			if data, err = codec.Marshal(o); err != nil {
+			data.Reset()
+			if err = codec.MarshalToBuffer(o, &data); err != nil {
 				err = fmt.Errorf("encode %s %s: %w", kind, o.GetMeta().ID, err)
 				return false
 			}
 			w.begin(blockObjects, kind)
 			w.buf = binary.AppendUvarint(w.buf, o.GetMeta().Revision)
-			w.buf = appendBytes(w.buf, data)
+			w.buf = appendBytes(w.buf, data.Bytes())
 			objects++
 			return w.err == nil
 		})

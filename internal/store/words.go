@@ -2,6 +2,7 @@ package store
 
 import (
 	"maps"
+	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -69,5 +70,8 @@ func (w *words) share(o model.Object) {
 		w.one(&t.Name)
 		w.one(&t.State)
 		w.one(&t.Image)
+		if strings.HasPrefix(t.RunID, i.ID) { // it begins with that, as a rule: one copy is enough
+			i.ID = t.RunID[:len(i.ID)]
+		}
 	}
 }

@@ -81,13 +81,26 @@ func (p plan) run(ctx context.Context, sheet *report.Sheet, size int) (err error
 		return err
 	}
 	sheet.Say("opening %d sessions", size)
-	began := time.Now()
+	began, own := time.Now(), processorTime()
 	f, err := c.openFleet(ctx, size-servers) // servers are nodes, too
 	if err != nil {
 		return err
 	}
 	defer f.close()
-	sheet.Say("all sessions hold a lease after %s", time.Since(began).Round(100*time.Millisecond))
+	took := time.Since(began).Seconds()
+	after, err := c.usage()
+	if err != nil {
+		return err
+	}
+	counted := fmt.Sprintf("%d hosts join by token, %d at a time, and open sessions, until all hold a lease", len(f.nodes), abreast)
+	name := fmt.Sprintf("sessions/%d/join", size)
+	if err := errors.Join(
+		sheet.AddAlone(name, float64(len(f.nodes))/took, "nodes/s", counted),
+		sheet.AddAlone(name+"/cpu", 1000*(after.cpu-before.cpu)/float64(len(f.nodes)), "ms", counted+"; user and system time of all three servers, a node"),
+		sheet.AddAlone(name+"/cpu-of-nodes", 1000*(processorTime()-own).Seconds()/float64(len(f.nodes)), "ms", counted+"; user and system time of the process that plays the nodes, a node"),
+	); err != nil {
+		return err
+	}
 	if err := p.atRest(ctx, sheet, c, f, before); err != nil {
 		return err
 	}
@@ -149,6 +162,15 @@ func (p plan) notice(ctx context.Context, sheet *report.Sheet, f *fleet) error {
 		Counted: fmt.Sprintf("from the last heartbeat of a node among %d, whose host answers nothing, until another node is told that it is down; the longest of %d; silence for %s counts",
 			size, len(took), dispatch.PaceFor(size).Dead),
 	})
+}
+
+// processorTime is what this process, which plays the nodes, has used.
+func processorTime() time.Duration {
+	var u unix.Rusage
+	if unix.Getrusage(unix.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // size is how large a state is.
@@ -67,7 +68,7 @@ func running(i *model.Instance, n int) *model.Instance {
 
 // fill makes the state by change sets, as servers do: what there is, then instances, then their
 // statuses.
-func (s size) fill(st *store.Store) error {
+func (s size) fill(st *store.Store, a *wire.Authority) error {
 	var cs store.ChangeSet
 	commit := func() error {
 		if cs.Len() == 0 {
@@ -88,14 +89,15 @@ func (s size) fill(st *store.Store) error {
 		}
 		return commit()
 	}
-	cs.Put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.0.0.0/8", NetworkBits: 8, NodePool: "172.16.0.0/12"})
+	cs.Put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.0.0.0/8", NetworkBits: 8, NodePool: "172.16.0.0/12",
+		CACertificate: a.CertPEM, CAKey: a.KeyPEM, SecretKey: make([]byte, 32)}) // as an earlier version left it: the server seals it
 	cs.Put(&model.Network{Meta: model.Meta{ID: networkID, Namespace: model.DefaultNamespace, Name: "shop"}, Status: model.NetworkStatus{Subnet: "10.0.0.0/8"}})
 	steps := []func() error{
 		func() error {
 			return each(s.nodes, func(n int) {
 				cs.Put(&model.Node{
 					Meta:        model.Meta{ID: nodeID(n), Name: fmt.Sprintf("node-%05d", n), Labels: map[string]string{"zone": fmt.Sprint("z", n%3)}, Created: began},
-					HostAddress: fmt.Sprintf("172.20.%d.%d", n>>8, n&255), Availability: model.Active,
+					HostAddress: fmt.Sprintf("172.20.%d.%d", n>>8, n&255), Server: n == 0, Availability: model.Active,
 					Capacity: model.Resources{NanoCPUs: 64e9, MemoryBytes: 256 << 30},
 					Status:   model.NodeStatus{State: model.NodeReady, Session: fmt.Sprint("session", n), Since: began},
 				})

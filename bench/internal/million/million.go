@@ -1,6 +1,7 @@
 // Package million measures what a server's state costs when it is large: a million instances on
-// 10,000 nodes in the real store, filled as servers fill it, with the leader's work running on it.
-// Each measurement is a process of its own, whose memory is its own.
+// 10,000 nodes. One process fills a store, as servers do, and leaves what it holds as the state of a
+// server that does not run; another is that server: it starts, leads, hears of all nodes, takes in
+// reports and writes a backup. The memory of each is its own.
 package million
 
 import (
@@ -15,16 +16,22 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/tutti-run/tutti/bench/internal/report"
-	"github.com/tutti-run/tutti/internal/control"
+	"github.com/tutti-run/tutti/internal/consensus"
+	"github.com/tutti-run/tutti/internal/dispatch"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 const arg = "hold-a-state"
@@ -36,14 +43,16 @@ const (
 	budgetSeconds   = 20
 )
 
-// found is what a process of ours tells.
+// found is what a process of ours tells. Memory is the resident set.
 type found struct {
-	Instances    int     `json:"instances"`
-	FillSeconds  float64 `json:"fillSeconds"`  // processor time, statuses included
-	StateMB      float64 `json:"stateMB"`      // resident after a garbage collection
-	LeaderMB     float64 `json:"leaderMB"`     // the largest while the leader's work had begun
-	WriteSeconds float64 `json:"writeSeconds"` // of a snapshot
-	SnapshotMB   float64 `json:"snapshotMB"`
+	FillSeconds    float64 `json:"fillSeconds"` // processor time, statuses included
+	StateMB        float64 `json:"stateMB"`     // on disk
+	ServingSeconds float64 `json:"servingSeconds"`
+	ServingMB      float64 `json:"servingMB"` // at most, until it served
+	RestMB         float64 `json:"restMB"`    // after a garbage collection, with the leader's work under way
+	BusyMB         float64 `json:"busyMB"`    // at most
+	ReportSeconds  float64 `json:"reportSeconds"`
+	BackupSeconds  float64 `json:"backupSeconds"`
 }
 
 // Run measures memory and restart.
@@ -54,30 +63,28 @@ func Run(ctx context.Context, sheet *report.Sheet, brief bool) error {
 	}
 	dir, err := os.MkdirTemp("/var/tmp", "tutti-bench-")
 	if err != nil {
-		return fmt.Errorf("make a directory for the snapshot: %w", err)
+		return fmt.Errorf("make a directory for the server: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	path := filepath.Join(dir, "snapshot")
 	sheet.Say("filling a store with %s", s)
 	var f found
-	if _, err := apart(ctx, &f, "fill", path, s); err != nil {
+	if _, err := apart(ctx, &f, "fill", dir, s); err != nil {
 		return fmt.Errorf("fill a store: %w", err)
 	}
-	sheet.Say("%.0f MB, %.0f MB on the leader; filled in %.0f s, snapshot of %.0f MB written in %.1f s; starting from that",
-		f.StateMB, f.LeaderMB, f.FillSeconds, f.SnapshotMB, f.WriteSeconds)
+	sheet.Say("filled in %.0f s of processor time, %.0f MB on disk; starting a server from that", f.FillSeconds, f.StateMB)
 	var o found
-	took, err := apart(ctx, &o, "open", path, s)
+	took, err := apart(ctx, &o, "serve", dir, s)
 	if err != nil {
-		return fmt.Errorf("start from the snapshot: %w", err)
+		return fmt.Errorf("start a server: %w", err)
 	}
+	sheet.Say("serving after %.1f s, %.1f s of processor time, %.0f MB at most; %d reports taken in in %.1f s, a backup written in %.1f s",
+		took.Seconds(), o.ServingSeconds, o.ServingMB, s.instances/reportedPart, o.ReportSeconds, o.BackupSeconds)
 	share := float64(s.instances) / 1_000_000
 	return errors.Join(
-		sheet.Add(report.Row{Name: "store/memory/" + s.String(), Value: f.LeaderMB, Unit: "MB", Peer: budget, PeerValue: budgetMegabytes * share,
-			Counted: fmt.Sprintf("largest resident set of the state with the leader's work on it, history included; %.0f MB after a garbage collection, without that work", f.StateMB)}),
-		sheet.Add(report.Row{Name: "store/memory-after-restart/" + s.String(), Value: o.LeaderMB, Unit: "MB", Peer: budget, PeerValue: budgetMegabytes * share,
-			Counted: fmt.Sprintf("largest resident set of a process that reads the snapshot; %.0f MB after a garbage collection", o.StateMB)}),
+		sheet.Add(report.Row{Name: "store/memory/" + s.String(), Value: o.BusyMB, Unit: "MB", Peer: budget, PeerValue: budgetMegabytes * share,
+			Counted: fmt.Sprintf("largest resident set of a server that starts, leads, hears of all nodes, takes in %d reports on instances and writes a backup; %.0f MB after a garbage collection then", s.instances/reportedPart, o.RestMB)}),
 		sheet.Add(report.Row{Name: "store/restart/" + s.String(), Value: took.Seconds(), Unit: "s", Peer: budget, PeerValue: budgetSeconds * share,
-			Counted: fmt.Sprintf("from the start of a process, with a snapshot of %.0f MB on disk, until its store has answered a read by node", f.SnapshotMB)}),
+			Counted: fmt.Sprintf("from the start of a server's process, with a state of %.0f MB on disk, until it leads and a linearizable read by node is answered; %.1f s of processor time", f.StateMB, o.ServingSeconds)}),
 	)
 }
 
@@ -120,7 +127,7 @@ func Reexec(args []string) bool {
 	return true
 }
 
-func child(what, path string, numbers []string) error {
+func child(what, dir string, numbers []string) error {
 	var n [3]int
 	for i := range n {
 		var err error
@@ -129,48 +136,172 @@ func child(what, path string, numbers []string) error {
 		}
 	}
 	s := size{instances: n[0], nodes: n[1], workloads: n[2]}
-	st := store.New(slog.New(slog.DiscardHandler))
-	st.SetProposer(alone{st})
-	f := found{Instances: s.instances}
+	var f found
+	var err error
 	switch what {
 	case "fill":
-		before := processorTime()
-		if err := s.fill(st); err != nil {
-			return err
-		}
-		f.FillSeconds = (processorTime() - before).Seconds()
-	case "open":
-		file, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		if err := errors.Join(st.Restore(file), file.Close()); err != nil {
-			return err
-		}
+		err = f.fill(s, dir)
+	case "serve":
+		err = f.serve(s, dir)
 	default:
-		return fmt.Errorf("nothing is called %q", what)
+		err = fmt.Errorf("nothing is called %q", what)
 	}
+	return errors.Join(err, json.NewEncoder(os.Stdout).Encode(f))
+}
+
+// fill leaves the state of a server in the directory, and the authority of its cluster.
+func (f *found) fill(s size, dir string) error {
+	authority, err := wire.NewAuthority()
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(dir, caFile), append(authority.CertPEM, authority.KeyPEM...), 0o600); err != nil {
+		return err
+	}
+	st := store.New(slog.New(slog.DiscardHandler))
+	st.SetProposer(alone{st})
+	before := processorTime()
+	if err := s.fill(st, authority); err != nil {
+		return err
+	}
+	f.FillSeconds = (processorTime() - before).Seconds()
 	if err := s.look(st.Snapshot()); err != nil {
 		return err
 	}
+	fmt.Println("filled")
+	r, w := io.Pipe()
+	go func() { w.CloseWithError(st.Snapshot().Write(w)) }()
+	config := consensus.Config{NodeID: nodeID(0), Address: address, DataDir: server.StateDir(dir), Log: slog.New(slog.DiscardHandler)}
+	if err := consensus.Begin(config, 100, 1, r); err != nil {
+		return err
+	}
+	return filepath.Walk(dir, func(_ string, info os.FileInfo, err error) error {
+		if err == nil && strings.HasSuffix(info.Name(), ".snapshot") {
+			f.StateMB += float64(info.Size()) / 1e6
+		}
+		return err
+	})
+}
+
+const (
+	caFile  = "authority.pem"
+	address = "127.0.0.1:0" // nobody else connects
+	// reportedPart is the part of the instances on which nodes report anew.
+	reportedPart = 5
+	// leadFor is how long the server leads beyond that.
+	leadFor = 10 * time.Second
+)
+
+// serve is a server's life.
+func (f *found) serve(s size, dir string) error {
+	server.BoundHeap()
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	pem, err := os.ReadFile(filepath.Join(dir, caFile))
+	if err != nil {
+		return err
+	}
+	end := bytes.Index(pem, []byte("-----BEGIN EC"))
+	authority, err := wire.LoadAuthority(pem[:end], pem[end:])
+	if err != nil {
+		return err
+	}
+	csr, key, err := wire.NewRequest()
+	if err != nil {
+		return err
+	}
+	cert, err := authority.Sign(csr, nodeID(0), wire.RoleServer)
+	if err != nil {
+		return err
+	}
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelError}))
+	port, err := wire.Listen(address, &wire.Identity{NodeID: nodeID(0), Role: wire.RoleServer, CertPEM: cert, KeyPEM: key, CAPEM: authority.CertPEM}, log)
+	if err != nil {
+		return err
+	}
+	srv, err := server.New(server.Config{NodeID: nodeID(0), Name: "node-00000", Address: address, DataDir: dir, Port: port, Log: log})
+	if err != nil {
+		return err
+	}
+	var g errgroup.Group
+	g.Go(func() error { return port.Serve(ctx) })
+	g.Go(func() error { return srv.Run(ctx) })
+	g.Go(func() error { return s.beat(ctx, srv) })
+	err = f.work(ctx, s, srv)
+	cancel()
+	return errors.Join(err, g.Wait(), srv.Shutdown())
+}
+
+// beat gives the signs of life of all nodes, as other servers pass them on.
+func (s size) beat(ctx context.Context, srv *server.Server) error {
+	beats := make([]dispatch.Beat, s.nodes)
+	tick := time.NewTicker(dispatch.PaceFor(s.nodes).Beat)
+	defer tick.Stop()
+	for {
+		revision := srv.Core().Store.Snapshot().Revision()
+		for n := range beats {
+			beats[n] = dispatch.Beat{NodeID: nodeID(n), Session: fmt.Sprint("session", n), Applied: revision}
+		}
+		srv.Tell(ctx, beats) // who does not lead yet says so
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// work is what the server has to do while it is looked at.
+func (f *found) work(ctx context.Context, s size, srv *server.Server) error {
+	if err := srv.Replication().Sync(ctx); err != nil {
+		return err
+	}
+	st := srv.Core().Store
+	if err := s.look(st.Snapshot()); err != nil {
+		return err
+	}
+	f.ServingSeconds = processorTime().Seconds()
 	fmt.Println("serving")
-	if what == "fill" {
-		if err := f.write(st, path); err != nil {
-			return err
+	var err error
+	if f.ServingMB, err = largest(); err != nil {
+		return err
+	}
+	began := time.Now()
+	var cs store.ChangeSet
+	for n := range s.instances / reportedPart {
+		i := s.instance(n * reportedPart)
+		cs.PutStatus(running(i, n))
+		if cs.Len() == 500 || n == s.instances/reportedPart-1 {
+			for { // a report may be made twice
+				_, err := st.Commit(ctx, &cs)
+				if err == nil {
+					break
+				}
+				if !fault.Is(err, fault.Unavailable) {
+					return err
+				}
+			}
+			cs = store.ChangeSet{}
 		}
 	}
-	largest := resident() // the operating system has given what the collector did not need
+	f.ReportSeconds = time.Since(began).Seconds()
+	began = time.Now()
+	if err := srv.WriteBackup(io.Discard); err != nil {
+		return err
+	}
+	f.BackupSeconds = time.Since(began).Seconds()
+	time.Sleep(leadFor)
+	for n := range store.List[*model.Node](st.Snapshot()) {
+		if n.Status.State != model.NodeReady {
+			return fmt.Errorf("node %s came to be %s: the figures are of another state", n.Name, n.Status.State)
+		}
+	}
+	if f.BusyMB, err = largest(); err != nil {
+		return err
+	}
 	debug.FreeOSMemory()
-	f.StateMB = resident()
-	if what == "fill" {
-		var err error
-		if largest, err = lead(st); err != nil {
-			return err
-		}
-	}
-	f.LeaderMB = largest
-	runtime.KeepAlive(st)
-	return json.NewEncoder(os.Stdout).Encode(f)
+	f.RestMB = resident()
+	return s.look(st.Snapshot())
 }
 
 // look reads by each index.
@@ -185,55 +316,26 @@ func (s size) look(snap *store.Snapshot) error {
 	return nil
 }
 
-func (f *found) write(st *store.Store, path string) error {
-	began := time.Now()
-	file, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(st.Snapshot().Write(file), file.Sync(), file.Close()); err != nil {
-		return err
-	}
-	f.WriteSeconds = time.Since(began).Seconds()
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	f.SnapshotMB = float64(info.Size()) / 1e6
-	return nil
-}
-
-// lead runs the leader's work for a while and returns the largest resident set.
-func lead(st *store.Store) (megabytes float64, err error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
-	defer cancel()
-	done := make(chan error, 1)
-	c := control.New(control.Deps{Store: st, Sessions: everybody{}, Log: slog.New(slog.DiscardHandler)})
-	go func() { done <- c.Run(ctx) }()
-	tick := time.NewTicker(50 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		megabytes = max(megabytes, resident())
-		select {
-		case <-tick.C:
-		case err := <-done:
-			return megabytes, err
-		}
-	}
-}
-
-// everybody says that all nodes are alive and have all in force.
-type everybody struct{}
-
-func (everybody) Applied(string) uint64      { return 1 << 60 }
-func (everybody) Live(string) bool           { return true }
-func (everybody) Fence(string) time.Duration { return 0 }
-
 // alone applies what is proposed at once, as a cluster of one server would.
 type alone struct{ *store.Store }
 
 func (a alone) Propose(_ context.Context, data []byte) (store.Result, error) {
 	return a.Apply(data), nil
+}
+
+// largest returns the largest size that this process's resident set had, in MB.
+func largest() (float64, error) {
+	data, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	_, rest, _ := strings.Cut(string(data), "VmHWM:")
+	fields := strings.Fields(rest)
+	if len(fields) == 0 {
+		return 0, errors.New("the kernel does not tell how large this process was")
+	}
+	n, err := strconv.ParseFloat(fields[0], 64)
+	return n * 1024 / 1e6, err
 }
 
 // resident returns the size of this process's resident set in MB.
