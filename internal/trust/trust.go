@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync"
 	"time"
@@ -109,8 +110,13 @@ func (t *Trust) cluster() (*model.Cluster, *material, error) {
 	return cl, m, nil
 }
 
-// attempts bounds how often a change starts over because somebody else made one meanwhile.
-const attempts = 5
+// attempts bounds how often a change starts over because somebody else made one meanwhile, each time
+// after a pause of any length up to conflictPause times how many there were, so that rivals find their
+// turns.
+const (
+	attempts      = 12
+	conflictPause = 5 * time.Millisecond
+)
 
 // change changes the cluster and its keys; more may add to the change set.
 func (t *Trust) change(ctx context.Context, decide func(cl *model.Cluster, m *material, cs *store.ChangeSet) error) error {
@@ -133,6 +139,11 @@ func (t *Trust) change(ctx context.Context, decide func(cl *model.Cluster, m *ma
 		cs.Put(cl)
 		if _, err = t.Store.Commit(ctx, cs); err == nil || n == attempts || !fault.Is(err, fault.Conflict) {
 			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(rand.N(time.Duration(n) * conflictPause)):
 		}
 	}
 }
