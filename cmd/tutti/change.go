@@ -220,9 +220,7 @@ func removeCommand(g *globals) *cobra.Command {
 }
 
 func removeOne(cmd *cobra.Command, c *native.Client, w *waiting, ref string, volumes bool) error {
-	ctx, cancel := context.WithTimeout(cmd.Context(), w.timeout)
-	defer cancel()
-	list, err := workloadsOf(ctx, c, ref)
+	list, err := workloadsOf(cmd.Context(), c, ref)
 	if err != nil {
 		return err
 	}
@@ -230,16 +228,15 @@ func removeOne(cmd *cobra.Command, c *native.Client, w *waiting, ref string, vol
 	for i := range list {
 		g.ids[list[i].ID], g.application = true, list[i].Application
 	}
-	stop := busy(cmd.ErrOrStderr(), func() string { return g.text(ctx, ref) })
+	stop := busy(cmd.ErrOrStderr(), func() string { return g.text(cmd.Context(), ref) })
 	defer stop()
-	if err := c.Remove(ctx, ref, volumes); err != nil {
-		if errors.Is(err, context.DeadlineExceeded) {
-			err = fault.New(fault.Unavailable, "%s is removed, but not all of its instances had ended within %s: volumes are kept", ref, w.timeout)
-		}
+	if err := w.remove(cmd.Context(), c, ref, volumes); err != nil {
 		return err
 	}
+	ctx, cancel := context.WithTimeout(cmd.Context(), w.timeout)
+	defer cancel()
 	for !w.detach {
-		left, err := g.left(ctx)
+		left, err := g.left(cmd.Context())
 		if err != nil {
 			return err
 		}
@@ -253,6 +250,20 @@ func removeOne(cmd *cobra.Command, c *native.Client, w *waiting, ref string, vol
 		}
 	}
 	return hint(cmd.OutOrStdout(), ref+" is removed")
+}
+
+// remove waits no longer than it should where the server waits for the instances to end: with volumes.
+func (w *waiting) remove(ctx context.Context, c *native.Client, ref string, volumes bool) error {
+	if !volumes {
+		return c.Remove(ctx, ref, false)
+	}
+	ctx, cancel := context.WithTimeout(ctx, w.timeout)
+	defer cancel()
+	err := c.Remove(ctx, ref, true)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = fault.New(fault.Unavailable, "%s is removed, but not all of its instances had ended within %s: volumes are kept", ref, w.timeout)
+	}
+	return err
 }
 
 func pluralVerb(n int, noun string) string {

@@ -87,7 +87,7 @@ func (d *deployFlags) run(cmd *cobra.Command, g *globals) error {
 		tellChanges(out, &result, d.dryRun)
 		report := deployReport{DeployResult: result}
 		if !d.dryRun && !d.detach {
-			report.Outcomes, err = d.await(ctx, g, c, name, out, errOut)
+			report.Outcomes, err = d.await(ctx, g, c, &result, out, errOut)
 			if err == nil {
 				tellDone(ctx, c, out, name, report.Outcomes, time.Since(began))
 			}
@@ -126,12 +126,21 @@ func tellChanges(w io.Writer, r *core.DeployResult, dry bool) {
 	}
 }
 
-func (d *deployFlags) await(ctx context.Context, g *globals, c *native.Client, name string, out, errOut io.Writer) ([]outcome, error) {
+func (d *deployFlags) await(ctx context.Context, g *globals, c *native.Client, r *core.DeployResult, out, errOut io.Writer) ([]outcome, error) {
+	name := r.Application
 	list, err := c.Workloads(ctx, name)
 	if err != nil {
 		return nil, err
 	}
-	w := &waiter{g: g, client: c, goals: goalsOf(list), board: boardFor(out)}
+	goals := goalsOf(list)
+	for _, ch := range r.Changes { // it may have been rolled back by now
+		for i := range goals {
+			if ch.Revision != "" && goals[i].name == name+"/"+ch.Name {
+				goals[i].revision = ch.Revision
+			}
+		}
+	}
+	w := &waiter{g: g, client: c, goals: goals, board: boardFor(out)}
 	return w.settle(ctx, d.timeout, "the deployment of "+name, errOut)
 }
 

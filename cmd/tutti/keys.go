@@ -27,6 +27,7 @@ func keysCommand(g *globals) *cobra.Command {
 
 func keysGetCommand(g *globals) *cobra.Command {
 	var revision uint64
+	var consistency *string
 	cmd := &cobra.Command{
 		Use:   "get KEY",
 		Short: "Print the value of a key",
@@ -34,6 +35,10 @@ func keysGetCommand(g *globals) *cobra.Command {
 		Args:  arguments(1, 1, "a key"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.with(cmd.Context(), func(c *native.Client) error {
+				c, err := consistent(c, *consistency)
+				if err != nil {
+					return err
+				}
 				a, err := c.Key(cmd.Context(), args[0], revision)
 				if err != nil {
 					return err
@@ -47,6 +52,7 @@ func keysGetCommand(g *globals) *cobra.Command {
 		},
 	}
 	cmd.Flags().Uint64Var(&revision, "revision", 0, "as it was at this revision")
+	consistency = bindConsistency(cmd)
 	return cmd
 }
 
@@ -81,6 +87,23 @@ func bindExpect(cmd *cobra.Command, expect *string) {
 	cmd.Flags().StringVar(expect, "expect", "", "only if the key was last written at this revision; 0: only if it does not exist")
 }
 
+// bindConsistency adds the flag that chooses what a read must show.
+func bindConsistency(cmd *cobra.Command) *string {
+	return cmd.Flags().String("consistency", "", "linearizable: show all that was acknowledged anywhere, or fail; stale: what the server has")
+}
+
+func consistent(c *native.Client, how string) (*native.Client, error) {
+	switch how {
+	case "":
+		return c, nil
+	case "linearizable":
+		return c.Linearizable(), nil
+	case "stale":
+		return c.Hasty(), nil
+	}
+	return nil, usageError{fmt.Errorf("--consistency=%q: linearizable and stale are accepted", how)}
+}
+
 // changeKeys makes changes on condition of what is expected of a key, and prints the revision.
 func (g *globals) changeKeys(cmd *cobra.Command, k core.KeyChanges, key, expect string) error {
 	if expect != "" {
@@ -106,6 +129,7 @@ func (g *globals) changeKeys(cmd *cobra.Command, k core.KeyChanges, key, expect 
 
 func keysListCommand(g *globals) *cobra.Command {
 	q := core.KeyQuery{}
+	var consistency *string
 	cmd := &cobra.Command{
 		Use:     "ls [PREFIX]",
 		Aliases: []string{"list"},
@@ -116,6 +140,10 @@ func keysListCommand(g *globals) *cobra.Command {
 				q.Prefix = args[0]
 			}
 			return g.with(cmd.Context(), func(c *native.Client) error {
+				c, err := consistent(c, *consistency)
+				if err != nil {
+					return err
+				}
 				list, err := c.Keys(cmd.Context(), q)
 				if err != nil {
 					return err
@@ -134,6 +162,7 @@ func keysListCommand(g *globals) *cobra.Command {
 	cmd.Flags().IntVar(&q.Limit, "limit", 0, "list so many at most")
 	cmd.Flags().StringVar(&q.Continue, "continue", "", "go on where another list ended, at its revision")
 	cmd.Flags().Uint64Var(&q.Revision, "revision", 0, "as it was at this revision")
+	consistency = bindConsistency(cmd)
 	return cmd
 }
 

@@ -29,6 +29,11 @@ func TestKeys(t *testing.T) {
 		t.Errorf("a key that exists was made: %v", err)
 	}
 	c.says("keys get /app/a", "two")
+	c.says("keys get /app/a --consistency stale", "two")
+	c.says("keys ls /app/ --consistency linearizable", "/app/b")
+	if _, _, err := c.tutti("keys", "get", "/app/a", "--consistency", "odd"); err == nil || !strings.Contains(err.Error(), "linearizable and stale") {
+		t.Errorf("an odd consistency gave %v", err)
+	}
 	c.says("keys get /app/a --revision "+strconv.FormatUint(first, 10), "one")
 	c.says("keys get /app/a -o json", `"value": "dHdv"`, `"version": 2`)
 	c.says("keys ls /app/", "/app/a   two", "/app/b   three")

@@ -20,7 +20,8 @@ func userCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "user", Short: "Let people and programs use the cluster over the network",
 		Long: "Users come over the network with a token or a certificate, where servers listen (`tutti up --api-listen`).\n" +
-			"Roles are viewer, operator and admin, in one namespace or in the whole cluster. Root on a server needs none.",
+			"Roles are viewer, operator and admin, in one namespace or in the whole cluster, and keys, for programs that keep\n" +
+			"their own things in the key space (`tutti keys`). Root on a server needs none.",
 	}
 	cmd.AddCommand(userListCommand(g), userGrantCommand(g, true), userGrantCommand(g, false), userTokenCommand(g), userCertCommand(g), userRevokeCommand(g),
 		&cobra.Command{
@@ -74,7 +75,7 @@ func userGrantCommand(g *globals, create bool) *cobra.Command {
 	var roles []string
 	cmd := &cobra.Command{
 		Use: "create USER --role ROLE", Short: "Make a user",
-		Long:    "Make a user with a role: viewer, operator or admin. ROLE alone is for the whole cluster, NAMESPACE:ROLE for\na namespace; with --namespace, ROLE alone is for that one. --role may be given more than once.",
+		Long:    "Make a user with a role: viewer, operator, admin or keys. ROLE alone is for the whole cluster, NAMESPACE:ROLE for\na namespace; with --namespace, ROLE alone is for that one. --role may be given more than once.",
 		Example: "  tutti user create anna --role admin\n  tutti user create ci --role shop:operator --role viewer\n  tutti user create ben --role viewer --namespace shop",
 		Args:    arguments(1, 1, "a user"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -101,7 +102,7 @@ func userGrantCommand(g *globals, create bool) *cobra.Command {
 		cmd.Use, cmd.Short = "grant USER --role ROLE", "Replace the roles of a user; none takes all away"
 		cmd.Example = "  tutti user grant anna --role viewer\n  tutti user grant anna"
 	}
-	cmd.Flags().StringArrayVar(&roles, "role", nil, "viewer, operator or admin; NAMESPACE:ROLE for one namespace")
+	cmd.Flags().StringArrayVar(&roles, "role", nil, "viewer, operator, admin or keys; NAMESPACE:ROLE for one namespace")
 	return cmd
 }
 

@@ -2,6 +2,7 @@ package core_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"reflect"
 	"slices"
@@ -32,7 +33,7 @@ var needs = map[string]string{
 	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "RemoveNetwork": "namespace operator",
 	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "Rollout": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator",
-	"GetKey": "cluster admin", "ListKeys": "cluster admin", "ChangeKeys": "cluster admin", "WatchKeys": "cluster admin",
+	"GetKey": "cluster keys", "ListKeys": "cluster keys", "ChangeKeys": "cluster keys", "WatchKeys": "cluster keys",
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 
 	"SetAvailability": "cluster operator", "LabelNode": "cluster operator", "TaintNode": "cluster operator",
@@ -91,6 +92,7 @@ func TestWhoMayDoWhat(t *testing.T) {
 		everybody["namespace "+string(role)] = core.Caller{Name: "x", Via: "test", Grants: []model.Grant{{Role: role, Namespace: model.DefaultNamespace}}}
 		everybody["cluster "+string(role)] = core.Caller{Name: "x", Via: "test", Grants: []model.Grant{{Role: role}}}
 	}
+	everybody["a component"] = core.Caller{Name: "x", Via: "test", Grants: []model.Grant{{Role: model.RoleKeys}}}
 	methods := reflect.TypeOf(b.Core)
 	for i := range methods.NumMethod() {
 		name := methods.Method(i).Name
@@ -233,6 +235,48 @@ func TestNamespacesKeepUsersApart(t *testing.T) {
 	}
 }
 
+// TestChangesOfKeysAreAudited: by whom, and of which keys; values are not in it.
+func TestChangesOfKeysAreAudited(t *testing.T) {
+	b, ctx := newBench(t), t.Context()
+	book := &logbook{}
+	b.Core.Audit = book
+	component := core.Caller{Name: "kube", Via: "test", Grants: []model.Grant{{Role: model.RoleKeys}}}
+	change := core.KeyChanges{Put: []core.KeyPut{{Key: "/kube/pods/a", Value: []byte("hidden")}}, Delete: []string{"/kube/pods/b"}, DeletePrefixes: []string{"/old/"}}
+	if _, err := b.ChangeKeys(ctx, component, change); err != nil {
+		t.Fatal(err)
+	}
+	many := core.KeyChanges{}
+	for n := range 30 {
+		many.Put = append(many.Put, core.KeyPut{Key: fmt.Sprint("/k/", n)})
+	}
+	if _, err := b.ChangeKeys(ctx, component, many); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := b.ChangeKeys(ctx, core.Caller{Name: "ben", Grants: []model.Grant{{Role: model.RoleOperator}}}, change); !fault.Is(err, fault.Forbidden) {
+		t.Errorf("an operator changed keys: %v", err)
+	}
+	if _, err := b.GetKey(component, "/kube/pods/a", 0); err != nil {
+		t.Error(err)
+	}
+	if snap, err := b.Snapshot(component); err == nil {
+		t.Errorf("who has keys only sees the cluster as of %d", snap.Revision())
+	}
+	var got []string
+	for _, e := range book.entries {
+		if e.UseCase != "keys change" {
+			continue
+		}
+		got = append(got, fmt.Sprint(e.User, " ", e.Result, ": ", e.What))
+		if !e.Frequent() || strings.Contains(fmt.Sprint(e), "hidden") {
+			t.Errorf("entry %+v", e)
+		}
+	}
+	if len(got) != 3 || got[0] != "kube done: delete /kube/pods/b, delete /old/…, put /kube/pods/a" ||
+		!strings.HasSuffix(got[1], "put /k/9, and 20 more") || !strings.HasPrefix(got[2], "ben forbidden: ") {
+		t.Errorf("the audit log says %q", got)
+	}
+}
+
 func TestUsers(t *testing.T) {
 	b, ctx := newBench(t), t.Context()
 	book := &logbook{}
@@ -241,7 +285,7 @@ func TestUsers(t *testing.T) {
 	for _, bad := range []struct {
 		name   string
 		grants []model.Grant
-	}{{"", []model.Grant{{Role: model.RoleViewer}}}, {"x", nil}, {"x", []model.Grant{{Role: "root"}}}, {"x", []model.Grant{{Role: model.RoleViewer, Namespace: "a/b"}}}} {
+	}{{"", []model.Grant{{Role: model.RoleViewer}}}, {"x", nil}, {"x", []model.Grant{{Role: "root"}}}, {"x", []model.Grant{{Role: model.RoleKeys, Namespace: "red"}}}, {"x", []model.Grant{{Role: model.RoleViewer, Namespace: "a/b"}}}} {
 		if err := b.CreateUser(ctx, anna, bad.name, bad.grants); !fault.Is(err, fault.Invalid) {
 			t.Errorf("user %q with %v: %v", bad.name, bad.grants, err)
 		}

@@ -230,7 +230,11 @@ func (p *planner) plan(who Caller) error {
 }
 
 func (p *planner) note(action string, obj model.Object) {
-	p.result.Changes = append(p.result.Changes, Change{Action: action, Kind: obj.Kind(), Name: obj.GetMeta().Name})
+	ch := Change{Action: action, Kind: obj.Kind(), Name: obj.GetMeta().Name}
+	if w, ok := obj.(*model.Workload); ok && action != "removed" {
+		ch.Revision = w.RevisionID
+	}
+	p.result.Changes = append(p.result.Changes, ch)
 }
 
 func (p *planner) remember(obj model.Object) {

@@ -47,6 +47,8 @@ type Change struct {
 	Action string     `json:"action"` // created, updated, unchanged, removed
 	Kind   model.Kind `json:"kind"`
 	Name   string     `json:"name"`
+	// Revision is that which a workload is to run from then on.
+	Revision string `json:"revision,omitempty"`
 }
 
 // Found is what a reference means; exactly one field is set.

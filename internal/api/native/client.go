@@ -34,6 +34,14 @@ type Client struct {
 	consistency string
 }
 
+// Hasty returns a client like this one whose reads are answered at once from what the server has, as
+// old as that may be.
+func (c *Client) Hasty() *Client {
+	out := *c
+	out.consistency = "stale"
+	return &out
+}
+
 // Linearizable returns a client like this one whose reads show all that was acknowledged anywhere
 // before, or fail.
 func (c *Client) Linearizable() *Client {
