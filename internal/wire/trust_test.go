@@ -155,12 +155,22 @@ func TestANewIdentityTakesOverWithoutAnInterruption(t *testing.T) {
 			calls.Add(1)
 		}
 	}()
+	more := func(n int64) {
+		t.Helper()
+		for until := calls.Load() + n; calls.Load() < until; {
+			select {
+			case err := <-failed:
+				t.Fatalf("a call failed: %v", err)
+			case <-time.After(time.Millisecond):
+			}
+		}
+	}
 	set := func(p *Port, id *Identity) {
 		t.Helper()
 		if err := p.SetIdentity(id); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(20 * time.Millisecond)
+		more(2) // the last of them began after that
 		if err := echo(); err != nil {
 			t.Fatalf("the stream broke: %v", err)
 		}
@@ -179,14 +189,7 @@ func TestANewIdentityTakesOverWithoutAnInterruption(t *testing.T) {
 	if err := echo(); err == nil {
 		t.Error("a stream of a peer that is not believed any more goes on")
 	}
-	before := calls.Load()
-	for calls.Load() < before+10 {
-		select {
-		case err := <-failed:
-			t.Fatalf("a call failed: %v", err)
-		case <-time.After(time.Millisecond):
-		}
-	}
+	more(10)
 	close(stop)
 	if err := <-failed; err != nil {
 		t.Errorf("a call failed after %d others: %v", calls.Load(), err)
