@@ -83,6 +83,7 @@ var regressions = []struct {
 	{134, "a snapshot said to be of an entry held what came after it, too, as the state had been recalled: others applied that twice"},
 	{1005, "what a killed process had not synced counted after its restart, and was lost with the power"},
 	{5564, "a read waited for ever for the word of a server that had been taken out, and so did the server's end"},
+	{178, "a status that waited in a server without a leader replaced what the node had told since, for good"},
 	{300, "a stateful slot was filled while an instance of a removed workload of the same name still wrote"},
 }
 
