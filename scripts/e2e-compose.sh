@@ -118,7 +118,7 @@ check 'compose restart' "$compose" restart -t 1 cart
 check 'compose kill' "$compose" kill worker
 check 'compose start' "$compose" start worker
 says 'compose stats' 'shop-redis-1' "$compose" stats --no-stream redis
-says 'compose wait' '0' "$compose" wait migrate
+says 'wait' '0' docker wait shop-migrate-1
 says 'compose volumes' 'shop_carts' docker volume ls -q
 says 'compose events' '"service":"cart"' timeout 60 bash -c '"$0" events --json cart | head -n 1 & sleep 1; "$0" restart -t 1 cart >&2; wait' "$compose"
 serves 'the shop still serves'
