@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test e2e sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test e2e e2e-docker e2e-compose sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -28,7 +28,7 @@ summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
 help: ## this list
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
-	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, start, replicas'
+	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, start, replicas, docker'
 	@echo
 	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
 
@@ -50,6 +50,9 @@ test: needs ## unit tests of Tutti and of the example
 
 e2e: build ## end-to-end tests: real containers on virtual hosts that lose power and network
 	@$(summary) -- -tags $(TAGS),e2e -count=1 -timeout 30m -v ./test/e2e/...
+
+e2e-compose: build ## Docker Compose and docker stack deploy bring up the shop on three virtual hosts
+	@scripts/e2e-compose.sh
 
 e2e-docker: build ## a session of the docker command line against Tutti and a Docker Engine, compared
 	@scripts/e2e-docker.sh

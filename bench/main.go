@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|tables|million|sessions|start|replicas|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|start|replicas|docker|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -41,6 +41,7 @@ var groups = []group{
 	{name: "sessions", run: holding.Run, part: true},
 	{name: "start", run: starting.Run},
 	{name: "replicas", run: starting.Replicas},
+	{name: "docker", run: starting.API},
 }
 
 // store measures the state engine: writes beside etcd, a large state, and the sessions of nodes.

@@ -2,9 +2,9 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [start] [replicas]      default: all
+#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [start] [replicas] [docker]      default: all
 #
-# store needs etcd; start and replicas need Docker Engine. No daemon is started, now or at the
+# store needs etcd; start, replicas and docker need Docker Engine. No daemon is started, now or at the
 # next boot: the benchmarks run their own, apart from everything else on the machine. Says
 # nothing when nothing is missing.
 set -euo pipefail
@@ -19,9 +19,9 @@ missing=()
 for group in "${@:-all}"; do
 	case $group in
 	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
-	start | replicas | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
-	schedule | store | tables | million | sessions | start | replicas | all) ;;
-	*) die "unknown group $group: schedule, store, tables, million, sessions, start and replicas are there" ;;
+	start | replicas | docker | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
+	schedule | store | tables | million | sessions | start | replicas | docker | all) ;;
+	*) die "unknown group $group: schedule, store, tables, million, sessions, start, replicas and docker are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0

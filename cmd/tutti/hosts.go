@@ -156,7 +156,7 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 		c.Capacity = model.Resources{MemoryBytes: memory / int64(len(u.hosts))} // an equal share
 		c.JoinAddress, c.JoinToken = joinAt, tokens[h.Server]
 		if !h.Server {
-			c.APIListen = "" // servers answer it
+			c.APIListen, c.DockerListen = "", "" // servers answer them
 		}
 		if err := u.machine.Start(h, c); err != nil {
 			return err

@@ -34,6 +34,9 @@ type Images interface {
 	Mount(ctx context.Context, key, digest string) (rootfs string, err error)
 	Unmount(ctx context.Context, key string) error
 	Mounted(ctx context.Context) ([]string, error)
+	// Changed calls fn with what was written into the root file system of a key, as overlayfs keeps
+	// it, and with what that was made of.
+	Changed(ctx context.Context, key string, fn func(upper, base string) error) error
 }
 
 // Links gives instances their network namespaces.
@@ -505,7 +508,21 @@ func (a *Agent) Stats(ctx context.Context, instance, task string) (driver.Stats,
 	if err != nil {
 		return driver.Stats{}, err
 	}
-	return d.Stats(ctx, id)
+	out, err := d.Stats(ctx, id)
+	if err != nil {
+		return out, err
+	}
+	w, err := a.worker(instance)
+	if err != nil {
+		return out, err
+	}
+	as, _, _ := w.desired()
+	pid := 0
+	if st, err := d.Status(ctx, id); err == nil && !as.Template.HostNetwork {
+		pid = st.PID
+	}
+	addHost(&out, pid)
+	return out, nil
 }
 
 // Processes lists the processes of a task.

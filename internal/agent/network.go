@@ -100,7 +100,43 @@ func (n *networkState) whole() *wire.Network {
 		s.Endpoints = endpoints[s.WorkloadID]
 		out.Services = append(out.Services, s)
 	}
+	out.Services = groupPorts(out.Services)
 	return out
+}
+
+// groupPorts gives the ports that services of a group publish together to a service of the group's own,
+// which leads to the instances of all of them.
+func groupPorts(services []wire.NetworkService) []wire.NetworkService {
+	groups := map[string]*wire.NetworkService{}
+	var names []string
+	for i := range services {
+		s := &services[i]
+		if s.PortGroup == "" {
+			continue
+		}
+		key := s.Namespace + "/" + s.Application + "/" + s.PortGroup
+		g := groups[key]
+		if g == nil {
+			g = &wire.NetworkService{ID: "group " + key, Namespace: s.Namespace, Application: s.Application, PortGroup: s.PortGroup}
+			groups[key], names = g, append(names, key)
+		}
+		g.Endpoints = append(g.Endpoints, s.Endpoints...)
+		s.Ports = slices.Clone(s.Ports) // it is shared with the state that is kept
+		for n := range s.Ports {
+			p := &s.Ports[n]
+			if p.Published == 0 || p.HostMode {
+				continue
+			}
+			if !slices.Contains(g.Ports, *p) {
+				g.Ports = append(g.Ports, *p)
+			}
+			p.Published = 0
+		}
+	}
+	for _, key := range names {
+		services = append(services, *groups[key])
+	}
+	return services
 }
 
 // networkRevision is the revision of the network state that this agent holds; 0: none.

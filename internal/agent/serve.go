@@ -41,6 +41,12 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathPause, wire.HandleCall(func(ctx context.Context, r wire.PauseRequest) (wire.Empty, error) {
 		return wire.Empty{}, a.Pause(ctx, r.Instance, r.Task, r.Pause)
 	}), wire.RoleServer)
+	p.Handle(wire.PathFileStat, wire.HandleCall(a.fileStat), wire.RoleServer)
+	p.Handle(wire.PathFileChanges, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) ([]wire.FileChange, error) {
+		return a.fileChanges(ctx, r)
+	}), wire.RoleServer)
+	p.Handle(wire.PathReadFiles, wire.HandleStream(a.serveReadFiles), wire.RoleServer)
+	p.Handle(wire.PathWriteFiles, wire.HandleStream(a.serveWriteFiles), wire.RoleServer)
 	p.Handle(wire.PathEnsureImage, wire.HandleCall(func(ctx context.Context, r wire.ImageRef) (wire.ImageRef, error) {
 		info, err := a.Images.Ensure(ctx, r.Name, r.Digest, func(image.Progress) {})
 		return wire.ImageRef{Name: info.Name, Digest: info.Digest}, err

@@ -34,6 +34,7 @@ type worker struct {
 	starts     uint64        // how many of the instance's starts were followed
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
+	prepared   *prepared // nil until it is; not changed afterwards
 }
 
 func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {
@@ -307,6 +308,9 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 		}
 		p, err := w.prepare(ctx, as)
 		if err == nil {
+			w.mu.Lock()
+			w.prepared = p
+			w.mu.Unlock()
 			return p, true
 		}
 		if ctx.Err() != nil {

@@ -333,6 +333,10 @@ func newFakeImages() *fakeImages {
 	return &fakeImages{settings: map[string]image.Settings{}, mounted: map[string]bool{}}
 }
 
+func (f *fakeImages) Changed(_ context.Context, key string, _ func(upper, base string) error) error {
+	return fault.New(fault.NotFound, "%s has no root file system here", key)
+}
+
 func (f *fakeImages) set(fail error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

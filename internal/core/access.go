@@ -65,6 +65,8 @@ var requirements = map[string]requirement{
 	"rename":          {role: model.RoleOperator},
 	"signal":          {role: model.RoleOperator},
 	"attach":          {role: model.RoleOperator},
+	"read files":      {role: model.RoleOperator}, // secrets included
+	"write files":     {role: model.RoleOperator},
 	"rollout pause":   {role: model.RoleOperator},
 	"rollout resume":  {role: model.RoleOperator},
 	"rollout promote": {role: model.RoleOperator},

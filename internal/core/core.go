@@ -25,6 +25,10 @@ type Remote interface {
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
 	Processes(ctx context.Context, nodeID string, ref wire.TaskRef) ([]driver.Process, error)
+	FileStat(ctx context.Context, nodeID string, r wire.FilesRequest) (wire.FileStat, error)
+	FileChanges(ctx context.Context, nodeID string, ref wire.TaskRef) ([]wire.FileChange, error)
+	ReadFiles(ctx context.Context, nodeID string, r wire.FilesRequest, w io.Writer) error
+	WriteFiles(ctx context.Context, nodeID string, r wire.FilesRequest, archive io.Reader) error
 	EnsureImage(ctx context.Context, nodeID, name, digest string) error
 	RemoveImage(ctx context.Context, nodeID, name string) error
 	RemoveVolume(ctx context.Context, nodeID, id string) error

@@ -128,6 +128,25 @@ func (b *bench) Exec(_ context.Context, node string, ref wire.TaskRef, _ driver.
 	return len(node + ref.Instance), nil
 }
 
+// Files are told of by where they were asked for.
+
+func (b *bench) FileStat(_ context.Context, node string, r wire.FilesRequest) (wire.FileStat, error) {
+	return wire.FileStat{Name: node + " " + r.Instance + " " + r.Path}, nil
+}
+
+func (b *bench) FileChanges(context.Context, string, wire.TaskRef) ([]wire.FileChange, error) {
+	return nil, errors.New("not asked for in this test")
+}
+
+func (b *bench) ReadFiles(_ context.Context, node string, r wire.FilesRequest, w io.Writer) error {
+	_, err := fmt.Fprint(w, node, " ", r.Instance, " ", r.Path, " ", r.What)
+	return err
+}
+
+func (b *bench) WriteFiles(context.Context, string, wire.FilesRequest, io.Reader) error {
+	return errors.New("not asked for in this test")
+}
+
 func (b *bench) EnsureImage(context.Context, string, string, string) error { return nil }
 func (b *bench) RemoveImage(context.Context, string, string) error         { return nil }
 

@@ -141,6 +141,19 @@ func (c *Core) Usage(ctx context.Context, who Caller, ref string) ([]Usage, erro
 	return out, ctx.Err()
 }
 
+// Stats reads what a task of an instance uses now; "" is its first.
+func (c *Core) Stats(ctx context.Context, who Caller, instanceID, task string) (driver.Stats, error) {
+	a, err := c.begin(who, "look", instanceID)
+	if err != nil {
+		return driver.Stats{}, err
+	}
+	i, err := c.placed(a, instanceID)
+	if err != nil {
+		return driver.Stats{}, err
+	}
+	return c.Remote.Stats(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task})
+}
+
 // Processes lists the processes of a task of an instance; a workload means its first running
 // instance, and no task the first.
 func (c *Core) Processes(ctx context.Context, who Caller, ref, task string) ([]driver.Process, error) {

@@ -261,7 +261,7 @@ func partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, 
 			v = wire.NetworkService{
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
-				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID,
+				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
 			}
 		}
 	case model.KindInstance:

@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"context"
+	"io"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -99,6 +100,73 @@ func (r *Remote) Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (st
 func (r *Remote) Processes(ctx context.Context, nodeID string, ref wire.TaskRef) (list []driver.Process, err error) {
 	err = r.call(ctx, nodeID, wire.PathProcesses, ref, &list)
 	return list, err
+}
+
+// FileStat tells of a file of a task on a node.
+func (r *Remote) FileStat(ctx context.Context, nodeID string, req wire.FilesRequest) (st wire.FileStat, err error) {
+	err = r.call(ctx, nodeID, wire.PathFileStat, req, &st)
+	return st, err
+}
+
+// FileChanges lists what a task on a node changed since its image.
+func (r *Remote) FileChanges(ctx context.Context, nodeID string, ref wire.TaskRef) (list []wire.FileChange, err error) {
+	err = r.call(ctx, nodeID, wire.PathFileChanges, ref, &list)
+	return list, err
+}
+
+// ReadFiles writes files of a task on a node to w, as an archive, no faster than w takes them.
+func (r *Remote) ReadFiles(ctx context.Context, nodeID string, req wire.FilesRequest, w io.Writer) error {
+	s, err := r.openFiles(ctx, nodeID, wire.PathReadFiles, req)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return wire.ReceivePieces(ctx, s, w)
+}
+
+// WriteFiles unpacks an archive into a directory of a task on a node.
+func (r *Remote) WriteFiles(ctx context.Context, nodeID string, req wire.FilesRequest, archive io.Reader) error {
+	s, err := r.openFiles(ctx, nodeID, wire.PathWriteFiles, req)
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	sent := make(chan error, 1)
+	go func() { sent <- wire.SendPieces(s, archive) }() // ends with s, at the latest
+	var answer wire.Piece
+	if err := s.Receive(&answer); err != nil {
+		select {
+		case serr := <-sent:
+			if serr != nil {
+				return serr
+			}
+		default:
+		}
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		return fault.New(fault.Unavailable, "the connection to the node broke: %w", err)
+	}
+	if answer.End == nil {
+		return fault.New(fault.Internal, "the node answered without an end")
+	}
+	return answer.End.Err()
+}
+
+func (r *Remote) openFiles(ctx context.Context, nodeID, path string, req wire.FilesRequest) (*wire.Stream, error) {
+	address, err := r.address(nodeID)
+	if err != nil {
+		return nil, err
+	}
+	s, err := r.Client.Stream(ctx, address, path)
+	if err != nil {
+		return nil, err
+	}
+	if err := s.Send(req); err != nil {
+		s.Close()
+		return nil, fault.New(fault.Unavailable, "ask for files: %w", err)
+	}
+	return s, nil
 }
 
 // converse passes the streams of a process on a node both ways until it ends.

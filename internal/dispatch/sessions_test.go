@@ -779,6 +779,9 @@ func (images) Ensure(_ context.Context, name, digest string, _ func(image.Progre
 func (images) Mount(_ context.Context, key, _ string) (string, error) { return "/rootfs/" + key, nil }
 func (images) Unmount(context.Context, string) error                  { return nil }
 func (images) Mounted(context.Context) ([]string, error)              { return nil, nil }
+func (images) Changed(_ context.Context, key string, _ func(string, string) error) error {
+	return fault.New(fault.NotFound, "%s has no root file system", key)
+}
 
 type links struct{}
 

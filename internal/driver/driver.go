@@ -142,6 +142,28 @@ type Stats struct {
 	Pids             uint64    `json:"pids"`
 	ReadBytes        uint64    `json:"readBytes"`
 	WriteBytes       uint64    `json:"writeBytes"`
+
+	// What follows the agent adds, the same for all drivers.
+
+	// HostNanoseconds are those that the host's processors have gone through in all, used or not.
+	HostNanoseconds uint64 `json:"hostNanoseconds,omitempty"`
+	Processors      int    `json:"processors,omitempty"` // of the host
+	HostMemoryBytes uint64 `json:"hostMemoryBytes,omitempty"`
+	// Links are those of the task's network, unless that is the host's.
+	Links []LinkStats `json:"links,omitempty"`
+}
+
+// LinkStats are the counts of a network link, by bytes and packets.
+type LinkStats struct {
+	Name            string `json:"name"`
+	ReceivedBytes   uint64 `json:"receivedBytes"`
+	ReceivedPackets uint64 `json:"receivedPackets"`
+	ReceiveErrors   uint64 `json:"receiveErrors"`
+	ReceiveDropped  uint64 `json:"receiveDropped"`
+	SentBytes       uint64 `json:"sentBytes"`
+	SentPackets     uint64 `json:"sentPackets"`
+	SendErrors      uint64 `json:"sendErrors"`
+	SendDropped     uint64 `json:"sendDropped"`
 }
 
 // Process is one that a task's processes consist of.

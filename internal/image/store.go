@@ -111,6 +111,7 @@ type Store struct {
 	// nobody refers to is removed. Nobody waits for the latter: it is owed until it can be done.
 	using sync.RWMutex
 	owed  atomic.Bool
+	views atomic.Uint64 // how many looks at an image were begun; their keys
 }
 
 // take keeps everything that is here from being removed until done is called.
@@ -558,6 +559,39 @@ func (s *Store) named(ctx context.Context, imageDigest string) (bool, error) {
 		return false, fmt.Errorf("find the names of image %s: %w", imageDigest, err)
 	}
 	return len(list) > 0, nil
+}
+
+// Changed calls fn with the directory into which overlayfs writes what changes in the root file system
+// of a key, and with what that was made of, for reading.
+func (s *Store) Changed(ctx context.Context, key string, fn func(upper, base string) error) error {
+	defer s.take(ctx)()
+	ctx = scoped(ctx)
+	mounts, err := s.snap.Mounts(ctx, key)
+	if err != nil {
+		return fault.New(fault.NotFound, "%s has no root file system: %w", key, err)
+	}
+	upper := ""
+	for _, m := range mounts {
+		for _, o := range m.Options {
+			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+				upper = dir
+			}
+		}
+	}
+	if upper == "" {
+		return fault.New(fault.Unsupported, "the root file system of %s is no overlay: what changed in it cannot be told", key)
+	}
+	info, err := s.snap.Stat(ctx, key)
+	if err != nil {
+		return fmt.Errorf("find the root file system of %s: %w", key, err)
+	}
+	view := fmt.Sprintf("%s.view.%d", key, s.views.Add(1))
+	below, err := s.snap.View(ctx, view, info.Parent) // unless we get to remove it, it is collected
+	if err != nil {
+		return fmt.Errorf("look at the image of %s: %w", key, err)
+	}
+	defer func() { _ = s.snap.Remove(context.WithoutCancel(ctx), view) }()
+	return mount.WithReadonlyTempMount(ctx, below, func(base string) error { return fn(upper, base) })
 }
 
 // Mounted returns the keys that have a root file system.

@@ -12,6 +12,9 @@ type Service struct {
 	// Networks are where the service has a virtual IP.
 	Networks []string      `json:"networks,omitempty"`
 	Ports    []ServicePort `json:"ports,omitempty"`
+	// PortGroup lets services of one application publish the same ports: each leads to the ready
+	// instances of all that have it.
+	PortGroup string `json:"portGroup,omitempty"`
 	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
 	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
 	Balance       Balancing     `json:"balance,omitzero"`

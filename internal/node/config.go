@@ -46,6 +46,8 @@ type Config struct {
 	DeadServerAfter time.Duration `json:"deadServerAfter,omitempty"`
 	// APIListen is host:port where servers answer people's clients over the network; empty is nowhere.
 	APIListen string `json:"apiListen,omitempty"`
+	// DockerListen is the same for the Docker Engine's API, for users with a certificate.
+	DockerListen string `json:"dockerListen,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`

@@ -86,26 +86,55 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}
 	ports.Go(func() error { return port.Serve(portCtx) })
 	cfg.Log.Info("node starts", "node", id.NodeID, "name", cfg.Name, "role", id.Role, "address", cfg.wireAddress(), "version", cfg.Version)
-	people, err := listenForPeople(&cfg, s, port)
-	if err != nil {
-		return errors.Join(err, api.Close(), dockerAPI.Close())
+	doors := doors{api: api, docker: dockerAPI}
+	doors.people, err = listenForPeople(cfg.APIListen, "--api-listen", s, port.ForPeople())
+	if err == nil {
+		doors.dockerPeople, err = listenForPeople(cfg.DockerListen, "--docker-listen", s, overHTTP1(port.ForPeople()))
 	}
-	return work(ctx, s, w, id, api, dockerAPI, people, &cfg)
+	if err != nil {
+		return errors.Join(err, doors.close())
+	}
+	return work(ctx, s, w, id, doors, &cfg)
 }
 
-// listenForPeople opens the API's network listener, if there is to be one: nil otherwise.
-func listenForPeople(cfg *Config, s *server.Server, port *wire.Port) (net.Listener, error) {
+// doors are where the APIs are answered: at sockets of this host, and, unless nil, over the network.
+type doors struct{ api, docker, people, dockerPeople net.Listener }
+
+func (d doors) close() (err error) {
+	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople} {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}
+	return err
+}
+
+// listenForPeople opens a network listener of an API, if there is to be one: nil otherwise.
+func listenForPeople(address, flag string, s *server.Server, config *tls.Config) (net.Listener, error) {
 	switch {
-	case cfg.APIListen == "":
+	case address == "":
 		return nil, nil
 	case s == nil:
-		return nil, fault.New(fault.Unsupported, "the API is answered by servers only, and this node is none: leave --api-listen out")
+		return nil, fault.New(fault.Unsupported, "the API is answered by servers only, and this node is none: leave %s out", flag)
 	}
-	inner, err := net.Listen("tcp", cfg.APIListen)
+	inner, err := net.Listen("tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("listen for the API on %s: %w", cfg.APIListen, err)
+		return nil, fmt.Errorf("listen for the API on %s: %w", address, err)
 	}
-	return tls.NewListener(inner, port.ForPeople()), nil
+	return tls.NewListener(inner, config), nil
+}
+
+// overHTTP1 keeps clients from HTTP/2, whose connections cannot be taken over for a terminal.
+func overHTTP1(c *tls.Config) *tls.Config {
+	get := c.GetConfigForClient
+	c.GetConfigForClient = func(h *tls.ClientHelloInfo) (*tls.Config, error) {
+		own, err := get(h)
+		if err == nil {
+			own.NextProtos = []string{"http/1.1"}
+		}
+		return own, err
+	}
+	return c
 }
 
 // newServer builds the server half; images is this node's own image store.
@@ -120,7 +149,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 }
 
 // work runs both halves and the APIs until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI, people net.Listener, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doors, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
@@ -131,20 +160,27 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, d
 		dockerHandler = s.Answer(docker.New(docker.Deps{
 			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,
 			Lifetime: native.Lifetime,
-			Caller:   func(ctx context.Context) core.Caller { who := native.Peer(ctx); who.Via = "docker"; return who },
+			Caller:   dockerCaller,
 		}))
 		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
 	}
-	g.Go(func() error { return native.Serve(ctx, api, handler) })
-	g.Go(func() error { return native.Serve(ctx, dockerAPI, dockerHandler) })
-	if people != nil {
+	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
+	g.Go(func() error { return native.Serve(ctx, at.docker, dockerHandler) })
+	if at.people != nil {
 		directory := core.Directory{Store: s.Core().Store}
 		known := []access.Authenticator{access.Tokens{Directory: directory}, access.Certificates{Directory: directory}}
 		g.Go(func() error {
-			return native.Serve(ctx, people, access.Require(native.ViaNetwork, known, native.Refuse, handler))
+			return native.Serve(ctx, at.people, access.Require(native.ViaNetwork, known, native.Refuse, handler))
 		})
-		cfg.Log.Info("the API listens on the network", "address", people.Addr())
+		cfg.Log.Info("the API listens on the network", "address", at.people.Addr())
+	}
+	if at.dockerPeople != nil {
+		known := []access.Authenticator{access.Certificates{Directory: core.Directory{Store: s.Core().Store}}}
+		g.Go(func() error {
+			return native.Serve(ctx, at.dockerPeople, access.Require(viaDocker, known, docker.Refuse, dockerHandler))
+		})
+		cfg.Log.Info("the Docker API listens on the network", "address", at.dockerPeople.Addr())
 	}
 	g.Go(func() error {
 		if s != nil {
@@ -155,6 +191,18 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, d
 		return w.run(ctx)
 	})
 	return ignoreEnd(ctx, g.Wait())
+}
+
+const viaDocker = "docker"
+
+// dockerCaller is who makes a request of the Docker API, over the network or at the host's socket.
+func dockerCaller(ctx context.Context) core.Caller {
+	who, ok := access.CallerOf(ctx)
+	if !ok {
+		who = native.Peer(ctx)
+	}
+	who.Via = viaDocker
+	return who
 }
 
 // ignoreEnd drops the error of a context that was ended from outside.

@@ -1,6 +1,8 @@
 package wire
 
 import (
+	"time"
+
 	"github.com/tutti-run/tutti/internal/driver"
 )
 
@@ -13,6 +15,10 @@ const (
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
+	PathFileStat     = "/agent/files/stat"    // call: FilesRequest → FileStat
+	PathFileChanges  = "/agent/files/changes" // call: TaskRef → []FileChange
+	PathReadFiles    = "/agent/files/read"    // stream: FilesRequest, then Piece until its End
+	PathWriteFiles   = "/agent/files/write"   // stream: FilesRequest, then Piece, and one with End back
 	PathEnsureImage  = "/agent/image/ensure"  // call: ImageRef → ImageRef
 	PathRemoveImage  = "/agent/image/remove"  // call: ImageRef → Empty
 	PathRemoveVolume = "/agent/volume/remove" // call: VolumeRef → Empty
@@ -81,6 +87,61 @@ type PauseRequest struct {
 	TaskRef
 	Pause bool `json:"pause"`
 }
+
+// FilesWhat is what of a task's root file system is read.
+type FilesWhat string
+
+// What can be read.
+const (
+	// FilesTree is a file or tree, as the task sees it, mounts included.
+	FilesTree FilesWhat = ""
+	// FilesRoot is the root file system without what is mounted into it.
+	FilesRoot FilesWhat = "root"
+	// FilesLayer is what was changed since the image, as a layer of an image.
+	FilesLayer FilesWhat = "layer"
+)
+
+// FilesRequest names files of a task.
+type FilesRequest struct {
+	TaskRef
+	Path string    `json:"path,omitempty"`
+	What FilesWhat `json:"what,omitempty"`
+	// KeepKind refuses, when writing, to replace a directory by a file or the other way round.
+	KeepKind bool `json:"keepKind,omitempty"`
+	// ToUser gives what is written to the task's user instead of those that the archive names.
+	ToUser bool `json:"toUser,omitempty"`
+}
+
+// Piece is a part of an archive, or its end.
+type Piece struct {
+	Data []byte `json:"data,omitempty"`
+	End  *End   `json:"end,omitempty"`
+}
+
+// FileStat tells of a file. Mode is as of io/fs.
+type FileStat struct {
+	Name       string    `json:"name"`
+	Size       int64     `json:"size"`
+	Mode       uint32    `json:"mode"`
+	ModTime    time.Time `json:"modTime"`
+	LinkTarget string    `json:"linkTarget,omitempty"`
+}
+
+// FileChange is a file of a task that is not as in its image.
+type FileChange struct {
+	Path string         `json:"path"`
+	Kind FileChangeKind `json:"kind"`
+}
+
+// FileChangeKind says how.
+type FileChangeKind string
+
+// The kinds of changes.
+const (
+	FileAdded   FileChangeKind = "added"
+	FileChanged FileChangeKind = "changed"
+	FileDeleted FileChangeKind = "deleted"
+)
 
 // ExecInput travels to the process; one field is set.
 type ExecInput struct {

@@ -157,6 +157,7 @@ type NetworkService struct {
 	Aliases     map[string][]string `json:"aliases,omitempty"` // by network ID
 	VirtualIPs  []model.Address     `json:"virtualIPs,omitempty"`
 	Ports       []model.ServicePort `json:"ports,omitempty"`
+	PortGroup   string              `json:"portGroup,omitempty"` // see model.Service
 	RoundRobin  bool                `json:"roundRobin,omitempty"`
 	Balance     model.Balancing     `json:"balance,omitzero"`
 	WorkloadID  string              `json:"workloadID,omitempty"`

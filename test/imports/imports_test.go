@@ -76,7 +76,7 @@ var house = map[string][]string{
 	"internal/wire":       {},
 
 	// Node work.
-	"internal/agent":       {"internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
+	"internal/agent":       {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
 	"internal/driver":      {},
 	"internal/driver/...":  {"internal/driver/...", "internal/cgroup"},
 	"internal/artifact":    {},
@@ -86,6 +86,7 @@ var house = map[string][]string{
 	"internal/volume":      {},
 	"internal/secret":      {},
 	"internal/cgroup":      {},
+	"internal/files":       {},
 	"internal/provision":   {"internal/cgroup"},
 
 	// Ground.

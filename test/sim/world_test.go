@@ -151,6 +151,10 @@ func (i images) Unmount(_ context.Context, key string) error {
 	return i.do(func(w *world) { delete(w.mounted, key) })
 }
 
+func (images) Changed(_ context.Context, key string, _ func(upper, base string) error) error {
+	return fault.New(fault.NotFound, "%s has no root file system", key)
+}
+
 func (i images) Mounted(context.Context) (keys []string, err error) {
 	return keys, i.do(func(w *world) { keys = slices.Sorted(maps.Keys(w.mounted)) })
 }

@@ -95,6 +95,9 @@ func work(ctx context.Context, sheet *report.Sheet, j job) (err error) {
 	if j.Group == "replicas" {
 		return compareReplicas(ctx, sheet, j, e)
 	}
+	if j.Group == "docker" {
+		return compareAPIs(ctx, sheet, j, e)
+	}
 	t, err := newTutti(ctx, j)
 	if err != nil {
 		return err

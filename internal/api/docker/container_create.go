@@ -75,7 +75,7 @@ func (a *API) createContainer(r *request, name string, made *created) (string, [
 		Workloads: []*model.Workload{&t.workload},
 	}
 	if len(t.ports) > 0 {
-		d.Services = []*model.Service{{Meta: model.Meta{Name: name}, WorkloadID: name, Ports: t.ports}}
+		d.Services = []*model.Service{{Meta: model.Meta{Name: name}, WorkloadID: name, Ports: t.ports, PortGroup: portGroup(made)}}
 	}
 	if _, err := a.Core.Deploy(r.Context(), r.who, d); err != nil {
 		return "", nil, err
@@ -86,6 +86,16 @@ func (a *API) createContainer(r *request, name string, made *created) (string, [
 	}
 	id := containerID(wl.ID, 0)
 	return id, append([]string{}, t.warnings...), nil
+}
+
+// portGroup is what containers have in common that may publish the same ports: a service of Compose. A port of
+// the cluster leads to all copies of it, wherever they are; in a Docker Engine it would be taken by the first.
+func portGroup(made *created) string {
+	project, service := made.Config.Labels["com.docker.compose.project"], made.Config.Labels["com.docker.compose.service"]
+	if project == "" || service == "" || made.Config.Labels["com.docker.compose.oneoff"] == "True" {
+		return ""
+	}
+	return project + "/" + service
 }
 
 // defaults fills in what the Engine fills in, so that an inspection shows it.

@@ -90,6 +90,13 @@ func (a *API) inspect(ctx context.Context, snap *store.Snapshot, b *box) inspect
 		Image: b.spec().Digest, Name: "/" + b.name, Driver: "overlay2", Platform: "linux", Config: config, HostConfig: host,
 		Mounts: a.mountPoints(snap, b), ExecIDs: a.execs.of(b.id),
 	}}
+	if out.State.Health == nil && b.instance != nil && a.probed(ctx, b) {
+		// Nothing is known of its health before its first probe, and when it has ended.
+		out.State.Health = &container.Health{Status: container.Starting, Log: []*container.HealthcheckResult{}}
+		if b.ended() {
+			out.State.Health.Status = container.Unhealthy
+		}
+	}
 	if b.instance != nil {
 		out.RestartCount = b.instance.Status.Restarts
 		if n, ok := store.Get[*model.Node](snap, b.instance.NodeID); ok {
@@ -98,6 +105,12 @@ func (a *API) inspect(ctx context.Context, snap *store.Snapshot, b *box) inspect
 	}
 	out.NetworkSettings = a.networkSettings(ctx, snap, b)
 	return out
+}
+
+// probed reports whether a container has a health check, its own or its image's.
+func (a *API) probed(ctx context.Context, b *box) bool {
+	t := b.spec()
+	return !t.NoHealth && (t.Health != nil || a.settings(ctx, t).Health != nil)
 }
 
 func (a *API) networkSettings(ctx context.Context, snap *store.Snapshot, b *box) *networkSettings {

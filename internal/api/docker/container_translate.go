@@ -431,7 +431,7 @@ func (t *translation) publish(*model.TaskSpec) error {
 			}
 		}
 	}
-	free := newFreePorts(t.api.snapshot())
+	free := newFreePorts(t.api.snapshot(), portGroup(t.made))
 	for p, bindings := range want {
 		for _, b := range bindings {
 			sp := model.ServicePort{Protocol: string(p.Proto()), Target: int(p.Num())}
@@ -457,14 +457,19 @@ func (t *translation) publish(*model.TaskSpec) error {
 	return nil
 }
 
-// freePorts chooses host ports that no service publishes.
-type freePorts map[string]string
+// freePorts chooses host ports that no service publishes, but for those of the same group.
+type freePorts struct {
+	taken map[string]string
+	ours  map[string]bool // of the group
+}
 
-func newFreePorts(snap *store.Snapshot) freePorts {
-	out := freePorts{}
+func newFreePorts(snap *store.Snapshot, group string) freePorts {
+	out := freePorts{taken: map[string]string{}, ours: map[string]bool{}}
 	for s := range store.List[*model.Service](snap) {
 		for _, p := range s.Ports {
-			out[strconv.Itoa(p.Published)+"/"+p.Protocol] = s.FullName()
+			key := strconv.Itoa(p.Published) + "/" + p.Protocol
+			out.taken[key] = s.FullName()
+			out.ours[key] = group != "" && s.Application == application && s.PortGroup == group
 		}
 	}
 	return out
@@ -483,13 +488,13 @@ func (f freePorts) choose(text, protocol string) (int, error) {
 	}
 	for n := lo; n <= hi; n++ {
 		key := strconv.Itoa(n) + "/" + protocol
-		if f[key] == "" {
-			f[key] = "this request"
+		if f.taken[key] == "" || lo == hi && f.ours[key] {
+			f.taken[key] = "this request"
 			return n, nil
 		}
 	}
 	if fixed && lo == hi {
-		return 0, fault.New(fault.Conflict, "Bind for 0.0.0.0:%d failed: port is already allocated (by %s)", lo, f[strconv.Itoa(lo)+"/"+protocol])
+		return 0, fault.New(fault.Conflict, "Bind for 0.0.0.0:%d failed: port is already allocated (by %s)", lo, f.taken[strconv.Itoa(lo)+"/"+protocol])
 	}
 	return 0, fault.New(fault.Exhausted, "no free port of %d to %d is left", lo, hi)
 }

@@ -412,7 +412,7 @@ func (t *serviceTranslation) ports() error {
 			kept[p.Protocol+" "+string(rune(p.Target))] = p.Published
 		}
 	}
-	free := newFreePorts(t.api.snapshot())
+	free := newFreePorts(t.api.snapshot(), "")
 	for _, p := range e.Ports {
 		sp := model.ServicePort{
 			Name: p.Name, Protocol: cmp.Or(string(p.Protocol), "tcp"), Target: int(p.TargetPort), Published: int(p.PublishedPort),

@@ -42,6 +42,7 @@ func New(d Deps) http.Handler {
 	s.rolloutRoutes(mux)
 	s.usageRoutes(mux)
 	s.streamRoutes(mux)
+	s.fileRoutes(mux)
 	s.keyRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"os"
 	"os/user"
+	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -45,7 +46,8 @@ type fakeNodes struct {
 	logs func(ctx context.Context, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	exec func(ctx context.Context, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
 
-	paused []string // instance, whether it is to pause
+	paused  []string // instance, whether it is to pause
+	archive []byte   // what was copied in last
 }
 
 func (f *fakeNodes) Logs(ctx context.Context, _ string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error {
@@ -76,6 +78,35 @@ func (f *fakeNodes) Processes(_ context.Context, _ string, ref wire.TaskRef) ([]
 func (f *fakeNodes) Exec(ctx context.Context, _ string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error) {
 	return f.exec(ctx, ref, spec, s)
 }
+
+// Files: what was written last is there under every path but /nosuch.
+
+func (f *fakeNodes) FileStat(_ context.Context, _ string, r wire.FilesRequest) (wire.FileStat, error) {
+	if r.Path == "/nosuch" {
+		return wire.FileStat{}, fault.New(fault.NotFound, "no such file or directory: %s", r.Path)
+	}
+	return wire.FileStat{Name: path.Base(r.Path), Size: int64(len(f.archive))}, nil
+}
+
+func (f *fakeNodes) FileChanges(context.Context, string, wire.TaskRef) ([]wire.FileChange, error) {
+	return nil, errors.New("the command line does not ask for changes")
+}
+
+func (f *fakeNodes) ReadFiles(_ context.Context, _ string, r wire.FilesRequest, w io.Writer) error {
+	if r.Path == "/nosuch" {
+		return fault.New(fault.NotFound, "no such file or directory: %s", r.Path)
+	}
+	if _, err := w.Write(f.archive); err != nil || r.Path != "/torn" {
+		return err
+	}
+	return fault.New(fault.Unavailable, "the node has gone")
+}
+
+func (f *fakeNodes) WriteFiles(_ context.Context, _ string, _ wire.FilesRequest, archive io.Reader) (err error) {
+	f.archive, err = io.ReadAll(archive)
+	return err
+}
+
 func (f *fakeNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 func (f *fakeNodes) RemoveImage(context.Context, string, string) error         { return nil }
 func (f *fakeNodes) RemoveVolume(context.Context, string, string) error        { return nil }
@@ -831,5 +862,29 @@ func TestWhatRunsIsHeldAndLookedAt(t *testing.T) {
 	}
 	if _, err := h.Usage(t.Context(), "nobody"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("usage of what does not exist gave %v", err)
+	}
+}
+
+func TestFilesAreCopiedBothWays(t *testing.T) {
+	h := newHouse(t)
+	h.shop()
+	at := core.Files{Ref: "shop/web.1", Path: "/data"}
+	if err := h.WriteFiles(t.Context(), at, strings.NewReader("an archive")); err != nil {
+		t.Fatal(err)
+	}
+	if st, err := h.FileStat(t.Context(), at); err != nil || st.Name != "data" || st.Size != 10 {
+		t.Errorf("a file is told of as %+v, %v", st, err)
+	}
+	var got strings.Builder
+	if err := h.ReadFiles(t.Context(), at, &got); err != nil || got.String() != "an archive" {
+		t.Errorf("read %q, %v", got.String(), err)
+	}
+	at.Path = "/nosuch"
+	if err := h.ReadFiles(t.Context(), at, io.Discard); !fault.Is(err, fault.NotFound) {
+		t.Errorf("what is not there: %v", err)
+	}
+	at.Path = "/torn"
+	if err := h.ReadFiles(t.Context(), at, io.Discard); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("what breaks off looks whole: %v", err)
 	}
 }

@@ -664,6 +664,23 @@ func (s *suite) pause() {
 	if st, err := s.d.Status(s.ctx, "i.a.1"); err != nil || st.State != driver.Running {
 		s.Errorf("status is %+v, %v; want it running", st, err)
 	}
+	// Who comes in while the task is being paused is let in, or turned away, and does not hold it up.
+	entered := make(chan struct{})
+	go func() {
+		defer close(entered)
+		for range 20 {
+			_, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, "exit", "0"}}, driver.Streams{})
+			if err != nil && !fault.Is(err, fault.Conflict) {
+				s.Errorf("run something in a task that is paused now and then: %v", err)
+			}
+		}
+	}()
+	for range 10 {
+		if err := errors.Join(s.d.Pause(s.ctx, "i.a.1"), s.d.Resume(s.ctx, "i.a.1")); err != nil {
+			s.Errorf("pause and resume a task that others enter: %v", err)
+		}
+	}
+	<-entered
 	if err := s.d.Pause(s.ctx, "i.a.1"); err != nil {
 		s.Fatal(err)
 	}

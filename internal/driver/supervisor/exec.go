@@ -71,21 +71,28 @@ func (p *pipes) close() {
 	}
 }
 
-// exec runs one more process in the task and passes its streams on. It dies with its client.
-func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc *sender) (int, error) {
+// enter starts a process in the task, unless that is paused.
+func (s *supervisor) enter(e *driver.ExecSpec, files *Files) (Process, error) {
+	s.freezing.RLock()
+	defer s.freezing.RUnlock()
 	s.mu.Lock()
 	state := s.status.State
 	s.mu.Unlock()
-	if state != driver.Running { // in a frozen cgroup, a new process would never come to life
-		return 0, fault.New(fault.Conflict, "task %s is %s", s.task.ID, state)
+	if state != driver.Running {
+		return nil, fault.New(fault.Conflict, "task %s is %s", s.task.ID, state)
 	}
+	return s.body.Exec(e, files)
+}
+
+// exec runs one more process in the task and passes its streams on. It dies with its client.
+func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc *sender) (int, error) {
 	p, err := openPipes(e.TTY, stdin && !e.TTY)
 	if err != nil {
 		return 0, err
 	}
 	defer p.close()
 	p.files.Rows, p.files.Cols = e.Rows, e.Cols
-	process, err := s.body.Exec(e, &p.files)
+	process, err := s.enter(e, &p.files)
 	p.started()
 	if err != nil {
 		return 0, err

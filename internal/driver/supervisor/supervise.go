@@ -40,7 +40,9 @@ type supervisor struct {
 	served    chan struct{} // closed when no more connections are taken
 	answering sync.WaitGroup
 
-	freezing sync.Mutex // one pause or resume at a time
+	// freezing is held for a pause or resume, and for reading while a process is started in the task: one
+	// that is frozen on its way in would never get there, and hold up who wants to resume the task.
+	freezing sync.RWMutex
 	lapsed   atomic.Bool
 
 	mu     sync.Mutex

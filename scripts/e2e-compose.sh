@@ -1,0 +1,171 @@
+#!/usr/bin/env bash
+# Docker Compose, built from its Go module, and docker stack deploy bring up examples/shop, as it
+# is, on three virtual hosts; one of them loses its power, and the shop goes on. Between the two,
+# Compose's commands are walked. Needs root and docker; COMPOSE names a Compose program that is there.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+version=v2.40.3
+work=$(mktemp -d /var/tmp/tutti-compose.XXXXXX)
+export TUTTI_RUN_DIR=$work/run TUTTI_DATA_DIR=$work/data SHOP_PORT=${SHOP_PORT:-8087}
+tutti=$here/bin/tutti
+checks=0
+wrong=0
+
+finish() {
+	"$tutti" down --purge >/dev/null 2>&1 || true
+	rm -rf --one-file-system "$work"
+}
+trap finish EXIT
+
+die() {
+	printf 'e2e-compose: %s\n' "$*" >&2
+	exit 1
+}
+
+# compose_program builds Compose as its own module says.
+compose_program() {
+	local source
+	source=$(cd "$work" && go mod download -json "github.com/docker/compose/v2@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
+	cp -r "$source" "$work/source"
+	chmod -R u+w "$work/source"
+	(cd "$work/source" && GOFLAGS= nice -n 10 go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$version" -o "$work/compose" ./cmd)
+	rm -rf "$work/source"
+	echo "$work/compose"
+}
+
+# fail says what is wrong, and the walk goes on.
+fail() {
+	printf 'e2e-compose: %s\n' "$*" >&2
+	wrong=$((wrong + 1))
+}
+
+# check TITLE COMMAND… runs a command that has to succeed; its output is in $out.
+check() {
+	local title=$1 code=0
+	shift
+	if [[ $(type -t "$1") = function ]]; then
+		out=$("$@" 2>&1) || code=$?
+	else
+		out=$(timeout 180 "$@" 2>&1) || code=$?
+	fi
+	if ((code)); then
+		fail "$title: $* failed with $code: $(tail -n 5 <<<"$out")"
+		return
+	fi
+	checks=$((checks + 1))
+	printf '%s\n' "$title"
+}
+
+# says TITLE TEXT COMMAND… is check, and the output holds the text.
+says() {
+	local title=$1 text=$2 before=$wrong
+	shift 2
+	check "$title" "$@"
+	if ((wrong == before)) && ! grep -qF -- "$text" <<<"$out"; then
+		checks=$((checks - 1))
+		fail "$title: $* does not say $text: $out"
+	fi
+}
+
+# serves waits until the shop's front page is answered with its goods.
+serves() {
+	for _ in $(seq 240); do
+		if curl -sf -m 3 -o "$work/page" "http://127.0.0.1:$SHOP_PORT/"; then
+			checks=$((checks + 1))
+			printf '%s\n' "$1"
+			return
+		fi
+		sleep 0.5
+	done
+	docker ps -a --format '{{.Names}} {{.Status}} {{.Label "com.docker.swarm.task.name"}}' >&2
+	die "$1: the shop does not answer"
+}
+
+compose=${COMPOSE:-$(compose_program)}
+"$tutti" up -d --hosts 3
+DOCKER_HOST=$("$tutti" env | sed 's/export DOCKER_HOST=//')
+export DOCKER_HOST
+(cd "$here" && scripts/images.sh --import >/dev/null)
+
+# Compose, with the shop as it is.
+cd "$here/examples/shop"
+says 'compose config' 'shop/web:v1' "$compose" config
+# On a busy machine a health check may fail for too long; another up goes on from where that was.
+up() { "$compose" up -d || "$compose" up -d || "$compose" up -d; }
+check 'compose up' up
+serves 'the shop serves'
+says 'compose ps' 'shop-web-1' "$compose" ps
+says 'compose ls' 'running(13)' "$compose" ls
+nodes=$(docker ps -q | xargs docker inspect --format '{{.Node.Name}}' | sort -u | wc -l)
+[[ $nodes = 3 ]] || fail "the shop is on $nodes hosts"
+check 'compose up again changes nothing' up
+if grep -q 'Recreate' <<<"$out"; then fail "it was made anew: $out"; fi
+says 'compose images' 'shop/web' "$compose" images
+says 'compose logs' 'web-1' "$compose" logs --tail 3 web
+says 'compose exec' 'PONG' "$compose" exec -T redis redis-cli ping
+says 'compose top' 'redis-server' "$compose" top redis
+says 'compose port' "0.0.0.0:$SHOP_PORT" "$compose" port web 8080
+check 'compose cp, into' "$compose" cp compose.yaml redis:/tmp/compose.yaml
+check 'compose cp, out of' "$compose" cp redis:/tmp/compose.yaml "$work/back.yaml"
+cmp compose.yaml "$work/back.yaml" || fail 'what was copied came back otherwise'
+says 'compose run' 'PONG' "$compose" run --rm -T --no-deps redis redis-cli -h redis ping
+check 'compose scale' "$compose" scale --no-deps web=5
+[[ $(docker ps -q --filter label=com.docker.compose.service=web | wc -l) = 5 ]] || fail 'there are not five'
+check 'compose pause' "$compose" pause worker
+says 'it shows' '(Paused)' "$compose" ps -a worker
+check 'compose unpause' "$compose" unpause worker
+check 'compose restart' "$compose" restart -t 1 cart
+check 'compose kill' "$compose" kill worker
+check 'compose start' "$compose" start worker
+says 'compose stats' 'shop-redis-1' "$compose" stats --no-stream redis
+says 'wait' '0' docker wait shop-migrate-1
+says 'compose volumes' 'shop_carts' docker volume ls -q
+says 'compose events' '"service":"cart"' timeout 60 bash -c '"$0" events --json cart | head -n 1 & sleep 1; "$0" restart -t 1 cart >&2; wait' "$compose"
+serves 'the shop still serves'
+
+# A host without the databases loses its power. Containers of Compose are not replaced, as in Docker; the
+# shop's other copies go on, and `up` makes what is missing anew.
+home=$(docker inspect shop-postgres-1 shop-redis-1 --format '{{.Node.Name}}')
+for victim in host-3 host-2; do
+	grep -qx "$victim" <<<"$home" || break
+done
+check "power cut of $victim" "$tutti" host kill "$victim"
+serves 'the shop serves without it'
+check 'the host comes back' "$tutti" host start "$victim"
+check 'compose up makes it whole' up
+serves 'the shop serves'
+check 'compose down' "$compose" down -v -t 3
+[[ -z $(docker ps -aq) ]] || fail "containers are left: $(docker ps -a)"
+
+# The same by docker stack deploy, whose command line refuses three things of the file by itself: a name,
+# conditions of depends_on, and restart.
+awk '
+	/^name:/ { next }
+	/^    depends_on:/ { skip = 1; next }
+	skip && /^      / { next }
+	{ skip = 0 }
+	/^    restart: on-failure/ { restart = 1; next }
+	{ print }
+	restart && /^    deploy:/ { print "      restart_policy: { condition: on-failure }"; restart = 0 }
+' compose.yaml >"$work/stack.yaml"
+cp -r config secrets "$work/"
+check 'stack deploy' docker stack deploy -d=true -c "$work/stack.yaml" shop
+serves 'the shop serves'
+says 'stack ls' 'shop' docker stack ls
+says 'stack services' 'shop_web' docker stack services shop
+says 'stack ps' 'shop_web.1' docker stack ps shop
+says 'service logs' 'shop_web.1' docker service logs --tail 3 shop_web
+home=$(docker stack ps shop --filter desired-state=running --format '{{.Name}} {{.Node}}' | sed -n 's/^shop_\(postgres\|redis\).* //p')
+for victim in host-3 host-2; do
+	grep -qx "$victim" <<<"$home" || break
+done
+check "power cut of $victim" "$tutti" host kill "$victim"
+serves 'the shop serves without it'
+for _ in $(seq 60); do
+	[[ $(docker stack services shop --format '{{.Replicas}}' | grep -c '^\([0-9]*\)/\1') -ge 7 ]] && break
+	sleep 1
+done
+says 'its copies run elsewhere' '3/3' docker service ls --filter name=shop_web
+check 'stack rm' docker stack rm shop
+printf '%s checks passed, %s failed\n' "$checks" "$wrong"
+((wrong == 0))
