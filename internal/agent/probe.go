@@ -179,9 +179,9 @@ func (w *worker) probe(ctx context.Context, p *prepared, t *model.TaskSpec, id s
 		output, err = w.probeExec(ctx, t, id, []string{"/bin/sh", "-c", probe.Shell})
 	case probe.HTTP != nil:
 		output, err = w.probeHTTP(ctx, p, probe.HTTP)
-	case probe.TCPPort > 0:
+	case probe.TCPPort > 0 || probe.TCPPortOf > 0:
 		var c net.Conn
-		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.probeAddress(p, probe.TCPPort))
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.probeAddress(p, p.portOf(probe.TCPPortOf, probe.TCPPort)))
 		if err == nil {
 			c.Close()
 		}
@@ -226,7 +226,7 @@ func (w *worker) probeHTTP(ctx context.Context, p *prepared, h *model.HTTPProbe)
 	if scheme == "" {
 		scheme = "http"
 	}
-	url := scheme + "://" + w.probeAddress(p, h.Port) + "/" + strings.TrimPrefix(h.Path, "/")
+	url := scheme + "://" + w.probeAddress(p, p.portOf(h.PortOf, h.Port)) + "/" + strings.TrimPrefix(h.Path, "/")
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err

@@ -179,7 +179,7 @@ func (p *plan) collect() {
 			add(n.ID, &slot{nodeID: n.ID, counts: true, wanted: !w.Suspended})
 		}
 	} else {
-		for n := 1; n <= w.Count; n++ {
+		for _, n := range p.numbers() {
 			add(strconv.Itoa(n), &slot{number: n, counts: true, wanted: !w.Suspended})
 		}
 	}
