@@ -39,9 +39,6 @@ func (c *Core) DeployTogether(ctx context.Context, who Caller, b Batch) (results
 	}
 	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		results = results[:0]
-		for id, revision := range b.Expect {
-			cs.Expect(model.KindWorkload, id, revision)
-		}
 		if err := removeListed(snap, cs, a, b.Remove); err != nil {
 			return err
 		}

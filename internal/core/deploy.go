@@ -331,7 +331,7 @@ func (p *planner) workloads() error {
 			w.Template.ForceUpdate = old.Template.ForceUpdate // a restart meanwhile is no reason for another one
 		}
 		hash := w.Template.Hash()
-		w.ID, w.Generation = model.NewID(), 1 // unless it exists
+		w.ID, w.Generation = cmp.Or(w.ID, model.NewID()), 1 // unless it exists
 		w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		var previous string
 		err := settle(p, w, func(old *model.Workload) {
@@ -583,13 +583,6 @@ func (p *planner) application(who Caller) error {
 		a.ID, a.Created = model.NewID(), p.now
 	}
 	changed := !ok
-	for name, data := range p.d.Extensions {
-		changed = changed || !bytes.Equal(a.Extensions[name], data)
-		if a.Extensions == nil {
-			a.Extensions = map[string][]byte{}
-		}
-		a.Extensions[name] = data
-	}
 	for _, ch := range p.result.Changes {
 		changed = changed || ch.Action != "unchanged"
 	}

@@ -25,9 +25,6 @@ type Deployment struct {
 	// Members adds to an application whose members come and go one by one: its version counts none
 	// of it. It goes with KeepOthers.
 	Members bool `json:"members,omitempty"`
-	// Extensions are kept with the application for the adapters that they are named after; what is
-	// not named stays as it is.
-	Extensions map[string][]byte `json:"extensions,omitempty"`
 	// DryRun checks everything and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }
@@ -38,8 +35,6 @@ type Batch struct {
 	Deployments []Deployment
 	// Remove are workloads, by ID, that go, with the services that lead to them.
 	Remove []string
-	// Expect are workloads, by ID, with the revisions that what is asked for was decided on.
-	Expect map[string]uint64
 	// Keys are what the adapter keeps of its own.
 	Keys KeyChanges
 }

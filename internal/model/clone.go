@@ -190,6 +190,7 @@ func (p *Probe) Clone() *Probe {
 	c.Exec = slices.Clone(p.Exec)
 	if p.HTTP != nil {
 		h := *p.HTTP
+		h.Codes = slices.Clone(h.Codes)
 		c.HTTP = &h
 	}
 	return &c
@@ -259,6 +260,10 @@ func (t TaskSpec) clone() TaskSpec {
 	t.Reserve = t.Reserve.clone()
 	t.Limit = t.Limit.clone()
 	t.Health = t.Health.Clone()
+	t.Probes = slices.Clone(t.Probes)
+	for i := range t.Probes {
+		t.Probes[i] = *t.Probes[i].Clone()
+	}
 	t.CapAdd = slices.Clone(t.CapAdd)
 	t.CapDrop = slices.Clone(t.CapDrop)
 	t.SecurityOpts = slices.Clone(t.SecurityOpts)

@@ -95,8 +95,9 @@ type TaskSpec struct {
 	Reserve Resources `json:"reserve,omitzero"` // what the scheduler sets aside
 	Limit   Resources `json:"limit,omitzero"`   // what the kernel enforces
 
-	Health   *Probe `json:"health,omitempty"`   // ready when it passes, restarted when it fails; nil: the image's HEALTHCHECK
-	NoHealth bool   `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
+	Health   *Probe  `json:"health,omitempty"`   // ready when it passes, restarted when it fails; nil: the image's HEALTHCHECK
+	Probes   []Probe `json:"probes,omitempty"`   // further ones: ready when all pass
+	NoHealth bool    `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
 
 	CapAdd         []string          `json:"capAdd,omitempty"`
 	CapDrop        []string          `json:"capDrop,omitempty"`
@@ -162,6 +163,8 @@ type Probe struct {
 	StartPeriod   time.Duration `json:"startPeriod,omitempty"`   // failures within it do not count
 	StartInterval time.Duration `json:"startInterval,omitempty"` // interval within the start period
 	Retries       int           `json:"retries"`                 // failures in a row until unhealthy
+	// Once asks until it passes for the first time in a run, and never makes it unhealthy.
+	Once bool `json:"once,omitempty"`
 }
 
 // HTTPProbe is a GET that must answer 200 to 399.
@@ -170,6 +173,7 @@ type HTTPProbe struct {
 	Port   int    `json:"port"`
 	PortOf int    `json:"portOf,omitempty"` // in place of Port: where the port request of this number, from 1, leads
 	Path   string `json:"path"`
+	Codes  []int  `json:"codes,omitempty"` // answers that pass, in place of 200 to 399
 }
 
 // Ulimit is one process limit.

@@ -181,6 +181,7 @@ const (
 	PauseOnFailure    FailureAction = "pause"
 	ContinueOnFailure FailureAction = "continue"
 	RollBackOnFailure FailureAction = "rollBack"
+	WaitOnFailure     FailureAction = "wait" // until those that fail are ready; what runs stays meanwhile
 )
 
 // Dependency holds back the first start of a revision.

@@ -90,7 +90,11 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err != nil {
 		return errors.Join(err, api.Close(), dockerAPI.Close())
 	}
-	return work(ctx, s, w, id, api, dockerAPI, people, &cfg)
+	mara, err := listenForMarathon(&cfg, s, port)
+	if err != nil {
+		return errors.Join(err, api.Close(), dockerAPI.Close())
+	}
+	return work(ctx, s, w, id, api, dockerAPI, people, mara, &cfg)
 }
 
 // listenForPeople opens the API's network listener, if there is to be one: nil otherwise.
@@ -119,7 +123,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 }
 
 // work runs both halves and the APIs until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI, people net.Listener, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, dockerAPI, people net.Listener, mara marathonListeners, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
@@ -134,6 +138,7 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, api, d
 		}))
 		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
+		mara.serve(ctx, g, s, id.NodeID, cfg)
 	}
 	g.Go(func() error { return native.Serve(ctx, api, handler) })
 	g.Go(func() error { return native.Serve(ctx, dockerAPI, dockerHandler) })
