@@ -190,6 +190,7 @@ func (h *house) play() {
 	if _, err := h.store.Commit(context.Background(), cs); err != nil {
 		h.t.Fatal(err)
 	}
+	h.api.Settle(context.Background())
 }
 
 func TestAnAppLives(t *testing.T) {
