@@ -334,6 +334,9 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 	var v *model.Volume
 	if m.Source == "" {
 		v = &model.Volume{Meta: model.Meta{ID: w.anonymous(t.Name, index), Name: "anonymous"}}
+		if m.Share != "" {
+			v.ID = w.id + "--" + m.Share
+		}
 	} else {
 		i := slices.IndexFunc(as.Volumes, func(v *model.Volume) bool { return v.ID == m.Source })
 		if i < 0 {

@@ -140,6 +140,7 @@ type Mount struct {
 
 	Propagation    string `json:"propagation,omitempty"` // bind: rprivate (default), rslave, rshared …
 	CreateHostPath bool   `json:"createHostPath,omitempty"`
+	Share          string `json:"share,omitempty"`     // anonymous volume: tasks of the instance with the same name here have the same one
 	NoCopy         bool   `json:"noCopy,omitempty"`    // volume: do not fill it from the image
 	SubPath        string `json:"subPath,omitempty"`   // volume: mount this folder of it
 	SizeBytes      int64  `json:"sizeBytes,omitempty"` // tmpfs

@@ -253,7 +253,10 @@ func (a *app) fillIn() {
 	}
 	if a.Container != nil {
 		if a.Container.PortMappings == nil {
-			a.Container.PortMappings = &[]portMapping{{Name: "default", Protocol: "tcp", Labels: map[string]string{}}}
+			a.Container.PortMappings = &[]portMapping{}
+			if a.Networks[0].Mode == "container/bridge" { // elsewhere it would be no port at all
+				*a.Container.PortMappings = []portMapping{{Name: "default", Protocol: "tcp", Labels: map[string]string{}}}
+			}
 		}
 		if a.Networks[0].Mode == "container/bridge" {
 			for i := range *a.Container.PortMappings {

@@ -466,3 +466,8 @@ func TestJobs(t *testing.T) {
 	h.want("GET", "/v1/jobs/prod.report", "", 404)
 	h.want("POST", "/v1/jobs", `{"id":"x","run":{"cpus":0.1}}`, http.StatusUnprocessableEntity)
 }
+
+// listOf yields the objects of a kind.
+func listOf[T model.Object](h *house) func(yield func(T) bool) {
+	return store.List[T](h.store.Snapshot())
+}

@@ -300,7 +300,7 @@ func (d *pod) checkContainer(p *problems, at string, c *podContainer, names, por
 		p.refuse(at+"/linuxInfo", "linuxInfo")
 	}
 	if c.Image != nil {
-		oneOf(p, at+"/image/kind", c.Image.Kind, "DOCKER")
+		oneOf(p, at+"/image/kind", strings.ToUpper(c.Image.Kind), "DOCKER")
 		if c.Image.ID == "" {
 			p.add(at+"/image/id", "must not be empty")
 		}
@@ -334,7 +334,7 @@ func (d *pod) checkContainer(p *problems, at string, c *podContainer, names, por
 		if len(e.Protocol) > 1 {
 			p.refuse(where+"/protocol", "one port for several protocols (give two endpoints)")
 		} else {
-			oneOf(p, where+"/protocol", e.Protocol[0], "tcp", "udp")
+			oneOf(p, where+"/protocol", e.Protocol[0], "tcp", "udp", "http", "https")
 		}
 		for name, text := range e.Labels {
 			if strings.HasPrefix(name, "VIP_") {
@@ -407,16 +407,16 @@ func podWorkload(snap *store.Snapshot, d *pod, name, config string) *part {
 	t.Placement = placement(snap, d.constraints(), roles)
 	byName := map[string]model.Mount{}
 	for _, v := range d.Volumes {
-		m := model.Mount{Type: model.MountVolume}
+		m := model.Mount{Type: model.MountVolume, Share: v.Name}
 		switch {
 		case v.Host != nil:
-			m.Type, m.Source = model.MountBind, *v.Host
+			m = model.Mount{Type: model.MountBind, Source: *v.Host}
 		case v.Secret != "":
-			m.Type, m.Source = model.MountSecret, "/"+strings.TrimPrefix(d.Secrets[v.Secret].Source, "/")
+			m = model.Mount{Type: model.MountSecret, Source: "/" + strings.TrimPrefix(d.Secrets[v.Secret].Source, "/")}
 		case v.Persistent != nil:
 			vol := &model.Volume{Meta: model.Meta{Name: fit(name + "-" + v.Name)}, Driver: "local"}
 			out.volumes = append(out.volumes, vol)
-			m.Source = vol.Name
+			m = model.Mount{Type: model.MountVolume, Source: vol.Name}
 		}
 		byName[v.Name] = m
 	}
@@ -430,7 +430,10 @@ func podWorkload(snap *store.Snapshot, d *pod, name, config string) *part {
 		}
 		var ports []appPort
 		for _, e := range c.Endpoints {
-			r := appPort{name: e.Name, protocol: e.Protocol[0]}
+			r := appPort{name: e.Name, protocol: "tcp"}
+			if e.Protocol[0] == "udp" {
+				r.protocol = "udp"
+			}
 			if e.ContainerPort != nil {
 				r.number = *e.ContainerPort
 			}
@@ -525,7 +528,11 @@ func podTask(d *pod, c *podContainer, config string, ports []appPort, volumes ma
 		if r.of > 0 {
 			value = fmt.Sprintf("{port.%d}", r.of-1)
 		}
-		task.PlacedEnv = append(task.PlacedEnv, "ENDPOINT_"+envName(r.name)+"="+value)
+		name := envName(r.name)
+		task.PlacedEnv = append(task.PlacedEnv, "ENDPOINT_"+name+"="+value, "PORT_"+name+"="+value, "EP_HOST_"+name+"="+value)
+		if r.number > 0 {
+			task.PlacedEnv = append(task.PlacedEnv, fmt.Sprintf("EP_CONTAINER_%s=%d", name, r.number))
+		}
 	}
 	for _, m := range c.VolumeMounts {
 		mount := volumes[m.Name]
