@@ -245,7 +245,7 @@ func protocol(p *problems, at, text string) {
 	oneOf(p, at+"/protocol", text, "tcp", "udp")
 }
 
-// checkVIP looks at "/shop/web:8080": a name and a port, which has to be the container's own.
+// checkVIP looks at "/shop/web:8080": a name and a port.
 func checkVIP(p *problems, at, text string, containerPort int) {
 	name, port, _ := strings.Cut(text, ":")
 	n, err := strconv.Atoi(port)
@@ -254,8 +254,10 @@ func checkVIP(p *problems, at, text string, containerPort int) {
 		p.add(at, fmt.Sprintf("%q is not NAME:PORT", text))
 	case isAddress(name):
 		p.refuse(at, "a virtual IP with an address of one's own (give a name)")
-	case n != containerPort:
-		p.refuse(at, fmt.Sprintf("a virtual IP whose port %d is not the container's, %d,", n, containerPort))
+	case n < 1 || n > 65535:
+		p.add(at, fmt.Sprintf("port %d is not between 1 and 65535", n))
+	case containerPort == 0:
+		p.refuse(at, "a virtual IP of a container port that is chosen with the host port")
 	}
 }
 

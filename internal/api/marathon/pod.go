@@ -448,8 +448,8 @@ func podWorkload(snap *store.Snapshot, d *pod, name, config string) *part {
 			ports = append(ports, r)
 			for _, label := range slices.Sorted(maps.Keys(e.Labels)) {
 				if strings.HasPrefix(label, "VIP_") {
-					vip, _, _ := strings.Cut(e.Labels[label], ":")
-					names = append(names, strings.ReplaceAll(strings.Trim(vip, "/"), "/", "")+".marathon.l4lb.thisdcos.directory")
+					name, port := vip(e.Labels[label], r.number, r.protocol)
+					names, svc.Ports = append(names, name), append(svc.Ports, port...)
 				}
 			}
 		}

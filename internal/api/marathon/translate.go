@@ -358,8 +358,8 @@ func (out *part) network(a *app, name string) {
 	for _, m := range a.mappings() {
 		for _, label := range slices.Sorted(maps.Keys(m.Labels)) {
 			if strings.HasPrefix(label, "VIP_") {
-				vip, _, _ := strings.Cut(m.Labels[label], ":")
-				names = append(names, strings.ReplaceAll(strings.Trim(vip, "/"), "/", "")+".marathon.l4lb.thisdcos.directory")
+				name, port := vip(m.Labels[label], m.ContainerPort, m.Protocol)
+				names, s.Ports = append(names, name), append(s.Ports, port...)
 			}
 		}
 	}
@@ -376,6 +376,16 @@ func (out *part) network(a *app, name string) {
 		}
 	}
 	out.service = s
+}
+
+// vip reads "/shop/web:8080": the name that it stands for, and the port of the virtual IP where that is
+// not the container's own.
+func vip(text string, containerPort int, protocol string) (name string, ports []model.ServicePort) {
+	name, port, _ := strings.Cut(text, ":")
+	if n, err := strconv.Atoi(port); err == nil && n != containerPort {
+		ports = append(ports, model.ServicePort{Protocol: protocol, Target: containerPort, Virtual: n})
+	}
+	return strings.ReplaceAll(strings.Trim(name, "/"), "/", "") + ".marathon.l4lb.thisdcos.directory", ports
 }
 
 // namesOf are the names under which an app is known to others on its networks.
