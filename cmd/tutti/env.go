@@ -2,7 +2,11 @@ package main
 
 import (
 	"fmt"
+	"maps"
+	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -14,7 +18,7 @@ func envCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:     "env",
 		Short:   "Print the environment for the docker command line and its like",
-		Long:    "Print DOCKER_HOST for a shell, so that the docker command line, Compose and the like talk to this cluster.",
+		Long:    "Print DOCKER_HOST and MARATHON_URL for a shell, so that the docker command line, Compose, and clients of\nMarathon talk to this cluster.",
 		Example: "  eval $(tutti env)\n  docker ps",
 		Args:    noArguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -23,12 +27,20 @@ func envCommand(g *globals) *cobra.Command {
 				return err
 			}
 			defer c.Close()
-			env := map[string]string{"DOCKER_HOST": "unix://" + node.DockerSocket(filepath.Dir(c.Socket()))}
+			dir := filepath.Dir(c.Socket())
+			env := map[string]string{"DOCKER_HOST": "unix://" + node.DockerSocket(dir)}
+			if url, err := os.ReadFile(node.MarathonURLFile(dir)); err == nil {
+				env["MARATHON_URL"] = strings.TrimSpace(string(url))
+			}
 			if g.structured() {
 				return g.print(cmd.OutOrStdout(), env, nil)
 			}
-			_, err = fmt.Fprintf(cmd.OutOrStdout(), "export DOCKER_HOST=%s\n", env["DOCKER_HOST"])
-			return err
+			for _, name := range slices.Sorted(maps.Keys(env)) {
+				if _, err := fmt.Fprintf(cmd.OutOrStdout(), "export %s=%s\n", name, env[name]); err != nil {
+					return err
+				}
+			}
+			return nil
 		},
 	}
 }

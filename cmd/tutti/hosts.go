@@ -156,7 +156,7 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 		c.Capacity = model.Resources{MemoryBytes: memory / int64(len(u.hosts))} // an equal share
 		c.JoinAddress, c.JoinToken = joinAt, tokens[h.Server]
 		if !h.Server {
-			c.APIListen, c.DockerListen = "", "" // servers answer them
+			c.APIListen, c.DockerListen, c.MarathonListen = "", "", "" // servers answer them
 		}
 		if err := u.machine.Start(h, c); err != nil {
 			return err
@@ -205,6 +205,7 @@ func hostPortsCommand(g *globals) *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
+			go g.passMarathon(ctx, log)
 			return g.machine("").ServePorts(ctx, g.publishedPorts, log)
 		},
 	}

@@ -93,6 +93,7 @@ type Session interface {
 type Deps struct {
 	NodeID   string
 	NodeName string
+	Address  string // under which other hosts reach this one
 	DataDir  string // <data dir>/agent
 	RunDir   string
 	// SandboxDir is where processes of the host have their own directories; their users must be

@@ -31,6 +31,7 @@ type prepared struct {
 	hostname string
 	netNS    string // path; "" for the host's
 	address  netip.Addr
+	ports    []model.HostPort
 	images   map[string]*image.Info // by task
 	digests  map[string]string      // by task
 	rootfs   map[string]string      // by task
@@ -41,7 +42,7 @@ type prepared struct {
 // taken over.
 func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, error) {
 	p := &prepared{
-		template: as.Template, hostname: hostname(as),
+		template: as.Template, hostname: hostname(as), ports: as.Instance.HostPorts,
 		images: map[string]*image.Info{}, digests: map[string]string{},
 		rootfs: map[string]string{}, mounts: map[string][]driver.Mount{},
 	}
@@ -333,6 +334,9 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 	var v *model.Volume
 	if m.Source == "" {
 		v = &model.Volume{Meta: model.Meta{ID: w.anonymous(t.Name, index), Name: "anonymous"}}
+		if m.Share != "" {
+			v.ID = w.id + "--" + m.Share
+		}
 	} else {
 		i := slices.IndexFunc(as.Volumes, func(v *model.Volume) bool { return v.ID == m.Source })
 		if i < 0 {
@@ -427,7 +431,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	if as.Template.Indexed {
 		defaults = append(defaults, "JOB_COMPLETION_INDEX="+strconv.Itoa(as.Instance.Slot-1))
 	}
-	task.Env = mergeEnv(defaults, env, t.Env)
+	task.Env = mergeEnv(defaults, env, w.placedEnv(as.Instance, t, id), t.Env)
 	return task, nil
 }
 

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -78,7 +79,7 @@ func (s *probeState) result(now time.Time, ok bool) model.Health {
 		s.failures++
 		s.counted = now
 	}
-	if s.failures >= s.probe.Retries {
+	if s.failures >= s.probe.Retries && !s.probe.Once {
 		s.health = model.HealthUnhealthy
 	}
 	return s.health
@@ -102,6 +103,9 @@ func (w *worker) startProbes(ctx context.Context, wg *sync.WaitGroup, p *prepare
 		if probe != nil && !t.NoHealth {
 			list = append(list, probed{task: t, id: ids[i], probe: probe})
 		}
+		for n := range t.Probes {
+			list = append(list, probed{task: t, id: ids[i], probe: &t.Probes[n]})
+		}
 	}
 	if len(list) == 0 {
 		return nil
@@ -122,7 +126,7 @@ func (w *worker) startProbes(ctx context.Context, wg *sync.WaitGroup, p *prepare
 	for i, l := range list {
 		wg.Go(func() {
 			s := newProbeState(*l.probe, time.Now(), before)
-			for n := 0; ; n++ {
+			for n := 0; !l.probe.Once || s.health != model.HealthHealthy; n++ {
 				select {
 				case <-ctx.Done():
 					return
@@ -179,9 +183,9 @@ func (w *worker) probe(ctx context.Context, p *prepared, t *model.TaskSpec, id s
 		output, err = w.probeExec(ctx, t, id, []string{"/bin/sh", "-c", probe.Shell})
 	case probe.HTTP != nil:
 		output, err = w.probeHTTP(ctx, p, probe.HTTP)
-	case probe.TCPPort > 0:
+	case probe.TCPPort > 0 || probe.TCPPortOf > 0:
 		var c net.Conn
-		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.probeAddress(p, probe.TCPPort))
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.probeAddress(p, p.portOf(probe.TCPPortOf, probe.TCPPort)))
 		if err == nil {
 			c.Close()
 		}
@@ -226,7 +230,7 @@ func (w *worker) probeHTTP(ctx context.Context, p *prepared, h *model.HTTPProbe)
 	if scheme == "" {
 		scheme = "http"
 	}
-	url := scheme + "://" + w.probeAddress(p, h.Port) + "/" + strings.TrimPrefix(h.Path, "/")
+	url := scheme + "://" + w.probeAddress(p, p.portOf(h.PortOf, h.Port)) + "/" + strings.TrimPrefix(h.Path, "/")
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
@@ -239,7 +243,11 @@ func (w *worker) probeHTTP(ctx context.Context, p *prepared, h *model.HTTPProbe)
 		return "", err
 	}
 	defer resp.Body.Close()
-	if resp.StatusCode < 200 || resp.StatusCode >= 400 {
+	passes := resp.StatusCode >= 200 && resp.StatusCode < 400
+	if len(h.Codes) > 0 {
+		passes = slices.Contains(h.Codes, resp.StatusCode)
+	}
+	if !passes {
 		return "", fmt.Errorf("GET %s answered %s", url, resp.Status)
 	}
 	return resp.Status, nil

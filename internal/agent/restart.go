@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"cmp"
+	"math"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -39,7 +41,8 @@ func (r *restartCount) next(o outcome) (again bool, delay time.Duration) {
 	if delay == 0 {
 		delay = 100 * time.Millisecond
 	}
-	delay = min(delay<<min(r.attempts, 10), max(delay, time.Minute))
+	factor, most := cmp.Or(r.policy.Factor, 2), cmp.Or(r.policy.MaxDelay, time.Minute)
+	delay = time.Duration(min(float64(delay)*math.Pow(factor, float64(min(r.attempts, 1000))), float64(max(delay, most))))
 	r.attempts++
 	return true, delay
 }

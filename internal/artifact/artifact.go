@@ -54,7 +54,11 @@ func (s *Store) Place(ctx context.Context, sandbox string, uid, gid int, list []
 		if err != nil {
 			return fmt.Errorf("artifact %s: %w", a.Source, err)
 		}
-		if err := place(ctx, file, sandbox, uid, gid, a); err != nil {
+		err = place(ctx, file, sandbox, uid, gid, a)
+		if a.Digest == "" && !a.Cached {
+			err = errors.Join(err, os.Remove(file))
+		}
+		if err != nil {
 			return fmt.Errorf("artifact %s: %w", a.Source, err)
 		}
 	}
@@ -63,6 +67,9 @@ func (s *Store) Place(ctx context.Context, sandbox string, uid, gid int, list []
 
 // fetch returns the file that holds an artifact, verified.
 func (s *Store) fetch(ctx context.Context, a *model.Artifact) (string, error) {
+	if a.Digest == "" {
+		return s.fetchUnverified(ctx, a)
+	}
 	sum, ok := strings.CutPrefix(a.Digest, "sha256:")
 	if raw, err := hex.DecodeString(sum); !ok || err != nil || len(raw) != sha256.Size {
 		return "", fault.New(fault.Invalid, "digest %q is not sha256: and 64 hexadecimal digits", a.Digest)
@@ -102,6 +109,43 @@ func (s *Store) fetch(ctx context.Context, a *model.Artifact) (string, error) {
 	}
 	defer body.Close()
 	return file, keep(body, file, sum)
+}
+
+// fetchUnverified takes what the source gives as it is: each time anew, unless what was fetched once
+// will do.
+func (s *Store) fetchUnverified(ctx context.Context, a *model.Artifact) (string, error) {
+	name := fmt.Sprintf("url-%x", sha256.Sum256([]byte(a.Source)))
+	file := filepath.Join(s.dir, name)
+	now := time.Now()
+	if a.Cached && os.Chtimes(file, now, now) == nil {
+		return file, nil
+	}
+	s.prune(now)
+	body, err := s.open(ctx, a.Source)
+	if err != nil {
+		return "", err
+	}
+	defer body.Close()
+	f, err := os.CreateTemp(s.dir, ".new-")
+	if err != nil {
+		return "", err
+	}
+	n, err := io.Copy(f, io.LimitReader(body, maxBytes+1))
+	err = errors.Join(err, f.Close())
+	switch {
+	case err != nil:
+		err = fault.New(fault.Unavailable, "fetch it: %w", err)
+	case n > maxBytes:
+		err = fault.New(fault.Invalid, "it is larger than %d bytes", int64(maxBytes))
+	case a.Cached:
+		err = os.Rename(f.Name(), file)
+	default:
+		return f.Name(), nil // each fetch has a file of its own, which goes once it is placed
+	}
+	if err != nil {
+		os.Remove(f.Name())
+	}
+	return file, err
 }
 
 // keep writes what is read to a file once it is known to be what was asked for.

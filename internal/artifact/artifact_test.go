@@ -275,7 +275,6 @@ func TestWhatIsNotAsAskedForIsRefused(t *testing.T) {
 	}{
 		{model.Artifact{Source: url, Digest: good}, fault.Invalid, "not the one that was asked for"},
 		{model.Artifact{Source: url, Digest: "sha256:abc"}, fault.Invalid, "64 hexadecimal digits"},
-		{model.Artifact{Source: url}, fault.Invalid, "64 hexadecimal digits"},
 		{model.Artifact{Source: missing.URL + "/x", Digest: good}, fault.NotFound, "404"},
 		{model.Artifact{Source: "ftp://host/x", Digest: good}, fault.Unsupported, "https:"},
 		{model.Artifact{Source: "file:///nothing/here", Digest: good}, fault.NotFound, "no such file"},
@@ -293,5 +292,31 @@ func TestWhatIsNotAsAskedForIsRefused(t *testing.T) {
 	entries, err := os.ReadDir(w.store.dir)
 	if err != nil || len(entries) != 1 { // the one that is no archive
 		t.Errorf("the cache holds %v, %v", entries, err)
+	}
+}
+
+// TestWhatHasNoDigestIsFetchedAnew holds that a source without a digest is taken as it is each time,
+// unless it says that what was fetched once will do.
+func TestWhatHasNoDigestIsFetchedAnew(t *testing.T) {
+	answers := atomic.Int32{}
+	srv := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "answer ", answers.Add(1)) }))
+	defer srv.Close()
+	w := open(t)
+	for n, c := range []struct {
+		a    model.Artifact
+		want string
+	}{
+		{model.Artifact{Source: srv.URL + "/x"}, "answer 1"},
+		{model.Artifact{Source: srv.URL + "/x"}, "answer 2"},
+		{model.Artifact{Source: srv.URL + "/x", Cached: true}, "answer 3"},
+		{model.Artifact{Source: srv.URL + "/x", Cached: true}, "answer 3"},
+		{model.Artifact{Source: srv.URL + "/x"}, "answer 4"},
+	} {
+		if err := w.place(c.a); err != nil {
+			t.Fatal(err)
+		}
+		if w.want("x", c.want, 0o755); t.Failed() {
+			t.Fatalf("this was fetch %d", n)
+		}
 	}
 }

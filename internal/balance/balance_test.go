@@ -196,3 +196,27 @@ func TestAStateThatCannotBeReadIsRefused(t *testing.T) {
 		t.Error("protocols are mixed up")
 	}
 }
+
+// TestPortsThatInstancesHold holds that a port which an instance holds by itself leads to it on its node
+// alone, and one of a service as that says.
+func TestPortsThatInstancesHold(t *testing.T) {
+	n := state()
+	n.Networks = []*model.Network{network("x", "10.99.1.0/24", false)}
+	n.Instances = []wire.NetworkInstance{
+		{ID: "i1", NodeID: "a", WorkloadID: "w", Addresses: at("x=10.99.1.1"), HostPorts: []model.HostPort{{Protocol: "tcp", Published: 21000, Target: 80}, {Protocol: "tcp", Published: 9000, Target: 90}}},
+		{ID: "i2", NodeID: "b", WorkloadID: "w", Addresses: at("x=10.99.1.2"), HostPorts: []model.HostPort{{Protocol: "tcp", Published: 21001, Target: 80}}},
+		{ID: "i3", NodeID: "a", WorkloadID: "h", HostPorts: []model.HostPort{{Protocol: "tcp", Published: 21002, Target: 21002}}}, // on the host's network
+	}
+	n.Services = []wire.NetworkService{{ID: "s", WorkloadID: "w", Ports: []model.ServicePort{{Protocol: "tcp", Published: 9000, Target: 90, HostMode: true}}}}
+	d, err := Compute(n, "a", ipv4)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[uint16]string{}
+	for _, f := range d.Frontends {
+		got[f.Port] = fmt.Sprint(f.Endpoints, f.Target)
+	}
+	if want := map[uint16]string{21000: "[10.99.1.1] 80", 9000: "[] 90"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("ports lead to %v, want %v", got, want)
+	}
+}

@@ -94,6 +94,7 @@ func Compute(n *wire.Network, nodeID string, f *family) (*Desired, error) {
 	for i := range n.Services {
 		r.addService(&n.Services[i])
 	}
+	r.addHeld(n)
 	r.Networks = merge(append(slices.Clone(r.Subnets), pool))
 	r.sort()
 	r.settle()
@@ -201,6 +202,37 @@ func (r *reading) addService(s *wire.NetworkService) {
 			FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(p.Published)},
 			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: r.on(s, "", local),
 		})
+	}
+}
+
+// addHeld publishes the ports that instances of this node hold by themselves. Those of a service are led
+// as that says.
+func (r *reading) addHeld(n *wire.Network) {
+	type held struct {
+		workload, protocol string
+		port               int
+	}
+	ofServices := map[held]bool{}
+	for i := range n.Services {
+		for _, p := range n.Services[i].Ports {
+			if p.HostMode {
+				ofServices[held{n.Services[i].WorkloadID, p.Protocol, p.Published}] = true
+			}
+		}
+	}
+	for k := range n.Instances {
+		i := &n.Instances[k]
+		if i.NodeID != r.nodeID || len(i.Addresses) == 0 {
+			continue
+		}
+		ip, ok := r.f.address(&i.Addresses[0])
+		for _, h := range i.HostPorts {
+			if proto, known := protocols[h.Protocol]; ok && known && !ofServices[held{i.WorkloadID, h.Protocol, h.Published}] {
+				r.Frontends = append(r.Frontends, Frontend{
+					FrontendKey: FrontendKey{Node: true, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
+				})
+			}
+		}
 	}
 }
 

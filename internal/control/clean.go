@@ -1,8 +1,10 @@
 package control
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -33,7 +35,11 @@ func (p *pass) loseInstances() {
 	for _, n := range p.allNodes().list {
 		if n.Status.State == model.NodeDown {
 			for i := range store.InstancesOnNode(p.snap, n.ID) {
-				if why := p.bound(i, n); why != "" {
+				why := p.bound(i, n)
+				if why == "" {
+					why = p.patience(i, n)
+				}
+				if why != "" {
 					p.await(i, n, why)
 					continue
 				}
@@ -55,6 +61,26 @@ func (p *pass) loseInstances() {
 		}
 		lose(i, "its node was removed")
 	}
+}
+
+// patience says for what an instance of a silent node is waited for, as its workload asks; "" when it
+// is not.
+func (p *pass) patience(i *model.Instance, n *model.Node) string {
+	w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
+	if !ok || i.Desired != model.DesiredRun || i.Status.State.Final() {
+		return ""
+	}
+	if w.Unreachable.Never {
+		return fmt.Sprintf("node %s is down: it is waited for", n.Name)
+	}
+	until := n.Status.Since.Add(w.Unreachable.ReplaceAfter)
+	if w.Unreachable.ReplaceAfter <= 0 || !until.After(p.now) {
+		return ""
+	}
+	if wait := until.Sub(p.now); p.fence == 0 || wait < p.fence {
+		p.fence = wait
+	}
+	return fmt.Sprintf("node %s is down: it is waited for until %s", n.Name, until.UTC().Format(time.TimeOnly))
 }
 
 // drain stops instances that no balancer sends new connections to any more, or that were waited

@@ -43,6 +43,7 @@ type Controller struct {
 	swept    time.Time            // when that was done last
 	reasoned time.Time            // when reasons of unplaced instances were brought up to date last
 	draining map[string]time.Time // instance ID → since when it is known to be drained
+	crossing map[string]bool      // IDs of workloads that wait for one of another application
 	fenced   map[string]bool      // IDs of instances that wait for the end of a lease
 	refused  map[string]string    // workload and node → why an instance has no room there
 	cursors  map[string]uint32    // network and node → the address given out last
@@ -64,7 +65,7 @@ const (
 // Run works until ctx, the leadership, is done.
 func (c *Controller) Run(ctx context.Context) error {
 	c.dirty, c.touched, c.timers = map[string]bool{}, map[string]bool{}, map[string]time.Time{}
-	c.fenced = map[string]bool{}
+	c.fenced, c.crossing = map[string]bool{}, map[string]bool{}
 	c.draining, c.refused, c.cursors = map[string]time.Time{}, map[string]string{}, map[string]uint32{}
 	c.sweep = true
 	snap := c.Store.Snapshot()
@@ -176,6 +177,12 @@ func (c *Controller) mark(snap *store.Snapshot, batches []store.Batch) {
 			}
 		}
 	}
+	if len(moved) > 0 {
+		for id := range c.crossing {
+			c.dirty[id] = true
+		}
+		clear(c.crossing) // those that wait still say so when they are looked at
+	}
 	for a := range moved {
 		for w := range store.ByApplication[*model.Workload](snap, a.namespace, a.name) {
 			if w.Status.Released != w.RevisionID {
@@ -284,7 +291,7 @@ type pass struct {
 	reasoned   bool // reasons of unplaced instances were rewritten
 	unreasoned bool // reasons are out of date, as it is too early to rewrite them
 
-	fence time.Duration // when the next lease that is waited for ends
+	fence time.Duration // when the next lease that is waited for ends, or the next wait for a node
 
 	// What follows is found out when first asked for.
 
@@ -296,6 +303,9 @@ type pass struct {
 	taken6   []netip.Prefix              // subnets of IPv6 in use
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
 	removed  map[string]bool             // workloads that this pass removes, by ID
+
+	chosen    map[string]bool         // ports of nodes that this pass chose
+	published map[model.HostPort]bool // ports that services publish
 
 	asked    map[*model.Template]schedule.Request
 	avoiding []avoider

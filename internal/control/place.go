@@ -89,7 +89,7 @@ func (p *pass) place() {
 func (p *pass) request(w *model.Workload, t *model.Template) schedule.Request {
 	r, ok := p.asked[t]
 	if !ok {
-		r = schedule.Request{WorkloadID: w.ID, Workload: w.FullName(), Namespace: w.Namespace, Template: t, HostPorts: p.hostPorts(w.ID)}
+		r = schedule.Request{WorkloadID: w.ID, Workload: w.FullName(), Namespace: w.Namespace, Template: t, HostPorts: p.fixedPorts(w.ID, t)}
 		r.Near, r.Apart = p.relations(w, t)
 		if p.asked == nil {
 			p.asked = map[*model.Template]schedule.Request{}
@@ -299,6 +299,10 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 	if err := p.settleVolumes(i, t, n); err != nil {
 		return err
 	}
-	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, p.hostPorts(i.WorkloadID)
+	ports, err := p.choosePorts(i, t, n)
+	if err != nil {
+		return err
+	}
+	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, ports
 	return nil
 }

@@ -217,14 +217,14 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 // takeRoom puts an instance of a global workload on its node, or says why there is no room.
 func (p *pass) takeRoom(w *model.Workload, i *model.Instance, t *model.Template, n *model.Node) string {
 	_, views := p.views()
-	v, ports, wanted := views[n.ID], p.hostPorts(i.WorkloadID), schedule.Wanted(t)
+	v, wanted := views[n.ID], schedule.Wanted(t)
 	if why := schedule.Lacks(v, p.request(w, t)); why != "" {
 		return fmt.Sprintf("no room for %s: %s", i.Name, why)
 	}
 	if err := p.assign(i, t, n, "every matching node runs one"); err != nil {
 		return fmt.Sprintf("%s cannot be placed: %v", i.Name, err)
 	}
-	v.Take(i.WorkloadID, &wanted, ports)
+	v.Take(i.WorkloadID, &wanted, p.fixedPorts(i.WorkloadID, t))
 	return ""
 }
 
@@ -233,7 +233,11 @@ func (p *pass) takeRoom(w *model.Workload, i *model.Instance, t *model.Template,
 func (p *pass) waitsFor(w *model.Workload) string {
 	var waits []string
 	for _, d := range w.DependsOn {
-		dep, ok := store.ByName[*model.Workload](p.snap, w.Namespace, w.Application, d.Workload)
+		app, name := d.Names(w.Application)
+		dep, ok := store.ByName[*model.Workload](p.snap, w.Namespace, app, name)
+		if app != w.Application {
+			p.c.crossing[w.ID] = true
+		}
 		if !ok {
 			if !d.Optional {
 				waits = append(waits, d.Workload+" to exist")
@@ -252,7 +256,7 @@ func (p *pass) waitsFor(w *model.Workload) string {
 
 func (p *pass) unmet(dep *model.Workload, condition model.DependencyCondition) string {
 	completed := map[int]bool{}
-	failed := ""
+	ready, failed := 0, ""
 	for i := range store.InstancesOfWorkload(p.snap, dep.ID) {
 		if i.RevisionID != dep.RevisionID {
 			continue
@@ -266,6 +270,10 @@ func (p *pass) unmet(dep *model.Workload, condition model.DependencyCondition) s
 		case model.DependencyHealthy:
 			if st.Ready {
 				return ""
+			}
+		case model.DependencyReady:
+			if i.Serving() {
+				ready++
 			}
 		case model.DependencyCompleted:
 			if st.State == model.InstanceCompleted && i.Desired == model.DesiredRun { // and was not stopped half way
@@ -281,6 +289,11 @@ func (p *pass) unmet(dep *model.Workload, condition model.DependencyCondition) s
 		return dep.Name + " to run"
 	case model.DependencyHealthy:
 		return dep.Name + " to be healthy"
+	case model.DependencyReady:
+		if ready >= dep.Count && !dep.Type.PerNode() || ready > 0 && dep.Type.PerNode() {
+			return ""
+		}
+		return fmt.Sprintf("all of %s to be healthy", dep.Name)
 	}
 	if len(completed) >= dep.Count && dep.Count > 0 {
 		return ""

@@ -37,6 +37,9 @@ func (w Caller) has(role model.Role, namespace string) bool {
 	})
 }
 
+// May reports whether the caller has a role in a namespace, or in the whole cluster when that is empty.
+func (w Caller) May(role model.Role, namespace string) bool { return w.has(role, namespace) }
+
 // requirement is what a use case asks of who calls it.
 type requirement struct {
 	role model.Role
@@ -59,6 +62,7 @@ var requirements = map[string]requirement{
 	"exec":     {role: model.RoleOperator},
 
 	"start":           {role: model.RoleOperator},
+	"end":             {role: model.RoleOperator},
 	"stop":            {role: model.RoleOperator},
 	"pause":           {role: model.RoleOperator},
 	"suspend":         {role: model.RoleOperator},

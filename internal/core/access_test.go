@@ -26,7 +26,7 @@ var needs = map[string]string{
 	"Snapshot": "namespace viewer", "Find": "namespace viewer", "Explain": "namespace viewer", "Status": "namespace viewer",
 	"Events": "namespace viewer", "Logs": "namespace viewer", "Namespaces": "namespace viewer", "ListServers": "namespace viewer",
 
-	"Deploy": "namespace operator", "Scale": "namespace operator", "RestartWorkload": "namespace operator",
+	"Deploy": "namespace operator", "DeployTogether": "namespace operator", "EndInstances": "namespace operator", "Refusals": "namespace viewer", "Scale": "namespace operator", "RestartWorkload": "namespace operator",
 	"Start": "namespace operator", "Stop": "namespace operator", "Suspend": "namespace operator", "Pause": "namespace operator", "Usage": "namespace viewer", "Processes": "namespace viewer", "Rename": "namespace operator",
 	"Signal": "namespace operator", "Attach": "namespace operator", "PauseRollout": "namespace operator",
 	"ResumeRollout": "namespace operator", "Promote": "namespace operator", "Undo": "namespace operator",

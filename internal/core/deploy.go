@@ -23,55 +23,12 @@ import (
 // Deploy makes an application as the deployment says, or changes it to that. It happens as a
 // whole or, with an error that names every reason, not at all. It returns once the change is
 // decided and durable; what follows is watched through the objects' statuses.
-func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (result DeployResult, err error) {
-	d.Namespace = namespaceOr(cmp.Or(d.Namespace, who.Namespace))
-	a, err := c.begin(who, "deploy", d.Namespace+"/"+d.Application)
+func (c *Core) Deploy(ctx context.Context, who Caller, d Deployment) (DeployResult, error) {
+	results, err := c.DeployTogether(ctx, who, Batch{Deployments: []Deployment{d}})
 	if err != nil {
 		return DeployResult{}, err
 	}
-	if d.DryRun {
-		a.need.silent = true
-	}
-	defer func() {
-		if err == nil {
-			a.what += changesText(result.Changes)
-		}
-		a.end(&err)
-	}()
-	if err := a.in(d.Namespace); err != nil {
-		return DeployResult{}, err
-	}
-	if err := hostReach(who, &d); err != nil {
-		return DeployResult{}, err
-	}
-	if err := checkDeployment(&d); err != nil {
-		return DeployResult{}, err
-	}
-	digests, err := c.resolveImages(ctx, &d)
-	if err != nil {
-		return DeployResult{}, err
-	}
-	var key []byte
-	if len(d.Secrets)+len(d.Configs) > 0 || refersToConfigs(&d) {
-		if key, err = c.Trust.SecretKey(); err != nil {
-			return DeployResult{}, err
-		}
-	}
-	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		p := &planner{snap: snap, cs: cs, d: &d, now: time.Now(), digests: digests, refs: map[string]string{}, key: key}
-		if err := p.plan(who); err != nil {
-			return err
-		}
-		result = p.result
-		if d.DryRun {
-			*cs = store.ChangeSet{}
-		}
-		return nil
-	})
-	if err == nil && !d.DryRun {
-		c.Log.Info("application deployed", "application", d.Application, "by", who.Name, "via", who.Via, "changes", len(result.Changes))
-	}
-	return result, err
+	return results[0], nil
 }
 
 // refersToConfigs reports whether a deployment's tasks have configs, whose content is identified with
@@ -148,7 +105,7 @@ func checkDeployment(d *Deployment) error {
 	}
 	for _, w := range d.Workloads {
 		for _, dep := range w.DependsOn {
-			if !names[dep.Workload] && !dep.Optional {
+			if !names[dep.Workload] && !dep.Optional && !d.KeepOthers && !strings.Contains(dep.Workload, "/") {
 				bad("workload %s depends on %s, which does not exist", w.Name, dep.Workload)
 			}
 		}
@@ -161,8 +118,7 @@ func checkDeployment(d *Deployment) error {
 
 // resolveImages finds out what each image reference means now: the cluster's own images first,
 // then registries.
-func (c *Core) resolveImages(ctx context.Context, d *Deployment) (map[string]string, error) {
-	out := map[string]string{}
+func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]string) error {
 	var problems []string
 	for _, w := range d.Workloads {
 		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
@@ -178,9 +134,9 @@ func (c *Core) resolveImages(ctx context.Context, d *Deployment) (map[string]str
 		}
 	}
 	if len(problems) > 0 {
-		return nil, fault.New(fault.NotFound, "application %s: %s", d.Application, strings.Join(problems, "; "))
+		return fault.New(fault.NotFound, "application %s: %s", d.Application, strings.Join(problems, "; "))
 	}
-	return out, nil
+	return nil
 }
 
 func (c *Core) resolveImage(ctx context.Context, ref string) (string, error) {
@@ -203,6 +159,7 @@ func (c *Core) resolveImage(ctx context.Context, ref string) (string, error) {
 
 // planner turns a deployment into one change set over one snapshot.
 type planner struct {
+	outside map[string]string // kind + " " + name → ID of what is put outside any application together with it
 	snap    *store.Snapshot
 	cs      *store.ChangeSet
 	d       *Deployment
@@ -244,6 +201,9 @@ func (p *planner) remember(obj model.Object) {
 // resolve turns a name of the deployment into an ID: "x" is the application's, "/x" stands alone.
 func resolve[T model.Object](p *planner, kind model.Kind, ref, where string) (string, error) {
 	if name, external := strings.CutPrefix(ref, "/"); external {
+		if id := p.outside[string(kind)+" "+name]; id != "" {
+			return id, nil
+		}
 		if obj, ok := store.ByName[T](p.snap, p.d.Namespace, "", name); ok {
 			return obj.GetMeta().ID, nil
 		}
@@ -375,7 +335,7 @@ func (p *planner) workloads() error {
 			w.Template.ForceUpdate = old.Template.ForceUpdate // a restart meanwhile is no reason for another one
 		}
 		hash := w.Template.Hash()
-		w.ID, w.Generation = model.NewID(), 1 // unless it exists
+		w.ID, w.Generation = cmp.Or(w.ID, model.NewID()), 1 // unless it exists
 		w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		var previous string
 		err := settle(p, w, func(old *model.Workload) {

@@ -219,6 +219,18 @@ func (c *Core) ChangeKeys(ctx context.Context, who Caller, k KeyChanges) (done K
 	}
 	defer a.end(&err)
 	cs := &store.ChangeSet{}
+	if err := k.addTo(cs); err != nil {
+		return KeysCommitted{}, err
+	}
+	if cs.Len() == 0 {
+		return KeysCommitted{}, fault.New(fault.Invalid, "nothing is to be changed")
+	}
+	revision, err := c.Store.Commit(ctx, cs)
+	return KeysCommitted{Revision: revision}, err
+}
+
+// addTo makes the changes part of a change set.
+func (k *KeyChanges) addTo(cs *store.ChangeSet) error {
 	for key, revision := range k.Expect {
 		cs.ExpectKey(key, revision)
 	}
@@ -230,15 +242,11 @@ func (c *Core) ChangeKeys(ctx context.Context, who Caller, k KeyChanges) (done K
 	}
 	for _, p := range k.Put {
 		if p.TTLMilliseconds < 0 || p.TTLMilliseconds > int64(maxKeyTTL/time.Millisecond) {
-			return KeysCommitted{}, fault.New(fault.Invalid, "the time to live of key %q is %d ms; 0 (for ever) to %d are accepted", p.Key, p.TTLMilliseconds, maxKeyTTL/time.Millisecond)
+			return fault.New(fault.Invalid, "the time to live of key %q is %d ms; 0 (for ever) to %d are accepted", p.Key, p.TTLMilliseconds, maxKeyTTL/time.Millisecond)
 		}
 		cs.PutKey(p.Key, p.Value, time.Duration(p.TTLMilliseconds)*time.Millisecond)
 	}
-	if cs.Len() == 0 {
-		return KeysCommitted{}, fault.New(fault.Invalid, "nothing is to be changed")
-	}
-	revision, err := c.Store.Commit(ctx, cs)
-	return KeysCommitted{Revision: revision}, err
+	return nil
 }
 
 const maxKeyTTL = 10 * 365 * 24 * time.Hour

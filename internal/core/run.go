@@ -174,6 +174,9 @@ func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress f
 		return info, err
 	}
 	defer a.end(&err)
+	if progress == nil {
+		progress = func(image.Progress) {}
+	}
 	info, err = c.Images.Pull(ctx, ref, progress)
 	if err != nil {
 		return info, err

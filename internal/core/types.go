@@ -29,6 +29,16 @@ type Deployment struct {
 	DryRun bool `json:"dryRun,omitempty"`
 }
 
+// Batch is what becomes true together: several applications, or parts of them.
+type Batch struct {
+	// Deployments may refer to what one of them, that is for no application, has outside any.
+	Deployments []Deployment
+	// Remove are workloads, by ID, that go, with the services that lead to them.
+	Remove []string
+	// Keys are what the adapter keeps of its own.
+	Keys KeyChanges
+}
+
 // SecretData is a secret on its way in: the only form in which its content is readable.
 type SecretData struct {
 	model.Meta

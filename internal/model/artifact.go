@@ -8,8 +8,9 @@ import (
 
 // Artifact is something that a process is made of: a program, or an archive that holds it.
 type Artifact struct {
-	Source string `json:"source"` // a URL: https, http or file (on the node)
-	Digest string `json:"digest"` // "sha256:" and 64 hexadecimal digits, of what the source gives
+	Source string `json:"source"`           // a URL: https, http or file (on the node)
+	Digest string `json:"digest"`           // "sha256:" and 64 hexadecimal digits, of what the source gives; "": it is not verified
+	Cached bool   `json:"cached,omitempty"` // without a digest: what was fetched once will do
 	// Target is where it goes below the sandbox: the directory of an archive; the name of a file, or
 	// its directory, with a slash at the end. Empty is the sandbox itself.
 	Target string `json:"target,omitempty"`

@@ -190,6 +190,7 @@ func (p *Probe) Clone() *Probe {
 	c.Exec = slices.Clone(p.Exec)
 	if p.HTTP != nil {
 		h := *p.HTTP
+		h.Codes = slices.Clone(h.Codes)
 		c.HTTP = &h
 	}
 	return &c
@@ -207,6 +208,7 @@ func (t Template) Clone() Template {
 	t.DNS.Search = slices.Clone(t.DNS.Search)
 	t.DNS.Options = slices.Clone(t.DNS.Options)
 	t.ExtraHosts = slices.Clone(t.ExtraHosts)
+	t.Ports = slices.Clone(t.Ports)
 	t.Sysctls = maps.Clone(t.Sysctls)
 	t.Placement = t.Placement.clone()
 	t.Labels = maps.Clone(t.Labels)
@@ -252,11 +254,16 @@ func (t TaskSpec) clone() TaskSpec {
 	t.Entrypoint = slices.Clone(t.Entrypoint)
 	t.Args = slices.Clone(t.Args)
 	t.Env = slices.Clone(t.Env)
+	t.PlacedEnv = slices.Clone(t.PlacedEnv)
 	t.Groups = slices.Clone(t.Groups)
 	t.Mounts = slices.Clone(t.Mounts)
 	t.Reserve = t.Reserve.clone()
 	t.Limit = t.Limit.clone()
 	t.Health = t.Health.Clone()
+	t.Probes = slices.Clone(t.Probes)
+	for i := range t.Probes {
+		t.Probes[i] = *t.Probes[i].Clone()
+	}
 	t.CapAdd = slices.Clone(t.CapAdd)
 	t.CapDrop = slices.Clone(t.CapDrop)
 	t.SecurityOpts = slices.Clone(t.SecurityOpts)

@@ -15,6 +15,8 @@ type Template struct {
 	Networks    []Attachment `json:"networks,omitempty"`
 	DNS         DNSConfig    `json:"dns,omitzero"`
 	ExtraHosts  []HostEntry  `json:"extraHosts,omitempty"`
+	// Ports are ports of the instance's node that it holds, by number or any that is free.
+	Ports []PortRequest `json:"ports,omitempty"`
 	// Sysctls apply to the namespaces that the tasks share.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
 
@@ -42,6 +44,19 @@ type Attachment struct {
 	Address6 string `json:"address6,omitempty"`
 }
 
+// PortRequest asks for a port of the node that the instance is placed on.
+type PortRequest struct {
+	Protocol string `json:"protocol"`         // tcp or udp
+	Host     int    `json:"host,omitempty"`   // 0: any that is free, from the range for that
+	Target   int    `json:"target,omitempty"` // inside the instance; 0: the same number
+}
+
+// The range from which ports of a node are chosen.
+const (
+	FirstChosenPort = 21000
+	LastChosenPort  = 29999
+)
+
 // DNSConfig overrides what the instance's resolver is told.
 type DNSConfig struct {
 	Servers []string `json:"servers,omitempty"`
@@ -68,6 +83,9 @@ type TaskSpec struct {
 	Entrypoint []string `json:"entrypoint"`
 	Args       []string `json:"args"`
 	Env        []string `json:"env,omitempty"` // NAME=value, over the image's
+	// PlacedEnv is like Env, and under it; a value may have what is known once the instance has a
+	// node, such as {port.0}: see package agent.
+	PlacedEnv  []string `json:"placedEnv,omitempty"`
 	User       string   `json:"user,omitempty"`
 	Groups     []string `json:"groups,omitempty"`
 	WorkingDir string   `json:"workingDir,omitempty"`
@@ -77,8 +95,9 @@ type TaskSpec struct {
 	Reserve Resources `json:"reserve,omitzero"` // what the scheduler sets aside
 	Limit   Resources `json:"limit,omitzero"`   // what the kernel enforces
 
-	Health   *Probe `json:"health,omitempty"`   // ready when it passes, restarted when it fails; nil: the image's HEALTHCHECK
-	NoHealth bool   `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
+	Health   *Probe  `json:"health,omitempty"`   // ready when it passes, restarted when it fails; nil: the image's HEALTHCHECK
+	Probes   []Probe `json:"probes,omitempty"`   // further ones: ready when all pass
+	NoHealth bool    `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
 
 	CapAdd         []string          `json:"capAdd,omitempty"`
 	CapDrop        []string          `json:"capDrop,omitempty"`
@@ -121,6 +140,7 @@ type Mount struct {
 
 	Propagation    string `json:"propagation,omitempty"` // bind: rprivate (default), rslave, rshared …
 	CreateHostPath bool   `json:"createHostPath,omitempty"`
+	Share          string `json:"share,omitempty"`     // anonymous volume: tasks of the instance with the same name here have the same one
 	NoCopy         bool   `json:"noCopy,omitempty"`    // volume: do not fill it from the image
 	SubPath        string `json:"subPath,omitempty"`   // volume: mount this folder of it
 	SizeBytes      int64  `json:"sizeBytes,omitempty"` // tmpfs
@@ -138,18 +158,23 @@ type Probe struct {
 	Shell         string        `json:"shell,omitempty"` // a command for /bin/sh -c
 	HTTP          *HTTPProbe    `json:"http,omitempty"`
 	TCPPort       int           `json:"tcpPort,omitempty"`
+	TCPPortOf     int           `json:"tcpPortOf,omitempty"` // in place of TCPPort, as HTTPProbe.PortOf
 	Interval      time.Duration `json:"interval"`
 	Timeout       time.Duration `json:"timeout"`
 	StartPeriod   time.Duration `json:"startPeriod,omitempty"`   // failures within it do not count
 	StartInterval time.Duration `json:"startInterval,omitempty"` // interval within the start period
 	Retries       int           `json:"retries"`                 // failures in a row until unhealthy
+	// Once asks until it passes for the first time in a run, and never makes it unhealthy.
+	Once bool `json:"once,omitempty"`
 }
 
 // HTTPProbe is a GET that must answer 200 to 399.
 type HTTPProbe struct {
 	Scheme string `json:"scheme,omitempty"`
 	Port   int    `json:"port"`
+	PortOf int    `json:"portOf,omitempty"` // in place of Port: where the port request of this number, from 1, leads
 	Path   string `json:"path"`
+	Codes  []int  `json:"codes,omitempty"` // answers that pass, in place of 200 to 399
 }
 
 // Ulimit is one process limit.
@@ -179,7 +204,9 @@ const (
 // RestartPolicy is applied by the agent, in place.
 type RestartPolicy struct {
 	Condition   RestartCondition `json:"condition"`
-	Delay       time.Duration    `json:"delay,omitempty"`       // before the first restart; doubles up to a minute
+	Delay       time.Duration    `json:"delay,omitempty"`       // before the first restart
+	Factor      float64          `json:"factor,omitempty"`      // by which the delay grows each time; 0: it doubles
+	MaxDelay    time.Duration    `json:"maxDelay,omitempty"`    // up to which it grows; 0: a minute
 	MaxAttempts int              `json:"maxAttempts,omitempty"` // 0: without end
 	Window      time.Duration    `json:"window,omitempty"`      // a run this long resets the count
 }

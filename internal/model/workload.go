@@ -1,6 +1,9 @@
 package model
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Application is a named set of objects that are deployed, listed and removed together.
 // Its Name is its identity; members carry it in Meta.Application.
@@ -57,6 +60,11 @@ type Workload struct {
 	Autoscale    *Autoscale `json:"autoscale,omitempty"` // of a service; chooses Count
 	Job          JobPolicy  `json:"job,omitzero"`        // of job, globalJob and cron
 	Cron         CronPolicy `json:"cron,omitzero"`       // of cron
+	// EndFirst chooses which instances of a service go when it is scaled down; "" is those in the
+	// highest slots.
+	EndFirst EndOrder `json:"endFirst,omitempty"`
+	// Unreachable says what becomes of instances whose node is down.
+	Unreachable UnreachablePolicy `json:"unreachable,omitzero"`
 	// OwnerID is the cron workload that a job is a run of.
 	OwnerID string `json:"ownerID,omitempty"`
 	// Suspended scales to zero and remembers the count.
@@ -77,6 +85,23 @@ type Workload struct {
 	// Generation grows with every change that people make; Status.Generation follows it.
 	Generation uint64         `json:"generation"`
 	Status     WorkloadStatus `json:"status"`
+}
+
+// EndOrder says which instances go first.
+type EndOrder string
+
+// The orders.
+const (
+	YoungestFirst EndOrder = "youngest"
+	OldestFirst   EndOrder = "oldest"
+)
+
+// UnreachablePolicy says for how long an instance is waited for whose node is down; it is out of
+// the traffic meanwhile, and goes on as before when the node is back in time. Without a policy it is
+// given up, and replaced, at once.
+type UnreachablePolicy struct {
+	ReplaceAfter time.Duration `json:"replaceAfter,omitempty"`
+	Never        bool          `json:"never,omitempty"` // it is waited for until its node is removed
 }
 
 // WorkloadStatus is observed; its writer is the leader.
@@ -156,11 +181,14 @@ const (
 	PauseOnFailure    FailureAction = "pause"
 	ContinueOnFailure FailureAction = "continue"
 	RollBackOnFailure FailureAction = "rollBack"
+	WaitOnFailure     FailureAction = "wait" // until those that fail are ready; what runs stays meanwhile
 )
 
 // Dependency holds back the first start of a revision.
 type Dependency struct {
-	Workload  string              `json:"workload"` // name within the same application
+	// Workload is a name within the same application, a full name ("shop/db"), or, with a slash in
+	// front ("/db"), the name of a workload outside any application.
+	Workload  string              `json:"workload"`
 	Condition DependencyCondition `json:"condition"`
 	Optional  bool                `json:"optional,omitempty"` // absent is as good as met
 	// Restart restarts the dependent when the dependency was restarted by an update.
@@ -170,12 +198,21 @@ type Dependency struct {
 // DependencyCondition is what a dependency must have reached.
 type DependencyCondition string
 
-// The conditions: one instance running, one healthy, all completed with exit code 0.
+// The conditions: one instance running, one healthy, all healthy, all completed with exit code 0.
 const (
+	DependencyReady     DependencyCondition = "ready"
 	DependencyStarted   DependencyCondition = "started"
 	DependencyHealthy   DependencyCondition = "healthy"
 	DependencyCompleted DependencyCondition = "completed"
 )
+
+// Names returns the application and the name of what a workload of an application depends on.
+func (d *Dependency) Names(application string) (app, name string) {
+	if app, name, full := strings.Cut(d.Workload, "/"); full {
+		return app, name
+	}
+	return application, d.Workload
+}
 
 // Revision keeps a template that a workload had, so that it can return to it.
 // Its ID is workload ID and template hash, joined by ".".

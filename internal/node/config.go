@@ -48,6 +48,10 @@ type Config struct {
 	APIListen string `json:"apiListen,omitempty"`
 	// DockerListen is the same for the Docker Engine's API, for users with a certificate.
 	DockerListen string `json:"dockerListen,omitempty"`
+	// MarathonListen is host:port where servers answer Marathon's API: on a loopback address to the
+	// host's administrator, elsewhere to users with a certificate or token; empty is nowhere. At
+	// the default a port that is taken is left.
+	MarathonListen string `json:"marathonListen,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`
@@ -70,6 +74,17 @@ const (
 // DockerSocket returns the path of the socket at which a node with that run directory answers the
 // Docker Engine's API.
 func DockerSocket(runDir string) string { return filepath.Join(runDir, "docker.sock") }
+
+// DefaultMarathonListen is where servers answer Marathon's API unless told otherwise.
+const DefaultMarathonListen = "127.0.0.1:8088"
+
+// MarathonSocket returns the path of the socket at which a node with that run directory answers
+// Marathon's API, too.
+func MarathonSocket(runDir string) string { return filepath.Join(runDir, "marathon.sock") }
+
+// MarathonURLFile returns the path of the file in which a node with that run directory says where it
+// answers Marathon's API.
+func MarathonURLFile(runDir string) string { return filepath.Join(runDir, "marathon.url") }
 
 // Socket returns the path of the API socket of a node with that run directory.
 func Socket(runDir string) string { return filepath.Join(runDir, "tutti.sock") }

@@ -91,6 +91,9 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err == nil {
 		doors.dockerPeople, err = listenForPeople(cfg.DockerListen, "--docker-listen", s, overHTTP1(port.ForPeople()))
 	}
+	if err == nil {
+		doors.marathon, err = listenForMarathon(&cfg, s, port)
+	}
 	if err != nil {
 		return errors.Join(err, doors.close())
 	}
@@ -98,7 +101,10 @@ func Run(ctx context.Context, cfg Config) (err error) {
 }
 
 // doors are where the APIs are answered: at sockets of this host, and, unless nil, over the network.
-type doors struct{ api, docker, people, dockerPeople net.Listener }
+type doors struct {
+	api, docker, people, dockerPeople net.Listener
+	marathon                          marathonListeners
+}
 
 func (d doors) close() (err error) {
 	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople} {
@@ -164,6 +170,7 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 		}))
 		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
 		g.Go(func() error { return s.Run(ctx) })
+		at.marathon.serve(ctx, g, s, id.NodeID, cfg)
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
 	g.Go(func() error { return native.Serve(ctx, at.docker, dockerHandler) })

@@ -81,7 +81,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	}
 	balancer := balance.New(balance.Config{NodeID: id.NodeID, Log: cfg.Log})
 	a, err := agent.New(agent.Deps{
-		NodeID: id.NodeID, NodeName: cfg.Name,
+		NodeID: id.NodeID, NodeName: cfg.Name, Address: cfg.Address,
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
 		SandboxDir: cfg.sandboxDir(),
 		Drivers:    drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,

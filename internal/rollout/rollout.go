@@ -179,7 +179,7 @@ func (p *plan) collect() {
 			add(n.ID, &slot{nodeID: n.ID, counts: true, wanted: !w.Suspended})
 		}
 	} else {
-		for n := 1; n <= w.Count; n++ {
+		for _, n := range p.numbers() {
 			add(strconv.Itoa(n), &slot{number: n, counts: true, wanted: !w.Suspended})
 		}
 	}
@@ -326,6 +326,9 @@ func orText(s, otherwise string) string {
 
 // failing says why a slot that the update has come to fails at the moment, "" when it does not.
 func (p *plan) failing(s *slot) string {
+	if p.policy.OnFailure == model.WaitOnFailure {
+		return ""
+	}
 	if len(s.current) == 0 && len(s.dead) > 0 && s.vacant() {
 		return p.failed(s.dead[0])
 	}
@@ -363,7 +366,7 @@ func (p *plan) judge() {
 	}
 	told = fmt.Sprintf("%d of %d instances failed (%s)", min(r.Failures, total), total, told)
 	switch {
-	case p.policy.OnFailure == model.ContinueOnFailure, float64(r.Failures)/float64(total) <= p.policy.MaxFailureRatio:
+	case p.policy.OnFailure == model.ContinueOnFailure, p.policy.OnFailure == model.WaitOnFailure, float64(r.Failures)/float64(total) <= p.policy.MaxFailureRatio:
 		r.Message = told
 	case r.State == model.RolloutUpdating && p.policy.OnFailure == model.RollBackOnFailure && r.From != "":
 		p.out.RollBackTo = r.From

@@ -123,22 +123,13 @@ func (p *placer) fit(t *model.Template) *fitting {
 	}
 	f := &fitting{rejected: newTally(len(p.nodes))}
 	for i, n := range p.nodes {
-		switch {
-		case n.Node.Status.State == model.NodeDown:
-			f.rejected.add("are down", "")
-		case n.Node.Status.State != model.NodeReady:
-			f.rejected.add("are not ready yet", "")
-		case !n.Node.Schedulable():
-			f.rejected.add("take no new work ("+string(n.Node.Availability)+")", "")
-		default:
-			if reason := static(n.Node, t); reason != "" {
-				f.rejected.add(reason, "")
-				continue
-			}
-			f.nodes = append(f.nodes, int32(i))
-			f.avoid = append(f.avoid, int32(avoided(n.Node, pl.Tolerations)))
-			f.prefer = append(f.prefer, preferred(n.Node, pl.Prefer))
+		if reason := unfit(n.Node, t); reason != "" {
+			f.rejected.add(reason, "")
+			continue
 		}
+		f.nodes = append(f.nodes, int32(i))
+		f.avoid = append(f.avoid, int32(avoided(n.Node, pl.Tolerations)))
+		f.prefer = append(f.prefer, preferred(n.Node, pl.Prefer))
 	}
 	if !slices.ContainsFunc(f.avoid, func(n int32) bool { return n != 0 }) {
 		f.avoid = nil
@@ -150,6 +141,19 @@ func (p *placer) fit(t *model.Template) *fitting {
 		p.fitting[t] = f
 	}
 	return f
+}
+
+// unfit is why a node takes nothing of a template, whatever runs there; "" when it may.
+func unfit(n *model.Node, t *model.Template) string {
+	switch {
+	case n.Status.State == model.NodeDown:
+		return "are down"
+	case n.Status.State != model.NodeReady:
+		return "are not ready yet"
+	case !n.Schedulable():
+		return "take no new work (" + string(n.Availability) + ")"
+	}
+	return static(n, t)
 }
 
 func sameStatic(a, b *model.Placement) bool {

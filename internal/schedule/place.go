@@ -341,6 +341,29 @@ func Lacks(n *NodeView, r Request) string {
 	return rejected.text()
 }
 
+// Refusals says of each node why it does not take what is asked for, "" where it would.
+func Refusals(nodes []*NodeView, r Request) []string {
+	out := make([]string, len(nodes))
+	c := newPlacer(Cluster{Nodes: nodes}, 0).classOf(&r)
+	c.open()
+	for n, v := range nodes {
+		if out[n] = unfit(v.Node, r.Template); out[n] != "" {
+			continue
+		}
+		for o := range func(yield func(obstacle) bool) { c.obstacles(v, yield) } {
+			out[n] = o.reason
+			if o.example != "" {
+				out[n] += " (" + o.example + ")"
+			}
+			break
+		}
+	}
+	return out
+}
+
+// Holds reports whether a port of the node is taken.
+func (v *NodeView) Holds(p model.HostPort) bool { return v.Ports[portKey(p)] }
+
 func portKey(p model.HostPort) string { return p.Protocol + "/" + strconv.Itoa(p.Published) }
 
 // hash is FNV-1a, the same everywhere.

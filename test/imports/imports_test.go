@@ -114,6 +114,8 @@ var departures = map[string]string{
 	"internal/balance/names -> internal/wire": "the same",
 	"internal/compose -> internal/image":      "image names are completed in one place",
 	"internal/api/docker -> internal/store":   "the same as for native",
+	"internal/api/marathon -> internal/store": "the same",
+	"internal/api/marathon -> internal/cron":  "a schedule is checked before it is kept",
 	"internal/api/docker -> internal/driver":  "logs, exec and attached streams, as core has them",
 	"internal/api/docker -> internal/image":   "images, as core has them",
 	"internal/api/native -> internal/trust":   "how the authority is, as core has it",

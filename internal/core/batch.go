@@ -1,0 +1,113 @@
+package core
+
+import (
+	"cmp"
+	"context"
+	"strings"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
+)
+
+// DeployTogether makes all of a batch true, as Deploy does of one deployment: as a whole or not at all.
+func (c *Core) DeployTogether(ctx context.Context, who Caller, b Batch) (results []DeployResult, err error) {
+	dry := len(b.Deployments) > 0 && b.Deployments[0].DryRun
+	var names []string
+	for i := range b.Deployments {
+		d := &b.Deployments[i]
+		d.Namespace = namespaceOr(cmp.Or(d.Namespace, who.Namespace))
+		names = append(names, d.Namespace+"/"+d.Application)
+	}
+	a, err := c.begin(who, "deploy", strings.Join(names, ", "))
+	if err != nil {
+		return nil, err
+	}
+	a.need.silent = dry
+	defer func() {
+		if err == nil {
+			for i := range results {
+				a.what += changesText(results[i].Changes)
+			}
+		}
+		a.end(&err)
+	}()
+	digests, key, err := c.prepareBatch(ctx, a, &b)
+	if err != nil {
+		return nil, err
+	}
+	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		results = results[:0]
+		if err := removeListed(snap, cs, a, b.Remove); err != nil {
+			return err
+		}
+		outside := map[string]string{}
+		for i := range b.Deployments {
+			p := &planner{snap: snap, cs: cs, d: &b.Deployments[i], now: time.Now(), digests: digests, refs: map[string]string{}, key: key, outside: outside}
+			if p.d.Application == "" {
+				p.refs = outside
+			}
+			if err := p.plan(who); err != nil {
+				return err
+			}
+			results = append(results, p.result)
+		}
+		if dry {
+			*cs = store.ChangeSet{}
+			return nil
+		}
+		return b.Keys.addTo(cs)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for i := range results {
+		if !dry {
+			c.Log.Info("application deployed", "application", results[i].Application, "by", who.Name, "via", who.Via, "changes", len(results[i].Changes))
+		}
+	}
+	return results, nil
+}
+
+// prepareBatch refuses what can be refused without looking at the state, and finds out what images mean.
+func (c *Core) prepareBatch(ctx context.Context, a *act, b *Batch) (digests map[string]string, key []byte, err error) {
+	digests = map[string]string{}
+	for i := range b.Deployments {
+		d := &b.Deployments[i]
+		if err := a.in(d.Namespace); err != nil {
+			return nil, nil, err
+		}
+		if err := hostReach(a.who, d); err != nil {
+			return nil, nil, err
+		}
+		if err := checkDeployment(d); err != nil {
+			return nil, nil, err
+		}
+		if err := c.resolveImages(ctx, d, digests); err != nil {
+			return nil, nil, err
+		}
+		if key == nil && (len(d.Secrets)+len(d.Configs) > 0 || refersToConfigs(d)) {
+			if key, err = c.Trust.SecretKey(); err != nil {
+				return nil, nil, err
+			}
+		}
+	}
+	return digests, key, nil
+}
+
+func removeListed(snap *store.Snapshot, cs *store.ChangeSet, a *act, ids []string) error {
+	for _, id := range ids {
+		w, ok := store.Get[*model.Workload](snap, id)
+		if !ok {
+			return fault.New(fault.NotFound, "workload %s does not exist", id)
+		}
+		if err := a.in(w.Namespace); err != nil {
+			return err
+		}
+		removeWorkload(snap, cs, w, nil)
+		removeServices(snap, cs, w)
+		event(cs, time.Now(), "workload removed", w, "by "+a.who.Name+" through "+a.who.Via)
+	}
+	return nil
+}
