@@ -109,9 +109,14 @@ func (a *API) execCreate(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	p := &process{id: digestOf(model.NewID()), box: b.id, made: time.Now()}
-	if err := decode(r, &p.config, false); err != nil {
+	var req struct {
+		container.ExecCreateRequest
+		Container string // again, as python's client says it
+	}
+	if err := decode(r, &req, false); err != nil {
 		return err
 	}
+	p.config = req.ExecCreateRequest
 	if len(p.config.Cmd) == 0 {
 		return fault.New(fault.Invalid, "No exec command specified")
 	}
