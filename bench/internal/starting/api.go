@@ -70,7 +70,7 @@ func compareAPIs(ctx context.Context, sheet *report.Sheet, j job, e *engine) err
 		err = errors.Join(err, sheet.Add(report.Row{Name: name, Value: own, Unit: unit, Peer: e.name, PeerValue: peer, Counted: counted}))
 	}
 	for i, k := range own.kinds {
-		add("docker/"+k.name, "/s", k.rate, peer.kinds[i].rate, counted)
+		add("docker/"+k.name, "requests/s", k.rate, peer.kinds[i].rate, counted)
 		add("docker/"+k.name+"/p99", "ms", report.Percentile(k.took, 0.99), report.Percentile(peer.kinds[i].took, 0.99), counted)
 	}
 	for _, q := range []float64{0.5, 0.99} {

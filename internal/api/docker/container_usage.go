@@ -158,7 +158,13 @@ func (a *API) containerTop(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	out := container.TopResponse{Titles: titles, Processes: [][]string{}}
+	out := container.TopResponse{Processes: [][]string{}}
+	for _, t := range titles {
+		if t == "COMM" || t == "ARGS" { // ps heads both alike
+			t = "COMMAND"
+		}
+		out.Titles = append(out.Titles, t)
+	}
 	now := time.Now()
 	for i := range list {
 		row := make([]string, len(titles))
