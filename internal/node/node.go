@@ -107,7 +107,7 @@ type doors struct {
 }
 
 func (d doors) close() (err error) {
-	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople} {
+	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople, d.marathon.socket, d.marathon.own, d.marathon.people} {
 		if l != nil {
 			err = errors.Join(err, l.Close())
 		}
