@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/tutti-run/tutti/internal/balance/ingress"
 	"github.com/tutti-run/tutti/internal/balance/names"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/driver/process"
@@ -19,7 +20,7 @@ import (
 )
 
 func main() {
-	if oci.Reexec(os.Args) || process.Reexec(os.Args) || names.Reexec(os.Args) || provision.Reexec(os.Args) {
+	if oci.Reexec(os.Args) || process.Reexec(os.Args) || names.Reexec(os.Args) || ingress.Reexec(os.Args) || provision.Reexec(os.Args) {
 		return
 	}
 	os.Exit(run(os.Args[1:]))

@@ -54,6 +54,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.networks()
 	o.ports()
 	o.extraBalance(&extra)
+	o.extraRoutes(&extra)
 	o.updates()
 	o.extraRollout(&extra)
 	o.extraRebalance(&extra)

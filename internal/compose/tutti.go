@@ -46,6 +46,10 @@ var tuttiRules = keys{
 	}),
 
 	"balance": within(keys{"sticky": well, "local": well}),
+	"routes": within(keys{
+		"host": well, "path": well, "exact": well, "headers": well, "target": well, "protocol": well, "weight": well, "certificate": well,
+		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "retries": well,
+	}),
 
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
 	"kind": well, "start": well,
@@ -87,6 +91,8 @@ type extras struct {
 		Sticky string `json:"sticky"`
 		Local  string `json:"local"`
 	} `json:"balance"`
+
+	Routes []routeEntry `json:"routes"`
 
 	Parallelism  int    `json:"parallelism"`
 	BackoffLimit int    `json:"backoff_limit"`

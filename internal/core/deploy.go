@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"fmt"
 	"slices"
@@ -476,11 +477,61 @@ func (p *planner) services() error {
 		if err := p.portsFree(s); err != nil {
 			return err
 		}
+		if err := p.routes(s); err != nil {
+			return err
+		}
 		if err := settle(p, s, func(*model.Service) {}); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// routes checks those of a service, and finds their certificates. A host belongs to one namespace.
+func (p *planner) routes(s *model.Service) error {
+	for i := range s.Routes {
+		r := &s.Routes[i]
+		if err := r.Check(); err != nil {
+			return fmt.Errorf("service %s: route %s%s: %w", s.Name, r.Host, r.Path, err)
+		}
+		if len(s.Networks) == 0 {
+			return fault.New(fault.Invalid, "service %s: a route needs a network that leads to the instances", s.Name)
+		}
+		for other := range store.List[*model.Service](p.snap) {
+			if other.Namespace != p.d.Namespace && slices.ContainsFunc(other.Routes, func(o model.Route) bool { return o.Host == r.Host }) {
+				return fault.New(fault.Conflict, "service %s: host %q has routes in namespace %s already", s.Name, r.Host, other.Namespace)
+			}
+		}
+		if r.Certificate == "" {
+			continue
+		}
+		for _, given := range p.d.Secrets {
+			if given.Meta.Name != r.Certificate {
+				continue
+			}
+			if err := checkCertificate(given.Data, r.Host); err != nil {
+				return fault.New(fault.Invalid, "service %s: secret %s: %w", s.Name, r.Certificate, err)
+			}
+		}
+		id, err := resolve[*model.Secret](p, model.KindSecret, r.Certificate, "service "+s.Name)
+		if err != nil {
+			return err
+		}
+		r.Certificate = id
+	}
+	return nil
+}
+
+// checkCertificate wants a certificate for a host with its key, both in PEM.
+func checkCertificate(pem []byte, host string) error {
+	c, err := tls.X509KeyPair(pem, pem)
+	if err != nil {
+		return fmt.Errorf("it is not a certificate with its key in PEM: %w", err)
+	}
+	if below, ok := strings.CutPrefix(host, "*."); ok {
+		host = "any." + below
+	}
+	return c.Leaf.VerifyHostname(host)
 }
 
 func (p *planner) portsFree(s *model.Service) error {

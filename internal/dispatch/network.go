@@ -24,6 +24,7 @@ type network struct {
 	changes []difference    // ascending
 	kept    int             // bytes of messages in changes
 	floor   uint64          // changes after this revision are kept
+	open    func(*model.Secret) ([]byte, error)
 	full    cbor.RawMessage // wire.ServerMessage with all parts; nil: to be made when asked for
 }
 
@@ -133,11 +134,11 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 			return nil
 		}
 		seen[id] = true
-		had, was, err := partOf(before, kind, id)
+		had, was, err := n.partOf(before, kind, id)
 		if err != nil {
 			return err
 		}
-		p, is, err := partOf(snap, kind, id)
+		p, is, err := n.partOf(snap, kind, id)
 		if err != nil {
 			return err
 		}
@@ -151,7 +152,7 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 		}
 		return nil
 	}
-	for _, c := range changed {
+	for _, c := range withCertificates(snap, changed) {
 		if err := look(c.Kind, c.ID); err != nil {
 			return false, err
 		}
@@ -209,7 +210,7 @@ func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64
 		all := &rawNetwork{Revision: now, NodePool: pools[0], AddressPool: pools[1], AddressPool6: pools[2]}
 		for _, kind := range told {
 			for o := range objects(n.snap, kind) {
-				p, ok, err := partOf(n.snap, kind, o.GetMeta().ID)
+				p, ok, err := n.partOf(n.snap, kind, o.GetMeta().ID)
 				if err != nil {
 					return nil, 0, err
 				}
@@ -239,8 +240,48 @@ func poolsOf(snap *store.Snapshot) (p [3]string) {
 	return p
 }
 
+// withCertificates adds the services whose routes have a certificate that changed.
+func withCertificates(snap *store.Snapshot, changed []store.Change) []store.Change {
+	secrets := map[string]bool{}
+	for _, c := range changed {
+		if c.Kind == model.KindSecret {
+			secrets[c.ID] = true
+		}
+	}
+	if len(secrets) == 0 {
+		return changed
+	}
+	changed = slices.Clone(changed)
+	for s := range store.List[*model.Service](snap) {
+		if slices.ContainsFunc(s.Routes, func(r model.Route) bool { return secrets[r.Certificate] }) {
+			changed = append(changed, store.Change{Kind: model.KindService, ID: s.ID})
+		}
+	}
+	return changed
+}
+
+// certificates are those that a service's routes name, with their keys.
+func (n *network) certificates(snap *store.Snapshot, s *model.Service) (map[string][]byte, error) {
+	var out map[string][]byte
+	for _, r := range s.Routes {
+		secret, ok := store.Get[*model.Secret](snap, r.Certificate)
+		if !ok {
+			continue // which is told of where it is looked for: nothing answers under that name
+		}
+		data, err := n.open(secret)
+		if err != nil {
+			return nil, fmt.Errorf("open the certificate of a route of service %s: %w", s.FullName(), err)
+		}
+		if out == nil {
+			out = map[string][]byte{}
+		}
+		out[r.Certificate] = data
+	}
+	return out, nil
+}
+
 // partOf makes of an object what nodes need of it; ok is false when they need nothing.
-func partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, err error) {
+func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, err error) {
 	var v any
 	switch kind {
 	case model.KindNode:
@@ -258,10 +299,15 @@ func partOf(snap *store.Snapshot, kind model.Kind, id string) (p part, ok bool, 
 		}
 	case model.KindService:
 		if s, found := store.Get[*model.Service](snap, id); found {
+			certificates, err := n.certificates(snap, s)
+			if err != nil {
+				return part{}, false, err
+			}
 			v = wire.NetworkService{
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
+				Routes: s.Routes, Certificates: certificates,
 			}
 		}
 	case model.KindInstance:

@@ -69,7 +69,7 @@ type heard struct {
 // New returns Sessions that serve once Run runs.
 func New(d Deps) *Sessions {
 	return &Sessions{
-		Deps: d, network: &network{}, reports: newReports(d.Store, d.Log),
+		Deps: d, network: &network{open: d.Open}, reports: newReports(d.Store, d.Log),
 		sessions: map[*session]struct{}{}, byNode: map[string]map[*session]struct{}{},
 		beats: map[string]heard{}, waiting: map[*session]uint64{}, beatWake: make(chan struct{}, 1), beatHaste: make(chan struct{}, 1),
 	}

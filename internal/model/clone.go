@@ -95,6 +95,7 @@ func (s *Service) Clone() *Service {
 	}
 	c.Networks = slices.Clone(s.Networks)
 	c.Ports = slices.Clone(s.Ports)
+	c.Routes = cloneRoutes(s.Routes)
 	c.Status.VirtualIPs = slices.Clone(s.Status.VirtualIPs)
 	return &c
 }

@@ -18,6 +18,7 @@ type Service struct {
 	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
 	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
 	Balance       Balancing     `json:"balance,omitzero"`
+	Routes        []Route       `json:"routes,omitempty"`
 	Status        ServiceStatus `json:"status"`
 }
 

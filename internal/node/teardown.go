@@ -41,6 +41,7 @@ func Teardown(ctx context.Context, cfg Config) error {
 		note("stop tasks", stopTasks(ctx, cfg))
 	}
 	note("stop the names responder", namesProcess(&cfg).Remove(ctx))
+	note("stop the ingress", ingressProcess(&cfg, "").Remove(ctx))
 	if _, err := os.Stat(filepath.Join(cfg.RunDir, "netns")); err == nil {
 		links := &overlay.Overlay{Config: overlay.Config{RunDir: cfg.RunDir, Log: cfg.Log}}
 		note("remove links", links.Remove(ctx))

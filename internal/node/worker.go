@@ -13,6 +13,7 @@ import (
 	"github.com/tutti-run/tutti/internal/agent"
 	"github.com/tutti-run/tutti/internal/artifact"
 	"github.com/tutti-run/tutti/internal/balance"
+	"github.com/tutti-run/tutti/internal/balance/ingress"
 	"github.com/tutti-run/tutti/internal/balance/names"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/oci"
@@ -85,7 +86,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
 		SandboxDir: cfg.sandboxDir(),
 		Drivers:    drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
-		Network: []agent.NetworkState{links, balancer, namesProcess(cfg)},
+		Network: []agent.NetworkState{links, balancer, namesProcess(cfg), ingressProcess(cfg, id.NodeID)},
 		Log:     cfg.Log,
 	})
 	if err != nil {
@@ -118,8 +119,12 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	return &worker{agent: a, connection: c, credentials: held, ready: cfg.Ready}, nil
 }
 
+func ingressProcess(cfg *Config, nodeID string) *ingress.Process {
+	return ingress.New(filepath.Join(cfg.RunDir, "ingress"), nodeID, ":80", ":443", cfg.Log)
+}
+
 func namesProcess(cfg *Config) *names.Process {
-	return &names.Process{Dir: filepath.Join(cfg.RunDir, "names"), Listen: overlay.GatewayAddress + ":53", Log: cfg.Log}
+	return names.New(filepath.Join(cfg.RunDir, "names"), overlay.GatewayAddress+":53", cfg.Log)
 }
 
 // run works until ctx is done; instances go on running.

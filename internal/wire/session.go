@@ -160,7 +160,10 @@ type NetworkService struct {
 	PortGroup   string              `json:"portGroup,omitempty"` // see model.Service
 	RoundRobin  bool                `json:"roundRobin,omitempty"`
 	Balance     model.Balancing     `json:"balance,omitzero"`
-	WorkloadID  string              `json:"workloadID,omitempty"`
+	Routes      []model.Route       `json:"routes,omitempty"`
+	// Certificates are those that routes name, by the secret's ID, with their keys.
+	Certificates map[string][]byte `json:"certificates,omitempty"`
+	WorkloadID   string            `json:"workloadID,omitempty"`
 	// Endpoints are those that get new connections. They do not travel: the agent finds them by
 	// NetworkInstance.Serves.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`

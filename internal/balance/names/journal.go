@@ -71,9 +71,9 @@ func (j *journal) write(n *wire.Network) error {
 	return nil
 }
 
-// bare is a service without what its instances say.
+// bare is a service without what its instances say, and without what has nothing to do with names.
 func bare(s wire.NetworkService) wire.NetworkService {
-	s.Endpoints = nil
+	s.Endpoints, s.Routes, s.Certificates = nil, nil, nil
 	return s
 }
 

@@ -420,7 +420,7 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	listen := port.LocalAddr().String()
-	p := &Process{Dir: filepath.Join(t.TempDir(), "names"), Listen: listen, Log: slog.New(slog.DiscardHandler)}
+	p := New(filepath.Join(t.TempDir(), "names"), listen, slog.New(slog.DiscardHandler))
 	n := &wire.Network{Instances: []wire.NetworkInstance{
 		{ID: "me", Name: "me", Workload: "me", Addresses: at("net=127.0.0.1")}, // this test asks as an instance
 		{ID: "a", Name: "peer", Workload: "peer", Addresses: at("net=10.1.0.1")},
@@ -454,18 +454,18 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 	if got, err := query(listen, "peer."); err != nil || got != "10.1.0.1" { // at once, when Sync is done
 		t.Errorf("peer gives %q, %v", got, err)
 	}
-	first, running := p.running()
+	first, running := p.Running()
 	if !running {
 		t.Fatal("no responder runs")
 	}
 	// Another agent finds it, and tells it what is new.
-	p = &Process{Dir: p.Dir, Listen: listen, Log: p.Log}
+	p = New(p.Dir, listen, p.Log)
 	n.Instances[1].Addresses = at("net=10.1.0.2")
 	if err := p.Sync(ctx, n); err != nil {
 		t.Fatal(err)
 	}
 	want("peer.", "10.1.0.2")
-	if now, _ := p.running(); now != first {
+	if now, _ := p.Running(); now != first {
 		t.Errorf("responder %d took the place of %d", now, first)
 	}
 	if err := p.Keep(ctx); err != nil {
@@ -476,7 +476,7 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	for { // the kernel needs a moment to let go of its lock
-		if _, running := p.running(); !running {
+		if _, running := p.Running(); !running {
 			break
 		}
 		time.Sleep(time.Millisecond)
@@ -485,7 +485,7 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 		t.Fatal(err)
 	}
 	want("peer.", "10.1.0.2")
-	if now, running := p.running(); !running || now == first {
+	if now, running := p.Running(); !running || now == first {
 		t.Errorf("responder %d runs: %v", now, running)
 	}
 }

@@ -2,38 +2,37 @@ package names
 
 import (
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/netip"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/miekg/dns"
+
+	"github.com/tutti-run/tutti/internal/balance/beside"
 )
 
 const (
-	reexecArg = "tutti-names"
-	ttl       = 5 // seconds: what a name means changes with what runs
-	lockFile  = "names.lock"
-	socket    = "names.sock" // where the agent says that the file has grown, and hears that it was read
+	role = "tutti-names"
+	ttl  = 5 // seconds: what a name means changes with what runs
 )
 
 // Reexec runs the responder when this program was started for that; main calls it first.
 func Reexec(args []string) bool {
-	if len(args) != 4 || args[1] != reexecArg {
+	dir, rest, ok := beside.Reexec(args, role)
+	if !ok || len(rest) != 1 {
 		return false
 	}
 	debug.SetGCPercent(30)
-	if err := respond(args[2], args[3]); err != nil {
+	if err := respond(dir, rest[0]); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -49,12 +48,8 @@ type responder struct {
 
 func newResponder() *responder { return &responder{zone: newZone(), outside: newCache()} }
 
-// respond answers until it is told to end. File descriptor 4 tells the agent that it does.
+// respond answers until it is told to end.
 func respond(dir, listen string) error {
-	ready := os.NewFile(4, "ready")
-	defer ready.Close()
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, syscall.SIGTERM)
 	r, state := newResponder(), &journal{path: filepath.Join(dir, stateFile)}
 	load := func() error {
 		r.resolvers()
@@ -63,57 +58,20 @@ func respond(dir, listen string) error {
 	if err := load(); err != nil {
 		return err
 	}
-	signal.Ignore(syscall.SIGINT, syscall.SIGPIPE, syscall.SIGHUP)
-	path := filepath.Join(dir, socket)
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("answer the agent: %w", err)
-	}
-	told, err := net.Listen("unix", path)
-	if err != nil {
-		return fmt.Errorf("answer the agent: %w", err)
-	}
-	defer told.Close()
-	failed := make(chan error, 3)
-	go func() { failed <- hear(told, load) }()
-	answering := make(chan struct{}, 2)
+	failed, answering := make(chan error, 2), make(chan struct{})
+	var both sync.WaitGroup
+	both.Add(2)
 	for _, network := range []string{"udp", "tcp"} {
-		s := &dns.Server{
-			Addr: listen, Net: network, Handler: r, ReadTimeout: 2 * time.Second,
-			NotifyStartedFunc: func() { answering <- struct{}{} },
-		}
-		go func() { failed <- s.ListenAndServe() }()
+		s := &dns.Server{Addr: listen, Net: network, Handler: r, ReadTimeout: 2 * time.Second, NotifyStartedFunc: both.Done}
+		go func() { failed <- fmt.Errorf("answer names on %s: %w", listen, s.ListenAndServe()) }()
 	}
-	for n := 0; ; {
-		select {
-		case err := <-failed:
-			return fmt.Errorf("answer names on %s: %w", listen, err)
-		case <-answering:
-			if n++; n == 2 {
-				if _, err := ready.WriteString("ok"); err != nil {
-					fmt.Fprintln(os.Stderr, err) // the agent has gone, and another will find this process
-				}
-				ready.Close()
-			}
-		case <-signals:
-			return nil
-		}
-	}
-}
-
-// hear reads what is new as often as the agent asks for it, and says that it did.
-func hear(l net.Listener, load func() error) error {
-	for {
-		c, err := l.Accept()
-		if err != nil {
-			return err
-		}
-		answer := "ok"
+	go func() { both.Wait(); close(answering) }()
+	return beside.Serve(dir, answering, failed, func(string) string {
 		if err := load(); err != nil {
-			answer = err.Error() // what was known is still the best answer to others
+			return err.Error() // what was known is still the best answer to others
 		}
-		fmt.Fprintln(c, answer) // an agent that has gone asks again
-		c.Close()
-	}
+		return "ok"
+	})
 }
 
 // resolvers looks up whom the host asks.

@@ -1,0 +1,104 @@
+package ingress
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// Config is what an ingress does: its agent writes it, and the process reads it.
+type Config struct {
+	Routes []Route `json:"routes"`
+	// Certificates are certificates with their keys, in PEM.
+	Certificates []string `json:"certificates,omitempty"`
+}
+
+// Route leads requests to the instances of one service.
+type Route struct {
+	Host      string            `json:"host"`
+	Path      string            `json:"path"`
+	Exact     bool              `json:"exact,omitempty"`
+	Headers   map[string]string `json:"headers,omitempty"`
+	Service   string            `json:"service"` // full name, for metrics
+	Protocol  string            `json:"protocol,omitempty"`
+	Weight    int               `json:"weight"`
+	Secure    bool              `json:"secure,omitempty"`   // there is a certificate
+	Insecure  bool              `json:"insecure,omitempty"` // port 80 answers, too
+	StripPath bool              `json:"stripPath,omitempty"`
+	Sticky    bool              `json:"sticky,omitempty"`
+	Timeout   time.Duration     `json:"timeout"`
+	Retries   int               `json:"retries"`
+	Backends  []Backend         `json:"backends"`
+}
+
+// Backend is where an instance answers.
+type Backend struct {
+	Instance string `json:"instance"`
+	Address  string `json:"address"` // host:port
+}
+
+const (
+	defaultTimeout = time.Minute
+	defaultRetries = 2
+)
+
+// Compute says what a node's ingress does. It is pure, and its output is in a fixed order.
+func Compute(n *wire.Network, nodeID string) *Config {
+	c := &Config{}
+	certificates := map[string]bool{}
+	for i := range n.Services {
+		s := &n.Services[i]
+		for _, r := range s.Routes {
+			route := Route{
+				Host: r.Host, Path: r.Path, Exact: r.Exact, Headers: r.Headers, Service: s.Name, Protocol: r.Protocol, Weight: max(1, r.Weight),
+				Insecure: r.Insecure, StripPath: r.StripPath, Sticky: r.Sticky, Timeout: cmp.Or(r.Timeout, defaultTimeout), Retries: defaultRetries,
+			}
+			if s.Application != "" {
+				route.Service = s.Application + "/" + s.Name
+			}
+			if r.Retries != nil {
+				route.Retries = *r.Retries
+			}
+			if pem := s.Certificates[r.Certificate]; r.Certificate != "" {
+				route.Secure = true
+				if len(pem) > 0 {
+					certificates[string(pem)] = true
+				}
+			}
+			route.Backends = backends(s, nodeID, r.Target)
+			c.Routes = append(c.Routes, route)
+		}
+	}
+	c.Certificates = slices.Sorted(maps.Keys(certificates))
+	return c
+}
+
+// backends are the endpoints of a service on their first network; those of this node alone where the
+// service prefers them, and there are any.
+func backends(s *wire.NetworkService, nodeID string, port int) []Backend {
+	var all, near []Backend
+	for i := range s.Endpoints {
+		e := &s.Endpoints[i]
+		if len(e.Addresses) == 0 {
+			continue
+		}
+		ip, err := netip.ParseAddr(e.Addresses[0].IP)
+		if err != nil {
+			continue
+		}
+		b := Backend{Instance: e.Instance, Address: netip.AddrPortFrom(ip, uint16(port)).String()}
+		all = append(all, b)
+		if s.Balance.Local != "" && e.NodeID == nodeID {
+			near = append(near, b)
+		}
+	}
+	if len(near) > 0 || s.Balance.Local == model.LocalOnly {
+		return near
+	}
+	return all
+}

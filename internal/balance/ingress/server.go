@@ -1,0 +1,204 @@
+// Package ingress leads requests of HTTP from every node's ports 80 and 443 to instances, by host, path
+// and headers, with retries, weights and certificates.
+//
+// It is a process of its own, like the names responder: it goes on while the agent is away, and takes
+// over what the agent writes while it works, so that no request is lost by that. There is none while
+// no service has a route.
+package ingress
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/atomicfile"
+	"github.com/tutti-run/tutti/internal/balance/beside"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+const (
+	role      = "tutti-ingress"
+	stateFile = "ingress.json"
+	// drainFor is how long requests that are under way may take when the process is told to end.
+	drainFor = 5 * time.Second
+)
+
+// Reexec runs the process when this program was started for that; main calls it first.
+func Reexec(args []string) bool {
+	dir, rest, ok := beside.Reexec(args, role)
+	if !ok || len(rest) != 2 {
+		return false
+	}
+	if err := serve(dir, rest[0], rest[1]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	return true
+}
+
+// ingress is the process.
+type ingress struct {
+	*proxy
+	certificates atomic.Pointer[[]*tls.Certificate]
+}
+
+// serve answers requests until it is told to end.
+func serve(dir, plain, secure string) error {
+	in := &ingress{proxy: newProxy()}
+	load := func() error { return in.load(filepath.Join(dir, stateFile)) }
+	if err := load(); err != nil {
+		return err
+	}
+	failed, ready := make(chan error, 2), make(chan struct{})
+	servers, err := in.listen(plain, secure, failed)
+	if err != nil {
+		return err
+	}
+	close(ready)
+	err = beside.Serve(dir, ready, failed, func(word string) string {
+		if word == "metrics" {
+			return in.counts.text()
+		}
+		if err := load(); err != nil {
+			return err.Error()
+		}
+		return "ok"
+	})
+	ctx, cancel := context.WithTimeout(context.Background(), drainFor)
+	defer cancel()
+	for _, s := range servers {
+		err = errors.Join(err, s.Shutdown(ctx))
+	}
+	return err
+}
+
+// load takes over what the agent wrote.
+func (in *ingress) load(path string) error {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read routes: %w", err)
+	}
+	var c Config
+	if err := json.Unmarshal(data, &c); err != nil {
+		return fmt.Errorf("read routes: %w", err)
+	}
+	in.put(&c)
+	return nil
+}
+
+func (in *ingress) put(c *Config) {
+	var certificates []*tls.Certificate
+	for _, pem := range c.Certificates {
+		if cert, err := tls.X509KeyPair([]byte(pem), []byte(pem)); err != nil { // which core refuses
+			fmt.Fprintln(os.Stderr, "a certificate cannot be read:", err)
+		} else {
+			certificates = append(certificates, &cert)
+		}
+	}
+	in.certificates.Store(&certificates)
+	in.table.Store(newTable(c.Routes))
+}
+
+// certificate chooses the one that a client's request fits.
+func (in *ingress) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
+	for _, c := range *in.certificates.Load() {
+		if hello.SupportsCertificate(c) == nil {
+			return c, nil
+		}
+	}
+	return nil, fmt.Errorf("no certificate for %q", hello.ServerName)
+}
+
+// listen opens both ports. A process that takes over from another may do so while that one ends.
+func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []*http.Server, err error) {
+	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }), err)
+	}}
+	for i, address := range []string{plain, secure} {
+		s := &http.Server{
+			Handler: in.handler(i == 1), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 3 * time.Minute,
+			MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0), Protocols: new(http.Protocols),
+		}
+		s.Protocols.SetHTTP1(true)
+		s.Protocols.SetHTTP2(true)
+		s.Protocols.SetUnencryptedHTTP2(true)
+		l, err := shared.Listen(context.Background(), "tcp", address)
+		if err != nil {
+			return servers, fmt.Errorf("answer requests: %w", err)
+		}
+		run := func() error { return s.Serve(l) }
+		if i == 1 {
+			s.TLSConfig = &tls.Config{GetCertificate: in.certificate, MinVersion: tls.VersionTLS12}
+			run = func() error { return s.ServeTLS(l, "", "") }
+		}
+		servers = append(servers, s)
+		go func() {
+			if err := run(); !errors.Is(err, http.ErrServerClosed) {
+				failed <- fmt.Errorf("answer requests on %s: %w", address, err)
+			}
+		}()
+	}
+	return servers, nil
+}
+
+// Process keeps one ingress running on this node, as long as there are routes.
+type Process struct {
+	*beside.Process
+	nodeID  string
+	written []byte
+}
+
+// New returns the ingress of a node, which answers at two addresses, without TLS and with it.
+func New(dir, nodeID, plain, secure string, log *slog.Logger) *Process {
+	return &Process{Process: &beside.Process{Dir: dir, Role: role, Args: []string{plain, secure}, Env: []string{"GOMEMLIMIT=512MiB"}, Log: log}, nodeID: nodeID}
+}
+
+// Sync puts the routes in force: when it returns, requests are led by them.
+func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
+	c := Compute(n, p.nodeID)
+	_, running := p.Running()
+	if len(c.Routes) == 0 {
+		p.written = nil
+		return errors.Join(p.Remove(ctx), os.RemoveAll(p.Dir))
+	}
+	data, err := json.Marshal(c)
+	if err != nil {
+		return fmt.Errorf("write routes: %w", err)
+	}
+	if running && slices.Equal(data, p.written) {
+		return nil
+	}
+	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
+		return fmt.Errorf("write routes: %w", err)
+	}
+	if err := atomicfile.Write(filepath.Join(p.Dir, stateFile), data); err != nil {
+		return fmt.Errorf("write routes: %w", err)
+	}
+	if err := p.Tell(ctx); err != nil {
+		if strings.Contains(err.Error(), "address already in use") {
+			// A service or another program has the port: that is for people to settle, and no reason to stop
+			// everything else of the network.
+			p.Log.Error("the ingress cannot answer", "error", err)
+			return nil
+		}
+		return err
+	}
+	p.written = data
+	return nil
+}
