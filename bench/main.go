@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|tables|million|sessions|start|replicas|docker|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|docker|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -18,6 +18,7 @@ import (
 
 	"github.com/tutti-run/tutti/bench/internal/holding"
 	"github.com/tutti-run/tutti/bench/internal/million"
+	"github.com/tutti-run/tutti/bench/internal/netting"
 	"github.com/tutti-run/tutti/bench/internal/placing"
 	"github.com/tutti-run/tutti/bench/internal/report"
 	"github.com/tutti-run/tutti/bench/internal/starting"
@@ -39,6 +40,7 @@ var groups = []group{
 	{name: "tables", run: tables.Run},
 	{name: "million", run: million.Run, part: true},
 	{name: "sessions", run: holding.Run, part: true},
+	{name: "net", run: netting.Run},
 	{name: "start", run: starting.Run},
 	{name: "replicas", run: starting.Replicas},
 	{name: "docker", run: starting.API},
@@ -57,7 +59,7 @@ func store(ctx context.Context, sheet *report.Sheet, brief bool) error {
 
 func main() {
 	if oci.Reexec(os.Args) || placing.Reexec(os.Args) || starting.Reexec(os.Args) || holding.Reexec(os.Args) ||
-		million.Reexec(os.Args) || tables.Reexec(os.Args) {
+		million.Reexec(os.Args) || tables.Reexec(os.Args) || netting.Reexec(os.Args) {
 		return
 	}
 	wanted, brief, err := parse(os.Args[1:])

@@ -2,9 +2,9 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [start] [replicas] [docker]      default: all
+#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [net] [start] [replicas] [docker]      default: all
 #
-# store needs etcd; start, replicas and docker need Docker Engine. No daemon is started, now or at the
+# store needs etcd; net needs nginx and wrk; start, replicas and docker need Docker Engine. No daemon is started, now or at the
 # next boot: the benchmarks run their own, apart from everything else on the machine. Says
 # nothing when nothing is missing.
 set -euo pipefail
@@ -20,8 +20,10 @@ for group in "${@:-all}"; do
 	case $group in
 	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
 	start | replicas | docker | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
-	schedule | store | tables | million | sessions | start | replicas | docker | all) ;;
-	*) die "unknown group $group: schedule, store, tables, million, sessions, start, replicas and docker are there" ;;
+	net | all) command -v nginx >/dev/null || missing+=(nginx-light) ;;&
+	net | all) command -v wrk >/dev/null || missing+=(wrk) ;;&
+	schedule | store | tables | million | sessions | net | start | replicas | docker | all) ;;
+	*) die "unknown group $group: schedule, store, tables, million, sessions, net, start, replicas and docker are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0
@@ -59,6 +61,7 @@ if [[ -d /run/systemd/system ]]; then
 	for package in "${missing[@]}"; do
 		case $package in
 		etcd-server) units+=(etcd.service) ;;
+		nginx-light) units+=(nginx.service) ;;
 		docker.io) units+=(docker.socket docker.service containerd.service) ;;
 		esac
 	done

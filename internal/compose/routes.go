@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/compose-spec/compose-go/v2/types"
+
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -36,6 +38,23 @@ func (e *routeEntry) UnmarshalJSON(data []byte) error {
 		e.Path = "/" + path
 	}
 	return nil
+}
+
+// certificatesOf are the secrets that a service's routes name, as far as they can be read.
+func certificatesOf(s *types.ServiceConfig) (out []string) {
+	raw, err := json.Marshal(s.Extensions[tuttiKey])
+	var x struct {
+		Routes []routeEntry `json:"routes"`
+	}
+	if err != nil || json.Unmarshal(raw, &x) != nil {
+		return nil // which readExtras says
+	}
+	for _, r := range x.Routes {
+		if r.Certificate != "" {
+			out = append(out, r.Certificate)
+		}
+	}
+	return out
 }
 
 // extraRoutes reads which requests of HTTP reach the service; ports has read its ports.

@@ -98,7 +98,18 @@ func (t *translation) checkUnused() {
 			}
 		}
 	}
+	secrets := t.project.Secrets
 	t.project = t.project.WithoutUnnecessaryResources()
+	for _, s := range t.project.Services { // of which the parser knows nothing
+		for _, key := range certificatesOf(&s) {
+			if c, ok := secrets[key]; ok {
+				if t.project.Secrets == nil {
+					t.project.Secrets = types.Secrets{}
+				}
+				t.project.Secrets[key] = c
+			}
+		}
+	}
 	if len(t.project.Services) == 0 {
 		t.invalid("services", "there is no service to run%s", inProfiles(t.project))
 	}

@@ -3,8 +3,17 @@
 package e2e
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
 	"fmt"
+	"io"
 	"maps"
+	"math/big"
+	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -264,5 +273,136 @@ func TestAHundredNetworks(t *testing.T) {
 		if !strings.HasPrefix(answer, "s") {
 			t.Errorf("hub asks %s and gets %q", address, answer)
 		}
+	}
+}
+
+// routed is two services behind one host, and a third behind another that has a certificate.
+const routed = `
+x-probe: &probe {image: "probe:v1", stop_grace_period: 5s, expose: ["8080"]}
+services:
+  web:
+    <<: *probe
+    scale: 3
+    environment: {ROUND: "%d"}
+    deploy: {update_config: {parallelism: 1, order: start-first}}
+    x-tutti: {routes: [probe.test]}
+  api: {<<: *probe, x-tutti: {routes: [{host: probe.test, path: /api, strip_path: true}]}}
+  safe: {<<: *probe, x-tutti: {routes: [{host: safe.test, certificate: safe}]}}
+secrets:
+  safe: {file: %s}
+`
+
+// certificateFile makes a certificate for a host, with its key.
+func certificateFile(t *testing.T, host string) string {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{host}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(dataDir, host+".pem")
+	data := append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER})...)
+	if err := os.WriteFile(path, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// TestIngress asks every host for what is behind routes, also while services are scaled and updated: no
+// request fails.
+func TestIngress(t *testing.T) {
+	file := certificateFile(t, "safe.test")
+	deployText(t, "routed", fmt.Sprintf(routed, 1, file))
+	hosts := query[[]hostState](t, "host", "ls")
+	ask := func(scheme, address, host, path string) (string, *http.Response, error) {
+		client := &http.Client{
+			Timeout:       5 * time.Second,
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+			Transport:     &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{ServerName: host, InsecureSkipVerify: true}},
+		}
+		r, err := http.NewRequest("GET", scheme+"://"+address+path, nil)
+		if err != nil {
+			return "", nil, err
+		}
+		r.Host = host
+		resp, err := client.Do(r)
+		if err != nil {
+			return "", nil, err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return string(text), resp, err
+	}
+	for _, h := range hosts {
+		for _, c := range []struct{ scheme, host, path, begins string }{
+			{"http", "probe.test", "/", "web-"}, {"http", "probe.test", "/api/x", "api-"}, {"https", "safe.test", "/", "safe-"},
+		} {
+			eventually(t, 10*time.Second, c.scheme+" "+c.host+c.path+" on "+h.Name, func() error {
+				text, _, err := ask(c.scheme, h.Address, c.host, c.path)
+				if err == nil && !strings.HasPrefix(text, c.begins) {
+					err = fmt.Errorf("it answers %.40q", text)
+				}
+				return err
+			})
+		}
+		if _, resp, err := ask("http", h.Address, "safe.test", "/x"); err != nil || resp.Header.Get("Location") != "https://safe.test/x" {
+			t.Errorf("without TLS %s answers %v, %v", h.Name, resp, err)
+		}
+		if _, resp, err := ask("http", h.Address, "nothing.test", "/"); err != nil || resp.StatusCode != http.StatusNotFound {
+			t.Errorf("a host without routes gives %v, %v", resp, err)
+		}
+	}
+	stop := make(chan struct{})
+	var mu sync.Mutex
+	asked, failures := 0, []string(nil)
+	var clients sync.WaitGroup
+	for _, h := range hosts {
+		clients.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				case <-time.After(10 * time.Millisecond):
+				}
+				text, resp, err := ask("http", h.Address, "probe.test", "/")
+				if err == nil && (resp.StatusCode != 200 || !strings.HasPrefix(text, "web-")) {
+					err = fmt.Errorf("%s: %.60q", resp.Status, text)
+				}
+				mu.Lock()
+				if asked++; err != nil {
+					failures = append(failures, h.Name+": "+err.Error())
+				}
+				mu.Unlock()
+			}
+		})
+	}
+	for _, change := range []func(){
+		func() { tutti(t, "scale", "routed/web=5") },
+		func() { tutti(t, "scale", "routed/web=1") },
+		func() { tutti(t, "scale", "routed/web=3") },
+		func() {
+			path := filepath.Join(dataDir, "routed.yaml")
+			if err := os.WriteFile(path, fmt.Appendf(nil, routed, 2, file), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			tutti(t, "deploy", "-d", "-f", path, "routed")
+		},
+	} {
+		change()
+		allWell(t, 60*time.Second)
+	}
+	close(stop)
+	clients.Wait()
+	t.Logf("%d requests while the service was scaled up and down and updated, %d failed", asked, len(failures))
+	if len(failures) > 0 {
+		t.Errorf("%d of %d requests failed: %s", len(failures), asked, strings.Join(failures[:min(5, len(failures))], "; "))
 	}
 }

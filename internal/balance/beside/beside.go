@@ -226,7 +226,7 @@ func (p *Process) start() error {
 }
 
 // startPatience is how long a process may take to begin, or to take something over.
-const startPatience = 10 * time.Second
+const startPatience = 30 * time.Second
 
 // Keep starts the process again if it has ended; before the first Tell there is none to keep.
 func (p *Process) Keep(ctx context.Context) error {

@@ -166,7 +166,7 @@ type Process struct {
 
 // New returns the ingress of a node, which answers at two addresses, without TLS and with it.
 func New(dir, nodeID, plain, secure string, log *slog.Logger) *Process {
-	return &Process{Process: &beside.Process{Dir: dir, Role: role, Args: []string{plain, secure}, Env: []string{"GOMEMLIMIT=512MiB"}, Log: log}, nodeID: nodeID}
+	return &Process{Process: &beside.Process{Dir: dir, Role: role, Args: []string{plain, secure}, Env: []string{"GOMEMLIMIT=512MiB", "GOGC=400"}, Log: log}, nodeID: nodeID}
 }
 
 // Sync puts the routes in force: when it returns, requests are led by them.

@@ -20,7 +20,7 @@ type Process struct {
 // New returns the responder that listens on host:port, and has its files in a directory.
 func New(dir, listen string, log *slog.Logger) *Process {
 	return &Process{
-		Process: &beside.Process{Dir: dir, Role: role, Args: []string{listen}, Env: []string{"GOMEMLIMIT=64MiB"}, Log: log},
+		Process: &beside.Process{Dir: dir, Role: role, Args: []string{listen}, Env: []string{"GOMEMLIMIT=512MiB"}, Log: log},
 		state:   &journal{path: filepath.Join(dir, stateFile)},
 	}
 }
