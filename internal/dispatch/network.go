@@ -260,24 +260,23 @@ func withCertificates(snap *store.Snapshot, changed []store.Change) []store.Chan
 	return changed
 }
 
-// certificates are those that a service's routes name, with their keys.
-func (n *network) certificates(snap *store.Snapshot, s *model.Service) (map[string][]byte, error) {
+// certificates are those that a service's routes name, with their keys. One that is not there, or that
+// a locked server cannot open, is left out: the ingress has none for that host then.
+func (n *network) certificates(snap *store.Snapshot, s *model.Service) map[string][]byte {
 	var out map[string][]byte
 	for _, r := range s.Routes {
 		secret, ok := store.Get[*model.Secret](snap, r.Certificate)
 		if !ok {
-			continue // which is told of where it is looked for: nothing answers under that name
+			continue
 		}
-		data, err := n.open(secret)
-		if err != nil {
-			return nil, fmt.Errorf("open the certificate of a route of service %s: %w", s.FullName(), err)
+		if data, err := n.open(secret); err == nil {
+			if out == nil {
+				out = map[string][]byte{}
+			}
+			out[r.Certificate] = data
 		}
-		if out == nil {
-			out = map[string][]byte{}
-		}
-		out[r.Certificate] = data
 	}
-	return out, nil
+	return out
 }
 
 // partOf makes of an object what nodes need of it; ok is false when they need nothing.
@@ -299,15 +298,12 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 		}
 	case model.KindService:
 		if s, found := store.Get[*model.Service](snap, id); found {
-			certificates, err := n.certificates(snap, s)
-			if err != nil {
-				return part{}, false, err
-			}
 			v = wire.NetworkService{
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
 				Routes: s.Routes, Certificates: certificates,
+				Routes: s.Routes, Certificates: n.certificates(snap, s),
 			}
 		}
 	case model.KindInstance:
