@@ -22,7 +22,7 @@ type groupInfo struct {
 	Groups       []*groupInfo `json:"groups"`
 	Dependencies []string     `json:"dependencies"`
 	Version      string       `json:"version"`
-	EnforceRole  bool         `json:"enforceRole"`
+	EnforceRole  bool         `json:"enforceRole,omitempty"`
 }
 
 // groupUpdate is a group as it is put.

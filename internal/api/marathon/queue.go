@@ -15,7 +15,6 @@ type queueItem struct {
 	Count                  int           `json:"count"`
 	Delay                  queueDelay    `json:"delay"`
 	Since                  string        `json:"since"`
-	Role                   string        `json:"role"`
 	ProcessedOffersSummary offersSummary `json:"processedOffersSummary"`
 	LastUnusedOffers       []unusedOffer `json:"lastUnusedOffers,omitempty"`
 	App                    *app          `json:"app,omitempty"`
@@ -140,7 +139,7 @@ func (a *API) queued(r *request, e *entry, now time.Time, with bool) (item queue
 	if item.Count == 0 {
 		item.Count, since = e.workload.Count, e.workload.Created
 	}
-	item.Since, item.Role = timeText(since), "*"
+	item.Since = timeText(since)
 	item.Delay = queueDelay{TimeLeftSeconds: max(0, int(math.Ceil(until.Sub(now).Seconds()))), Overdue: !until.After(now)}
 	if e.isPod() {
 		item.Pod = a.podSpec(r.snap, e)
