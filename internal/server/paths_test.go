@@ -187,6 +187,10 @@ var decisions = map[string][]wire.Role{
 	wire.PathRemoveVolume: {wire.RoleServer},
 	wire.PathPause:        {wire.RoleServer},
 	wire.PathProcesses:    {wire.RoleServer},
+	wire.PathFileStat:     {wire.RoleServer},
+	wire.PathFileChanges:  {wire.RoleServer},
+	wire.PathReadFiles:    {wire.RoleServer},
+	wire.PathWriteFiles:   {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists
