@@ -146,8 +146,9 @@ func readBlocks(r io.Reader, revision uint64) (restored, error) {
 			var w words
 			for b := range work {
 				b.err = b.decode(&w)
-				read.Put(&b.content) // nothing that was decoded refers to it
+				used := b.content // nothing that was decoded refers to it
 				b.content = nil
+				read.Put(&used)
 				close(b.done)
 			}
 		})
