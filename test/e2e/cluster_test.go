@@ -76,13 +76,20 @@ func testMain(m *testing.M) (code int) {
 	}
 	fmt.Printf("e2e: %s hosts up after %s\n", hosts, time.Since(began).Round(time.Millisecond))
 	began = time.Now()
-	images := exec.Command("../../scripts/images.sh", "--import")
-	images.Env = environment("TUTTI=" + program)
-	if out, err := images.CombinedOutput(); err != nil {
-		return fail("make and import images", fmt.Errorf("%w\n%s", err, out))
+	if err := importImages(); err != nil {
+		return fail("make and import images", err)
 	}
 	fmt.Printf("e2e: images made and imported after %s\n", time.Since(began).Round(time.Millisecond))
 	return m.Run()
+}
+
+func importImages() error {
+	images := exec.Command("../../scripts/images.sh", "--import")
+	images.Env = environment("TUTTI=" + program)
+	if out, err := images.CombinedOutput(); err != nil {
+		return fmt.Errorf("%w\n%s", err, out)
+	}
+	return nil
 }
 
 // printLogs shows the end of what the hosts' nodes wrote.

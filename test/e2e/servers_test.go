@@ -254,6 +254,11 @@ func keep(t *testing.T) (pids func() []int) {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	if !strings.Contains(tutti(t, "image", "ls"), "redis") { // an earlier test took the cluster of before down
+		if err := importImages(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	tutti(t, "deploy", "-f", file, "kept")
 	allWell(t, 20*time.Second)
 	t.Cleanup(func() {
