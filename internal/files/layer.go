@@ -89,33 +89,9 @@ func changesIn(ctx context.Context, dir *os.File, at string, base *Root, yield f
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	d, err := reopen(dir, unix.O_RDONLY|unix.O_DIRECTORY)
-	if err != nil {
-		return pathError(at, err)
-	}
-	defer d.Close()
-	names, err := d.Readdirnames(-1)
-	if err != nil {
-		return pathError(at, err)
-	}
-	slices.Sort(names)
-	for _, n := range names {
-		fd, err := unix.Openat(int(d.Fd()), n, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-		if errors.Is(err, unix.ENOENT) {
-			continue
-		}
-		name := path.Join(at, n)
-		if err != nil {
-			return pathError(name, err)
-		}
-		f := os.NewFile(uintptr(fd), n)
-		err = changeOf(ctx, f, name, base, yield)
-		f.Close()
-		if err != nil {
-			return err
-		}
-	}
-	return nil
+	return children(dir, at, func(f *os.File, name string) error {
+		return changeOf(ctx, f, path.Join(at, name), base, yield)
+	})
 }
 
 func changeOf(ctx context.Context, f *os.File, name string, base *Root, yield func(string, Change)) error {

@@ -138,29 +138,40 @@ func (k *packer) content(body *os.File, size int64, shown string) error {
 }
 
 func (k *packer) entries(dir *os.File, name, shown string) error {
+	return children(dir, shown, func(f *os.File, n string) error {
+		err := k.add(f, strings.TrimPrefix(name+"/"+n, "/"), path.Join(shown, n))
+		if errors.Is(err, unix.ENOENT) {
+			return nil // gone meanwhile
+		}
+		return err
+	})
+}
+
+// children calls fn with what a directory holds, found (O_PATH) without following links, in the order
+// of names; what is gone meanwhile is left out. at is the directory's path, for errors.
+func children(dir *os.File, at string, fn func(f *os.File, name string) error) error {
 	d, err := reopen(dir, unix.O_RDONLY|unix.O_DIRECTORY)
 	if err != nil {
-		return pathError(shown, err)
+		return pathError(at, err)
 	}
 	defer d.Close()
 	names, err := d.Readdirnames(-1)
 	if err != nil {
-		return pathError(shown, err)
+		return pathError(at, err)
 	}
 	slices.Sort(names)
 	for _, n := range names {
 		fd, err := unix.Openat(int(d.Fd()), n, unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if errors.Is(err, unix.ENOENT) {
-			continue // gone meanwhile
+			continue
 		}
-		at := path.Join(shown, n)
 		if err != nil {
-			return pathError(at, err)
+			return pathError(path.Join(at, n), err)
 		}
 		f := os.NewFile(uintptr(fd), n)
-		err = k.add(f, strings.TrimPrefix(name+"/"+n, "/"), at)
+		err = fn(f, n)
 		f.Close()
-		if err != nil && !errors.Is(err, unix.ENOENT) {
+		if err != nil {
 			return err
 		}
 	}

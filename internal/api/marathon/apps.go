@@ -100,11 +100,7 @@ func (a *API) appGet(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) appCreate(w http.ResponseWriter, r *request) error {
-	body, err := readBody(r.Request)
-	if err != nil {
-		return err
-	}
-	o, err := readObject(body)
+	o, err := bodyObject(r.Request)
 	if err != nil {
 		return err
 	}
@@ -176,11 +172,7 @@ func (a *API) appUpdate(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	body, err := readBody(r.Request)
-	if err != nil {
-		return err
-	}
-	o, err := readObject(body)
+	o, err := bodyObject(r.Request)
 	if err != nil {
 		return err
 	}

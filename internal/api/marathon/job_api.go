@@ -213,11 +213,7 @@ func (a *API) jobGet(w http.ResponseWriter, r *request) error {
 
 // readJob reads a job, with its schedules where the API's early form has them beside it.
 func readJob(r *request) (*jobState, error) {
-	body, err := readBody(r.Request)
-	if err != nil {
-		return nil, err
-	}
-	o, err := readObject(body)
+	o, err := bodyObject(r.Request)
 	if err != nil {
 		return nil, err
 	}

@@ -31,6 +31,15 @@ func readBody(r *http.Request) ([]byte, error) {
 	return body, nil
 }
 
+// bodyObject reads a request's body as a JSON object.
+func bodyObject(r *http.Request) (object, error) {
+	body, err := readBody(r)
+	if err != nil {
+		return nil, err
+	}
+	return readObject(body)
+}
+
 func readObject(body []byte) (object, error) {
 	var o object
 	if err := json.Unmarshal(body, &o); err != nil {

@@ -71,11 +71,7 @@ func (a *API) podHead(w http.ResponseWriter, _ *request) error {
 
 // podPut makes a pod (POST), or changes one (PUT).
 func (a *API) podPut(w http.ResponseWriter, r *request) error {
-	body, err := readBody(r.Request)
-	if err != nil {
-		return err
-	}
-	o, err := readObject(body)
+	o, err := bodyObject(r.Request)
 	if err != nil {
 		return err
 	}
