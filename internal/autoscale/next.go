@@ -163,8 +163,8 @@ func Bounds(a *model.Autoscale, now time.Time) (lowest, highest int, when string
 		if err != nil {
 			continue // it is checked where it comes in
 		}
-		began := s.Next(now.Add(-h.For))
-		if began.IsZero() || began.After(now) {
+		began := lastBegin(s, now, h.For)
+		if began.IsZero() {
 			continue
 		}
 		if first {
@@ -172,15 +172,14 @@ func Bounds(a *model.Autoscale, now time.Time) (lowest, highest int, when string
 		} else {
 			lowest, highest = max(lowest, h.Min), max(highest, h.Max)
 		}
-		when = " until " + lastBegin(s, now, h.For).Add(h.For).UTC().Format("15:04 MST")
+		when = " until " + began.Add(h.For).UTC().Format("15:04 MST")
 	}
 	return lowest, highest, when
 }
 
-// lastBegin is the latest time of a schedule that is not after now, within a span.
-func lastBegin(s *cron.Schedule, now time.Time, span time.Duration) time.Time {
-	last := s.Next(now.Add(-span))
-	for n := s.Next(last); !n.IsZero() && !n.After(now); n = s.Next(n) {
+// lastBegin is the latest time of a schedule that is not after now, within a span; zero: there is none.
+func lastBegin(s *cron.Schedule, now time.Time, span time.Duration) (last time.Time) {
+	for n := s.Next(now.Add(-span)); !n.IsZero() && !n.After(now); n = s.Next(n) {
 		last = n
 	}
 	return last
