@@ -425,6 +425,42 @@ func TestDeployWaitsUntilAllIsReady(t *testing.T) {
 	}
 }
 
+// TestMarathonFilesAreKnownByTheirShape holds which files go to which reader, and what is said of those that
+// go to none.
+func TestMarathonFilesAreKnownByTheirShape(t *testing.T) {
+	c := newTown(t)
+	deps := native.Deps{Core: c.core, NodeName: "alpha", Manifests: map[string]core.ReadManifests{}}
+	var got core.Manifests
+	deps.Manifests["marathon"] = func(_ context.Context, _ core.Caller, m core.Manifests) ([]core.DeployResult, error) {
+		got = m
+		return []core.DeployResult{{Application: "shop", Changes: []core.Change{{Action: "created", Kind: model.KindWorkload, Name: "web"}}}}, nil
+	}
+	c.host(socketName, deps)
+	file := func(name, body string) string {
+		path := filepath.Join(c.dir, name)
+		if err := os.WriteFile(path, []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	app, group := file("app.json", `{"id": "/shop/web", "cmd": "x"}`), file("group", ` [{"id": "/g", "apps": []}]`)
+	c.says("deploy -d -f "+app+" -f "+group, "workload shop/web created")
+	if len(got.Files) != 2 || got.Files[0].Name != app || string(got.Files[1].Body) != ` [{"id": "/g", "apps": []}]` {
+		t.Errorf("it was given %+v", got)
+	}
+	for args, want := range map[string]string{
+		"deploy -f " + app + " -f " + c.compose("v1"):                               "deploy them one after the other",
+		"deploy shop -f " + app:                                                     "leave it out",
+		"deploy --profile x -f " + app:                                              "are for Compose files",
+		"deploy -f " + file("bad.json", "{\n\"id\": }"):                             "bad.json: line 2: invalid character",
+		"deploy shop -f " + file("c.json", `{"id": 1, "services": {"x": {"a":1}}}`): "services.x",
+	} {
+		if _, _, err := c.tutti(strings.Fields(args)...); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("tutti %s: %v; want %q", args, err, want)
+		}
+	}
+}
+
 func TestDeployFailsWhenItIsRolledBack(t *testing.T) {
 	c := newTown(t)
 	c.server()

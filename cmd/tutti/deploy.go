@@ -35,14 +35,17 @@ func deployCommand(g *globals) *cobra.Command {
 	d := &deployFlags{}
 	cmd := &cobra.Command{
 		Use:   "deploy [-f FILE]… [NAME]",
-		Short: "Make an application run as Compose files say, or change it to that",
+		Short: "Make an application run as Compose or Marathon files say, or change it to that",
 		Long: "Make an application run as Compose files say, or change it to that, and wait until all of it\n" +
 			"is ready. Members that the files do not have any more are removed, volumes excepted. Without\n" +
 			"-f, compose.yaml of the current directory is read; without NAME, the application is called as\n" +
 			"the files say or as the directory.\n\n" +
+			"Files may also hold Marathon's apps, pods and groups, in JSON. What a group does not have any more\n" +
+			"is removed; an app or a pod is changed alone. They are named by their ids.\n\n" +
 			"The exit code is 0 only when every workload is ready or, a job, has completed.",
 		Example: "  tutti deploy shop\n  tutti deploy -f compose.yaml -f production.yaml shop\n" +
-			"  tutti deploy -f compose.yaml --dry-run shop\n  tutti deploy -f compose.yaml -d shop",
+			"  tutti deploy -f compose.yaml --dry-run shop\n  tutti deploy -f compose.yaml -d shop\n" +
+			"  tutti deploy -f marathon.json\n  curl https://example.com/app.json | tutti deploy -f -",
 		Args: arguments(0, 1, "one name"), ValidArgsFunction: g.complete(1, applicationNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -52,7 +55,7 @@ func deployCommand(g *globals) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&d.Files, "file", "f", nil, "Compose file; later ones override earlier ones")
+	f.StringArrayVarP(&d.Files, "file", "f", nil, "Compose file, later ones override earlier ones; or file of Marathon's; - is the standard input")
 	f.StringArrayVar(&d.Profiles, "profile", nil, "profile to enable; may be repeated")
 	f.StringArrayVar(&d.EnvFiles, "env-file", nil, "file of variables for the Compose files; may be repeated")
 	f.BoolVar(&d.dryRun, "dry-run", false, "check everything, say what would change, and change nothing")
@@ -65,6 +68,13 @@ func (d *deployFlags) run(cmd *cobra.Command, g *globals) error {
 	ctx, errOut := cmd.Context(), cmd.ErrOrStderr()
 	began := time.Now()
 	d.Environment = os.Environ()
+	files, err := d.marathonFiles(cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	if len(files) > 0 {
+		return d.runMarathon(cmd, g, files)
+	}
 	project, err := compose.Load(ctx, d.Options)
 	if err != nil {
 		return err
@@ -133,15 +143,21 @@ func (d *deployFlags) await(ctx context.Context, g *globals, c *native.Client, r
 		return nil, err
 	}
 	goals := goalsOf(list)
-	for _, ch := range r.Changes { // it may have been rolled back by now
+	aim(goals, r)
+	w := &waiter{g: g, client: c, goals: goals, board: boardFor(out)}
+	return w.settle(ctx, d.timeout, "the deployment of "+name, errOut)
+}
+
+// aim lets goals be the revisions that a deployment has made: it may have been rolled back by now.
+func aim(goals []goal, r *core.DeployResult) {
+	for _, ch := range r.Changes {
+		full := (&model.Meta{Application: r.Application, Name: ch.Name}).FullName()
 		for i := range goals {
-			if ch.Revision != "" && goals[i].name == name+"/"+ch.Name {
+			if ch.Revision != "" && goals[i].name == full {
 				goals[i].revision = ch.Revision
 			}
 		}
 	}
-	w := &waiter{g: g, client: c, goals: goals, board: boardFor(out)}
-	return w.settle(ctx, d.timeout, "the deployment of "+name, errOut)
 }
 
 // tellDone sums up, and says where published ports lead.

@@ -1,6 +1,8 @@
 package core
 
 import (
+	"context"
+
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -28,6 +30,23 @@ type Deployment struct {
 	// DryRun checks everything and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }
+
+// Manifests are files of a language that a server reads, such as Marathon's; they become true together.
+type Manifests struct {
+	Files []Manifest `json:"files"`
+	// KeepOthers and DryRun are as in Deployment.
+	KeepOthers bool `json:"keepOthers,omitempty"`
+	DryRun     bool `json:"dryRun,omitempty"`
+}
+
+// Manifest is a file, and what it is called in what is said of it.
+type Manifest struct {
+	Name string `json:"name"`
+	Body []byte `json:"body"`
+}
+
+// ReadManifests makes what manifests say true, as Core.Deploy does of a deployment.
+type ReadManifests func(ctx context.Context, who Caller, m Manifests) ([]DeployResult, error)
 
 // Batch is what becomes true together: several applications, or parts of them.
 type Batch struct {

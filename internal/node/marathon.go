@@ -67,26 +67,29 @@ func listenForMarathon(cfg *Config, s *server.Server, port *wire.Port) (l marath
 	return l, atomicfile.Write(file, []byte(scheme+"://"+inner.Addr().String()+"\n"))
 }
 
+// newMarathon returns Marathon's API of a server. It is there whether it is listened for or not, as files
+// of its language are read by it.
+func newMarathon(s *server.Server, nodeID string, cfg *Config) *marathon.API {
+	return marathon.New(marathon.Deps{
+		Core: s.Core(), NodeName: cfg.Name, NodeID: nodeID, Address: cfg.Address, Version: cfg.Version, Log: cfg.Log,
+		Caller: func(ctx context.Context) core.Caller {
+			who, ok := access.CallerOf(ctx)
+			if !ok {
+				who = core.Local("root", viaMarathon)
+			}
+			who.Via = viaMarathon
+			return who
+		},
+	})
+}
+
 // serve answers the API at the listeners.
-func (l *marathonListeners) serve(ctx context.Context, g *errgroup.Group, s *server.Server, nodeID string, cfg *Config) {
+func (l *marathonListeners) serve(ctx context.Context, g *errgroup.Group, s *server.Server, api *marathon.API, cfg *Config) {
+	g.Go(func() error { return api.Run(ctx) })
 	if l.socket == nil {
 		return
 	}
-	api := func(caller func(context.Context) core.Caller) *marathon.API {
-		return marathon.New(marathon.Deps{
-			Core: s.Core(), NodeName: cfg.Name, NodeID: nodeID, Address: cfg.Address, Version: cfg.Version, Log: cfg.Log, Caller: caller,
-		})
-	}
-	own := api(func(ctx context.Context) core.Caller {
-		who, ok := access.CallerOf(ctx)
-		if !ok {
-			who = core.Local("root", viaMarathon)
-		}
-		who.Via = viaMarathon
-		return who
-	})
-	handler := s.Answer(own)
-	g.Go(func() error { return own.Run(ctx) })
+	handler := s.Answer(api)
 	g.Go(func() error { return native.Serve(ctx, l.socket, handler) })
 	if l.own != nil {
 		g.Go(func() error { return native.Serve(ctx, l.own, handler) })

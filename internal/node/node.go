@@ -168,9 +168,13 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 			Lifetime: native.Lifetime,
 			Caller:   dockerCaller,
 		}))
-		handler = s.Answer(native.New(native.Deps{Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log}))
+		marathonAPI := newMarathon(s, id.NodeID, cfg)
+		handler = s.Answer(native.New(native.Deps{
+			Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log,
+			Manifests: map[string]core.ReadManifests{"marathon": marathonAPI.Deploy},
+		}))
 		g.Go(func() error { return s.Run(ctx) })
-		at.marathon.serve(ctx, g, s, id.NodeID, cfg)
+		at.marathon.serve(ctx, g, s, marathonAPI, cfg)
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
 	g.Go(func() error { return native.Serve(ctx, at.docker, dockerHandler) })

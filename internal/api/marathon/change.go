@@ -27,8 +27,7 @@ type change struct {
 	versions map[string][]byte
 	force    bool
 	dry      bool
-	// scales says that what is asked for is a number of instances, and not a configuration.
-	restart bool
+	restart  bool
 }
 
 // result is what a change is answered with.
@@ -52,10 +51,21 @@ type planned struct {
 	have  map[string][2]string
 	taken map[int]bool // service ports, found out when first asked for
 	ended map[string]bool
+	// results are what core made of it.
+	results []core.DeployResult
 }
 
-// commit carries a change out. Whoever calls it holds the turn, and took the request's snapshot since.
+// commit carries a change out, or checks it if it is dry. Whoever calls it holds the turn, and took the
+// request's snapshot since.
 func (a *API) commit(r *request, c *change) (*record, error) {
+	p, err := a.carry(r, c)
+	if err != nil {
+		return nil, err
+	}
+	return p.rec, nil
+}
+
+func (a *API) carry(r *request, c *change) (*planned, error) {
 	p := &planned{a: a, r: r, c: c, snap: r.snap, now: time.Now(), byApp: map[string]*core.Deployment{}, have: map[string][2]string{}, ended: map[string]bool{}}
 	p.batch.Keys.Expect = map[string]uint64{}
 	p.rec = &record{ID: newUUID(), Started: p.now}
@@ -100,14 +110,11 @@ func (a *API) commit(r *request, c *change) (*record, error) {
 		p.drop(path, present[path])
 	}
 	p.groups()
-	if c.dry {
-		return p.rec, nil
-	}
 	for _, path := range append(paths, c.remove...) {
 		p.batch.Keys.Put = append(p.batch.Keys.Put, core.KeyPut{Key: lockKey(r.ns, path), Value: []byte(p.rec.ID)})
 	}
 	p.batch.Keys.Put = append(p.batch.Keys.Put, p.rec.put(r.ns))
-	return p.rec, p.carryOut()
+	return p, p.carryOut()
 }
 
 // unlock makes sure that no deployment stands in the way, or ends it.
@@ -267,8 +274,8 @@ func (p *planned) app(path string, a *app, e *entry) error {
 			if k.Config == "" {
 				k.Config = e.kept.Config
 			}
-			if *a.Instances == e.workload.Count {
-				t.Action = ""
+			if *a.Instances == *was.Instances {
+				t.Action, k.Version = "", e.kept.Version // nothing is changed: it keeps its version
 			} else {
 				k.Scaled = p.rec.Version
 			}
@@ -352,6 +359,9 @@ func (p *planned) drop(path string, e *entry) {
 func (p *planned) carryOut() error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(p.r.Context()), 2*time.Minute)
 	defer cancel()
+	if p.c.dry {
+		p.pull = nil
+	}
 	for _, image := range p.pull {
 		if _, err := p.a.Core.PullImage(ctx, p.r.who, image, nil); err != nil {
 			return &invalid{message: "Object is not valid", status: 422, details: []detail{{
@@ -366,7 +376,9 @@ func (p *planned) carryOut() error {
 		p.batch.Deployments = append(p.batch.Deployments, core.Deployment{Namespace: p.r.ns, KeepOthers: true, Members: true})
 	}
 	// What is new has its ID before it is made, for the record that is made with it.
-	for _, d := range p.batch.Deployments {
+	for i := range p.batch.Deployments {
+		d := &p.batch.Deployments[i]
+		d.DryRun = p.c.dry
 		for _, w := range d.Workloads {
 			w.ID = model.NewID()
 			if old, ok := store.ByName[*model.Workload](p.snap, p.r.ns, d.Application, w.Name); ok {
@@ -384,7 +396,8 @@ func (p *planned) carryOut() error {
 			p.batch.Keys.Put[i] = p.rec.put(p.r.ns)
 		}
 	}
-	_, err := p.a.Core.DeployTogether(ctx, p.r.who, p.batch)
+	var err error
+	p.results, err = p.a.Core.DeployTogether(ctx, p.r.who, p.batch)
 	switch fault.KindOf(err) {
 	case fault.NotFound, fault.Invalid, fault.Unsupported:
 		if err != nil {

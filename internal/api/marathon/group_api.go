@@ -197,8 +197,8 @@ func (a *API) changeGroup(w http.ResponseWriter, r *request, path string, u *gro
 		if r.Method == http.MethodPost && exists && path != "/" {
 			return &invalid{message: fmt.Sprintf("Group %s is already created. Use PUT to change this group.", path), status: http.StatusConflict}
 		}
-		if e := a.find(r.snap, r.ns, path); e != nil {
-			return &invalid{message: fmt.Sprintf("An app with id [%s] already exists.", path), status: http.StatusConflict}
+		if err := a.noApp(r, path); err != nil {
+			return err
 		}
 		switch {
 		case u.ScaleBy != nil:
@@ -238,6 +238,14 @@ func (a *API) changeGroup(w http.ResponseWriter, r *request, path string, u *gro
 	a.told(r, "/v2/groups"+path, nil)
 	a.streams.send("group_change_success", map[string]any{"groupId": path, "version": rec.Version})
 	answer(w, status, rec.result())
+	return nil
+}
+
+// noApp refuses the path of an app as that of a group.
+func (a *API) noApp(r *request, path string) error {
+	if a.find(r.snap, r.ns, path) != nil {
+		return &invalid{message: fmt.Sprintf("An app with id [%s] already exists.", path), status: http.StatusConflict}
+	}
 	return nil
 }
 

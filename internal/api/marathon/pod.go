@@ -591,6 +591,9 @@ func (p *planned) pod(path string, d *pod, e *entry) error {
 		n, _ := json.Marshal(y)
 		if string(m) == string(n) {
 			k.Config, t.Action = e.kept.Config, "Scale"
+			if d.Scaling.Instances == e.workload.Count {
+				t.Action, k.Version, k.Scaled = "", e.kept.Version, e.kept.Scaled
+			}
 		}
 	}
 	d.Version = ""

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"net/url"
 	"strings"
 	"testing"
 )
@@ -111,6 +112,57 @@ func FuzzRequests(f *testing.F) {
 			if code, text := h.ask("GET", "/v2/apps/"+strings.TrimPrefix(put.ID, "/"), ""); code != 200 {
 				t.Errorf("%s was taken and is not there: %d %s", body, code, text)
 			}
+		}
+	})
+}
+
+// FuzzChanges holds the same of what an app or a group is changed to, and that an app can be read after it.
+func FuzzChanges(f *testing.F) {
+	for _, e := range examples(f) {
+		if e.Kind == "app" || e.Kind == "group" {
+			f.Add(e.Kind == "group", false, string(e.Body))
+			f.Add(e.Kind == "group", true, string(e.Body))
+		}
+	}
+	for _, body := range []string{`{"instances":null}`, `{"version":"x"}`, `{"env":null,"labels":{"a":"b"}}`, `{"cmd":null,"args":["x"]}`, `{"ports":[0,1]}`, `{"container":null}`, `{"networks":[]}`} {
+		f.Add(false, true, body)
+	}
+	for _, body := range []string{`{"scaleBy":1.5}`, `{"version":"x"}`, `{"enforceRole":true}`, `{"apps":[{"id":"a","cmd":"x"}],"groups":[{"id":"b"}]}`} {
+		f.Add(true, false, body)
+	}
+	f.Fuzz(func(t *testing.T, group, partial bool, body string) {
+		if len(body) > 1<<16 {
+			return
+		}
+		h := newHouse(t)
+		h.want("POST", "/v2/apps", `{"id":"/g/a","cmd":"x","cpus":0.1,"mem":16}`, 201)
+		h.play()
+		method, path := "PUT", "/v2/apps/g/a"
+		if group {
+			path = "/v2/groups/g"
+		}
+		if partial {
+			method = "PATCH"
+		}
+		code, text := h.ask(method, path, body)
+		if code >= 500 || code >= 400 && !strings.Contains(text, `"message"`) {
+			t.Errorf("%s %s was answered with %d: %s", method, body, code, text)
+		}
+		if code, text := h.ask("GET", "/v2/apps/g/a", ""); code != 200 && !group {
+			t.Errorf("after %s %s it is not there: %d %s", method, body, code, text)
+		}
+	})
+}
+
+// FuzzSelectors holds that every selector of labels is read or refused.
+func FuzzSelectors(f *testing.F) {
+	for _, text := range []string{"a", "a==b, c!=d", "e in (f, g), h notin (i)", "a in (", ",", "a==", "é==ü"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		h := newHouse(t)
+		if code, answer := h.ask("GET", "/v2/apps?label="+url.QueryEscape(text), ""); code != 200 && code != 400 {
+			t.Errorf("%q was answered with %d: %s", text, code, answer)
 		}
 	})
 }

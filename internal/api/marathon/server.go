@@ -91,10 +91,6 @@ func (a *API) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	if a.Caller != nil {
 		r.who = a.Caller(hr.Context())
 	}
-	if r.who.Namespace == "" {
-		r.who.Namespace = model.DefaultNamespace
-	}
-	r.ns = r.who.Namespace
 	known := false
 	for i := range a.routes {
 		rt := &a.routes[i]
@@ -130,6 +126,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 
 // begin takes the view of the state that the request is answered from.
 func (a *API) begin(r *request) (err error) {
+	if r.who.Namespace == "" {
+		r.who.Namespace = model.DefaultNamespace
+	}
+	r.ns = r.who.Namespace
 	if !r.who.May(model.RoleViewer, r.ns) {
 		return fault.New(fault.Forbidden, "%s may not look at namespace %s", r.who.Name, r.ns)
 	}

@@ -5,6 +5,7 @@ import (
 	"net/http"
 
 	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -12,18 +13,19 @@ import (
 // Paths of what changes something. All are POST with a JSON body, but for the import of images,
 // whose body is the archive.
 const (
-	pathDeploy       = "/v1/deploy"             // core.Deployment → core.DeployResult
-	pathScale        = "/v1/scale"              // Scale
-	pathRestart      = "/v1/restart"            // Ref
-	pathRollback     = "/v1/rollback"           // Ref
-	pathRemove       = "/v1/remove"             // Remove
-	pathAvailability = "/v1/nodes/availability" // Availability
-	pathLabels       = "/v1/nodes/labels"       // Labels
-	pathRemoveNode   = "/v1/nodes/remove"       // Ref
-	pathPromote      = "/v1/servers/promote"    // Ref
-	pathDemote       = "/v1/servers/demote"     // Ref
-	pathRemoveServer = "/v1/servers/remove"     // Ref
-	pathRemoveImage  = "/v1/images/remove"      // Ref
+	pathDeploy       = "/v1/deploy"               // core.Deployment → core.DeployResult
+	pathManifests    = "/v1/manifests/{language}" // core.Manifests → []core.DeployResult
+	pathScale        = "/v1/scale"                // Scale
+	pathRestart      = "/v1/restart"              // Ref
+	pathRollback     = "/v1/rollback"             // Ref
+	pathRemove       = "/v1/remove"               // Remove
+	pathAvailability = "/v1/nodes/availability"   // Availability
+	pathLabels       = "/v1/nodes/labels"         // Labels
+	pathRemoveNode   = "/v1/nodes/remove"         // Ref
+	pathPromote      = "/v1/servers/promote"      // Ref
+	pathDemote       = "/v1/servers/demote"       // Ref
+	pathRemoveServer = "/v1/servers/remove"       // Ref
+	pathRemoveImage  = "/v1/images/remove"        // Ref
 )
 
 // Ref names what a request is about; see core.Core.Find.
@@ -60,6 +62,7 @@ func (s *server) changeRoutes(mux *http.ServeMux) {
 	c := s.Core
 	post := func(path string, h http.HandlerFunc) { mux.HandleFunc("POST "+path, h) }
 	post(pathDeploy, change(s, c.Deploy))
+	mux.HandleFunc("POST "+pathManifests, s.manifests)
 	post(pathScale, change(s, func(ctx context.Context, who core.Caller, r Scale) (done, error) {
 		return done{}, c.Scale(ctx, who, r.Ref, r.Count)
 	}))
@@ -80,6 +83,17 @@ func (s *server) changeRoutes(mux *http.ServeMux) {
 	post(pathRemoveServer, byRef(s, c.RemoveServer))
 	post(pathRemoveImage, byRef(s, c.RemoveImage))
 	post(pathImages, s.importImage)
+}
+
+// manifests serves the languages of files that are read here.
+func (s *server) manifests(w http.ResponseWriter, r *http.Request) {
+	language := r.PathValue("language")
+	read, ok := s.Manifests[language]
+	if !ok {
+		s.fail(w, r, fault.New(fault.Unsupported, "this server reads no files of %q", language))
+		return
+	}
+	change(s, read)(w, r)
 }
 
 // byRef serves a use case that needs nothing but a reference.

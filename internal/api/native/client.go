@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -179,6 +180,11 @@ func (c *Client) Status(ctx context.Context) (core.ClusterStatus, error) {
 // Deploy makes or changes an application; see core.Core.Deploy.
 func (c *Client) Deploy(ctx context.Context, d core.Deployment) (core.DeployResult, error) {
 	return post[core.DeployResult](ctx, c, pathDeploy, d)
+}
+
+// DeployManifests makes what files of a language say true; see core.ReadManifests.
+func (c *Client) DeployManifests(ctx context.Context, language string, m core.Manifests) ([]core.DeployResult, error) {
+	return post[[]core.DeployResult](ctx, c, strings.Replace(pathManifests, "{language}", language, 1), m)
 }
 
 // Applications lists all.

@@ -24,7 +24,9 @@ type Deps struct {
 	Core     *core.Core
 	NodeName string // of this server
 	Version  string // of this program
-	Log      *slog.Logger
+	// Manifests are the languages of files that are read here, by name.
+	Manifests map[string]core.ReadManifests
+	Log       *slog.Logger
 }
 
 type server struct {
