@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"os/exec"
@@ -184,8 +185,40 @@ func joinCgroup(h *Host, pid int) error {
 		if err := inheritCPUSet(root, dir); err != nil {
 			return fmt.Errorf("make the cgroup of %s: %w", h.Name, err)
 		}
+		for cgroup, weight := range map[string]int{cgroupName: hostsWeight, h.Cgroup() + "/init": nodeWeight} {
+			if err := setWeight(filepath.Join(root, cgroup), weight); err != nil {
+				return fmt.Errorf("set the weight of %s: %w", cgroup, err)
+			}
+		}
 		if err := cgroups.WriteCgroupProc(dir, pid); err != nil {
 			return fmt.Errorf("move %s into its cgroup: %w", h.Name, err)
+		}
+	}
+	return nil
+}
+
+const (
+	// hostsWeight is how many busy processes of the machine the hosts together weigh as much as:
+	// with a cgroup's weight as it is at first, all of them would get as much as one compiler.
+	hostsWeight = 16
+	// nodeWeight is how many tasks a host's Tutti process weighs as much as. What keeps up a hundred
+	// of them must not wait for its turn among them: others would take the host for dead.
+	nodeWeight = 16
+)
+
+// setWeight sets the part of the processors' time that a cgroup gets while there is not enough for
+// all, in multiples of what is usual; hierarchies that do not share out processors are left alone.
+func setWeight(dir string, times int) error {
+	for file, usual := range map[string]int{"cpu.shares": 1024, "cpu.weight": 100} {
+		f, err := os.OpenFile(filepath.Join(dir, file), os.O_WRONLY, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		_, err = fmt.Fprint(f, usual*times)
+		if err := errors.Join(err, f.Close()); err != nil {
+			return err
 		}
 	}
 	return nil
