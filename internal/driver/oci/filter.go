@@ -160,6 +160,13 @@ func compile(profile []byte) (program []byte, err error) {
 	if _, err := unix.Wait4(int(thread), &ws, unix.WALL, nil); err != nil {
 		return nil, fmt.Errorf("wait for the process that compiles: %w", err)
 	}
+	defer func() {
+		// A thread that ends while it is traced is its tracer's to wait for, and no process ends
+		// before its threads have.
+		if unix.PtraceDetach(int(thread)) != nil {
+			unix.Wait4(int(thread), &ws, unix.WALL, nil) // it was killed meanwhile
+		}
+	}()
 	get := func(to unsafe.Pointer) (int, error) {
 		n, _, errno := unix.Syscall6(unix.SYS_PTRACE, unix.PTRACE_SECCOMP_GET_FILTER, uintptr(thread), 0, uintptr(to), 0, 0)
 		if errno != 0 {

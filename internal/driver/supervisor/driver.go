@@ -118,6 +118,10 @@ func (d *Driver) isStarting(id string) bool {
 	return d.starting[id] != nil
 }
 
+// startTimeout is how long a supervisor may take until its task runs; on an idle machine it takes
+// some hundredths of a second.
+const startTimeout = 2 * time.Minute
+
 func (d *Driver) start(t driver.Task) error {
 	dir := d.dir(t.ID)
 	if _, err := os.Stat(filepath.Join(dir, taskFile)); err == nil {
@@ -168,7 +172,14 @@ func (d *Driver) start(t driver.Task) error {
 		return fmt.Errorf("start task %s: start its supervisor: %w", t.ID, err)
 	}
 	go cmd.Wait() // only so that it leaves no zombie while this agent lives
+	if err := ready.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
+		return fmt.Errorf("start task %s: %w", t.ID, err)
+	}
 	answer, err := io.ReadAll(ready)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		cmd.Process.Kill() // what it has begun ends as that of any supervisor that is lost
+		return fault.New(fault.Unavailable, "start task %s: its supervisor did not say within %s that it runs", t.ID, startTimeout)
+	}
 	if err != nil {
 		return fmt.Errorf("start task %s: %w", t.ID, err)
 	}
