@@ -21,9 +21,7 @@ func TestAClusterBeginsFromAState(t *testing.T) {
 	var ids []string
 	for i := range 20 {
 		ids = append(ids, fmt.Sprint("w", i))
-		if err := c.leader().write(c.ctx, ids[i]); err != nil {
-			t.Fatal(err)
-		}
+		c.leader().mustWrite(ids[i])
 	}
 	leader := c.leader()
 	index, term := leader.raft.Position()
@@ -52,9 +50,7 @@ func TestAClusterBeginsFromAState(t *testing.T) {
 		t.Errorf("it has a state: %t, %v", has, err)
 	}
 	first.start()
-	if err := first.write(c.ctx, "anew"); err != nil {
-		t.Fatal(err)
-	}
+	first.mustWrite("anew")
 	ids = append(ids, "anew")
 	first.wantAll(ids)
 	if now := first.store.Snapshot().Revision(); now <= before+1000 {
@@ -80,9 +76,7 @@ func TestRecoverFromALostQuorum(t *testing.T) {
 	var ids []string
 	for i := range 20 {
 		ids = append(ids, fmt.Sprint("w", i))
-		if err := c.servers[i%3].write(c.ctx, ids[i]); err != nil {
-			t.Fatal(err)
-		}
+		c.servers[i%3].mustWrite(ids[i])
 	}
 	c.settle()
 	for _, s := range c.servers {

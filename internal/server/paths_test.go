@@ -259,7 +259,11 @@ func TestAStolenAgentCertificate(t *testing.T) {
 				if mine && route.Pattern == agent.SessionPath && how != "a stream" {
 					continue // it would wait for a greeting
 				}
-				ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond) // what is let in may wait for more
+				patience := 20 * time.Second
+				if mine {
+					patience = 500 * time.Millisecond // what is let in may wait for more
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), patience)
 				err := try(ctx)
 				cancel()
 				if refused := fault.Is(err, fault.Forbidden); refused == mine {

@@ -281,7 +281,11 @@ func TestBigCallsAndMessages(t *testing.T) {
 	if _, err := Call[[]byte, int](t.Context(), c, address, "/length", make([]byte, maxCall)); !fault.Is(err, fault.Invalid) {
 		t.Errorf("a call over the limit gave %v", err)
 	}
-	if _, err := Call[int, []byte](t.Context(), c, address, "/make", maxCall); !fault.Is(err, fault.Invalid) {
+	_, err := Call[int, []byte](t.Context(), c, address, "/make", maxCall)
+	for fault.Is(err, fault.Unavailable) { // a busy machine takes longer to make it than a silent peer is waited for
+		_, err = Call[int, []byte](t.Context(), c, address, "/make", maxCall)
+	}
+	if !fault.Is(err, fault.Invalid) {
 		t.Errorf("an answer over the limit gave %v", err)
 	}
 	const many = 200_000

@@ -40,21 +40,21 @@ func TestNothingLeasedStartsWithoutALease(t *testing.T) {
 // was stopped meanwhile; and not while the lease is renewed.
 func TestALeasedTaskEndsWithTheLease(t *testing.T) {
 	e := setUp(t)
-	first := e.lease(2 * time.Second)
+	first := e.lease(8 * time.Second) // a busy machine takes its time to start three
 	for _, id := range []string{"i.plain.1", "i.frozen.1", "i.stopped.1"} {
 		e.start(id, leased, "sleep")
 	}
 	if err := e.d.Pause(e.ctx, "i.frozen.1"); err != nil {
 		t.Fatal(err)
 	}
-	e.lease(first + 2*time.Second - e.d.Clock())
+	e.lease(first + 4*time.Second - e.d.Clock())
 	time.Sleep(first + 20*time.Millisecond - e.d.Clock())
 	for _, id := range []string{"i.plain.1", "i.frozen.1", "i.stopped.1"} {
 		if st, err := e.d.Status(e.ctx, id); err != nil || st.State == driver.Exited {
 			t.Fatalf("%s ended under a lease: %+v, %v", id, st, err)
 		}
 	}
-	until := e.lease(first + 2500*time.Millisecond - e.d.Clock())
+	until := e.lease(first + 4500*time.Millisecond - e.d.Clock())
 	st, err := e.d.Status(e.ctx, "i.stopped.1")
 	if err != nil {
 		t.Fatal(err)
