@@ -59,6 +59,8 @@ type Volumes interface {
 // SecretFiles keeps secrets and configs in memory-backed files.
 type SecretFiles interface {
 	Put(instance string, files []secret.File) (dir string, err error)
+	// PutFolders lays out the folders of a tar archive below the directory that it returns, all at once.
+	PutFolders(instance, name string, archive []byte) (dir string, err error)
 	// Dir returns the directory of files put earlier; fault.NotFound when there is none.
 	Dir(instance string) (string, error)
 	Remove(instance string) error

@@ -19,6 +19,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/volume"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -81,6 +82,12 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 		}
 		if err := w.prepareMounts(ctx, as, p, t, secretDir); err != nil {
 			return nil, err
+		}
+		if at := t.LastWords.Path; at != "" {
+			if err := w.emptyLastWords(t, w.adopted); err != nil {
+				return nil, fmt.Errorf("make the file of last words: %w", err)
+			}
+			p.mounts[t.Name] = append(p.mounts[t.Name], driver.Mount{Type: "bind", Source: w.lastWordsFile(t), Target: at})
 		}
 	}
 	return p, nil
@@ -206,6 +213,9 @@ func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
 		for i, m := range t.Mounts {
 			var data []byte
 			var ok bool
+			if m.Folder != "" {
+				continue
+			}
 			switch m.Type {
 			case model.MountSecret:
 				data, ok = as.Secrets[m.Source]
@@ -236,6 +246,9 @@ func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
 			files = append(files, secret.File{Name: name, Data: data, UID: uid, GID: gid, Mode: mode})
 		}
 	}
+	if err := w.putFolders(as); err != nil {
+		return "", err
+	}
 	if len(files) == 0 {
 		return "", nil
 	}
@@ -244,6 +257,64 @@ func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
 		return "", fmt.Errorf("write secrets: %w", err)
 	}
 	return dir, nil
+}
+
+// putFolders lays out the secrets of which the template mounts folders.
+func (w *worker) putFolders(as *wire.Assignment) error {
+	done := map[string]bool{}
+	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
+		for _, m := range t.Mounts {
+			if m.Folder == "" || done[m.Source] {
+				continue
+			}
+			done[m.Source] = true
+			data, ok := as.Secrets[m.Source]
+			if !ok && as.Secrets == nil && w.adopted {
+				continue // laid out by an earlier agent, which was told them
+			}
+			if !ok {
+				return fault.New(fault.Unavailable, "the content of %s %s has not reached node %s", m.Type, m.Source, w.agent.NodeName)
+			}
+			if _, err := w.agent.Secrets.PutFolders(w.id, m.Source, data); err != nil {
+				return fmt.Errorf("lay out folders: %w", err)
+			}
+		}
+	}
+	return nil
+}
+
+// followFolders lays out anew what the instance's folders hold, if it was told that.
+func (w *worker) followFolders() {
+	as, _, _ := w.desired()
+	if as.Secrets == nil || as == w.followed {
+		return
+	}
+	if err := w.putFolders(as); err != nil {
+		w.log.Error("the content of folders could not be followed", "error", err)
+		return
+	}
+	w.followed = as
+}
+
+// folder is where a folder of a secret is laid out.
+func (w *worker) folder(m *model.Mount) (string, error) {
+	dir, err := w.agent.Secrets.Dir(w.id)
+	if err != nil {
+		return "", err
+	}
+	at := filepath.Join(dir, m.Source+".d", m.Folder)
+	if m.SubPath == "" {
+		return at, nil
+	}
+	root, err := os.OpenRoot(at)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	if _, err := root.Stat(filepath.Clean(m.SubPath)); err != nil {
+		return "", fault.New(fault.Unavailable, "sub-path %q of folder %s: %w", m.SubPath, m.Folder, err)
+	}
+	return filepath.EvalSymlinks(filepath.Join(at, filepath.Clean("/"+m.SubPath)))
 }
 
 func numericID(s, target string) (int, error) {
@@ -290,15 +361,17 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 		case model.MountTmpfs:
 			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode}
 		case model.MountBind:
-			if _, err := os.Stat(m.Source); os.IsNotExist(err) {
-				if !m.CreateHostPath {
-					return fault.New(fault.Invalid, "bind source %s does not exist on node %s", m.Source, w.agent.NodeName)
-				}
-				if err := os.MkdirAll(m.Source, 0o755); err != nil {
-					return fmt.Errorf("make bind source: %w", err)
-				}
+			if err := w.bindSource(&m); err != nil {
+				return err
 			}
 			dm.Source = m.Source
+			if m.SubPath != "" {
+				sub, err := within(m.Source, m.SubPath)
+				if err != nil {
+					return fmt.Errorf("sub-path %q of %s: %w", m.SubPath, m.Source, err)
+				}
+				dm.Source = sub
+			}
 		case model.MountVolume:
 			path, err := w.volume(ctx, as, p, t, &m, i)
 			if err != nil {
@@ -306,7 +379,16 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 			}
 			dm.Source = path
 		case model.MountSecret, model.MountConfig:
-			dm.Source, dm.ReadOnly = filepath.Join(secretDir, secretFile(t.Name, i)), true
+			dm.ReadOnly = true
+			if m.Folder == "" {
+				dm.Source = filepath.Join(secretDir, secretFile(t.Name, i))
+				break
+			}
+			at, err := w.folder(&m)
+			if err != nil {
+				return err
+			}
+			dm.Source = at
 		default:
 			return fault.New(fault.Unsupported, "mount type %q of %s", m.Type, m.Target)
 		}
@@ -334,6 +416,12 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 	var v *model.Volume
 	if m.Source == "" {
 		v = &model.Volume{Meta: model.Meta{ID: w.anonymous(t.Name, index), Name: "anonymous"}}
+		if m.Memory {
+			v.Driver = volume.InMemory
+			if m.SizeBytes > 0 {
+				v.Options = map[string]string{"size": strconv.FormatInt(m.SizeBytes, 10)}
+			}
+		}
 		if m.Share != "" {
 			v.ID = w.id + "--" + m.Share
 		}
@@ -348,24 +436,88 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 	if err != nil {
 		return "", err
 	}
+	if m.Source == "" {
+		if err := ownVolumeRoot(path, m); err != nil {
+			return "", fmt.Errorf("set mode and group of volume %s: %w", v.ID, err)
+		}
+	}
 	if root := p.rootfs[t.Name]; root != "" && !m.NoCopy && !m.ReadOnly {
 		if err := w.agent.Volumes.Fill(ctx, path, root, m.Target); err != nil {
 			return "", fmt.Errorf("fill volume %s from the image: %w", v.Name, err)
 		}
 	}
-	rel := strings.TrimPrefix(filepath.Clean("/"+m.SubPath), "/")
-	if rel == "" {
-		return path, nil
+	sub, err := within(path, m.SubPath)
+	if err != nil {
+		return "", fmt.Errorf("sub-path %q of volume %s: %w", m.SubPath, v.Name, err)
 	}
-	root, err := os.OpenRoot(path) // keeps symlinks in the volume from leading out of it
+	return sub, nil
+}
+
+// within is a path in a directory, made a directory if there is nothing.
+func within(dir, sub string) (string, error) {
+	rel := strings.TrimPrefix(filepath.Clean("/"+sub), "/")
+	if rel == "" {
+		return dir, nil
+	}
+	root, err := os.OpenRoot(dir) // keeps symlinks from leading out of it
 	if err != nil {
 		return "", err
 	}
 	defer root.Close()
-	if err := root.MkdirAll(rel, 0o755); err != nil {
-		return "", fmt.Errorf("sub-path %q of volume %s: %w", m.SubPath, v.Name, err)
+	if _, err := root.Stat(rel); err != nil {
+		if err := root.MkdirAll(rel, 0o755); err != nil {
+			return "", err
+		}
 	}
-	return filepath.Join(path, rel), nil
+	return filepath.Join(dir, rel), nil
+}
+
+// bindSource checks that what is to be bound is there, or makes it where that is wanted.
+func (w *worker) bindSource(m *model.Mount) error {
+	st, err := os.Stat(m.Source)
+	switch {
+	case os.IsNotExist(err) && m.CreateHostPath:
+		if err := os.MkdirAll(m.Source, 0o755); err != nil {
+			return fmt.Errorf("make bind source: %w", err)
+		}
+		return nil
+	case os.IsNotExist(err) && m.HostKind == "fileOrCreate":
+		f, err := os.OpenFile(m.Source, os.O_CREATE|os.O_WRONLY, 0o644)
+		if err != nil {
+			return fmt.Errorf("make bind source: %w", err)
+		}
+		return f.Close()
+	case err != nil:
+		return fault.New(fault.Invalid, "bind source %s does not exist on node %s", m.Source, w.agent.NodeName)
+	}
+	mode := st.Mode()
+	is := map[string]bool{
+		"": true, "directory": mode.IsDir(), "file": mode.IsRegular(), "fileOrCreate": mode.IsRegular(), "socket": mode&os.ModeSocket != 0,
+		"charDevice": mode&os.ModeCharDevice != 0, "blockDevice": mode&os.ModeDevice != 0 && mode&os.ModeCharDevice == 0,
+	}
+	if !is[m.HostKind] {
+		return fault.New(fault.Invalid, "bind source %s on node %s is not of kind %s", m.Source, w.agent.NodeName, m.HostKind)
+	}
+	return nil
+}
+
+// ownVolumeRoot gives the root of an anonymous volume its mode, and the group that may write to it.
+func ownVolumeRoot(path string, m *model.Mount) error {
+	mode := os.FileMode(m.Mode)
+	if m.GID != "" {
+		gid, err := numericID(m.GID, m.Target)
+		if err != nil {
+			return err
+		}
+		if err := os.Chown(path, -1, gid); err != nil {
+			return err
+		}
+		mode |= os.ModeSetgid | 0o775
+	}
+	if mode == 0 {
+		return nil
+	}
+	return os.Chmod(path, mode)
 }
 
 func (w *worker) anonymous(task string, index int) string {
@@ -417,6 +569,10 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 			task.WorkingDir = c.WorkingDir
 		}
 	}
+	if user, _, _ := strings.Cut(task.User, ":"); t.NonRoot && (user == "" || user == "0" || user == "root") {
+		return task, fault.New(fault.Invalid, "task %s: it must not run as root, and would: neither the workload nor image %s names another user", t.Name, t.Image)
+	}
+	task.HostPIDs, task.HostIPC = as.Template.HostPIDs, as.Template.HostIPC
 	task.Args = slices.Concat(entrypoint, args)
 	if len(task.Args) == 0 {
 		if process {

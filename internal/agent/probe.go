@@ -183,9 +183,11 @@ func (w *worker) probe(ctx context.Context, p *prepared, t *model.TaskSpec, id s
 		output, err = w.probeExec(ctx, t, id, []string{"/bin/sh", "-c", probe.Shell})
 	case probe.HTTP != nil:
 		output, err = w.probeHTTP(ctx, p, probe.HTTP)
+	case probe.GRPC != nil:
+		output, err = w.probeGRPC(ctx, p, probe.GRPC)
 	case probe.TCPPort > 0 || probe.TCPPortOf > 0:
 		var c net.Conn
-		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.probeAddress(p, p.portOf(probe.TCPPortOf, probe.TCPPort)))
+		c, err = new(net.Dialer).DialContext(ctx, "tcp", w.addressOf(p, probe.Host, p.portOf(probe.TCPPortOf, probe.TCPPort)))
 		if err == nil {
 			c.Close()
 		}
@@ -217,10 +219,16 @@ func (w *worker) probeExec(ctx context.Context, t *model.TaskSpec, id string, ar
 	return output, nil
 }
 
-func (w *worker) probeAddress(p *prepared, port int) string {
-	host := "127.0.0.1"
-	if p.address.IsValid() {
+func (w *worker) probeAddress(p *prepared, port int) string { return w.addressOf(p, "", port) }
+
+// addressOf is a port of the instance, unless another host is named.
+func (w *worker) addressOf(p *prepared, host string, port int) string {
+	switch {
+	case host != "":
+	case p.address.IsValid():
 		host = p.address.String()
+	default:
+		host = "127.0.0.1"
 	}
 	return net.JoinHostPort(host, strconv.Itoa(port))
 }
@@ -230,12 +238,19 @@ func (w *worker) probeHTTP(ctx context.Context, p *prepared, h *model.HTTPProbe)
 	if scheme == "" {
 		scheme = "http"
 	}
-	url := scheme + "://" + w.probeAddress(p, p.portOf(h.PortOf, h.Port)) + "/" + strings.TrimPrefix(h.Path, "/")
+	url := scheme + "://" + w.addressOf(p, h.Host, p.portOf(h.PortOf, h.Port)) + "/" + strings.TrimPrefix(h.Path, "/")
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return "", err
 	}
 	req.Close = true
+	for _, line := range h.Headers {
+		name, value, _ := strings.Cut(line, ": ")
+		if strings.EqualFold(name, "Host") {
+			req.Host = value
+		}
+		req.Header.Add(name, value)
+	}
 	// A probe asks whether the task answers, not who it is.
 	transport := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}
 	resp, err := transport.RoundTrip(req)

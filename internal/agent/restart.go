@@ -43,6 +43,11 @@ func (r *restartCount) next(o outcome) (again bool, delay time.Duration) {
 	}
 	factor, most := cmp.Or(r.policy.Factor, 2), cmp.Or(r.policy.MaxDelay, time.Minute)
 	delay = time.Duration(min(float64(delay)*math.Pow(factor, float64(min(r.attempts, 1000))), float64(max(delay, most))))
+	if r.policy.AtOnce && r.attempts == 0 {
+		delay = 0
+	} else if r.policy.AtOnce {
+		delay = time.Duration(float64(delay) / factor)
+	}
 	r.attempts++
 	return true, delay
 }

@@ -32,6 +32,13 @@ func (w *worker) logs(ctx context.Context, task string, o driver.LogOptions, yie
 		return err
 	}
 	_, name, last := splitRunID(newest)
+	if o.Run != 0 {
+		run, err := w.runOf(name, o.Run)
+		if err != nil {
+			return err
+		}
+		return d.Logs(ctx, run, o, yield)
+	}
 	w.mu.Lock()
 	earlier := slices.DeleteFunc(slices.Clone(w.runs[name]), func(n int) bool { return n >= last })
 	w.mu.Unlock()
@@ -48,6 +55,20 @@ func (w *worker) logs(ctx context.Context, task string, o driver.LogOptions, yie
 		}
 		last, newest, o.Tail = n, runID(w.id, name, n), -1
 	}
+}
+
+// runOf is one of the kept runs of a task, as driver.LogOptions names it.
+func (w *worker) runOf(task string, run int) (string, error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	runs := w.runs[task]
+	if at := len(runs) + run; run < 0 && at >= 0 && at < len(runs) {
+		return runID(w.id, task, runs[at]), nil
+	}
+	if run > 0 && slices.Contains(runs, run) {
+		return runID(w.id, task, run), nil
+	}
+	return "", fault.New(fault.NotFound, "%s has no such run of task %s", w.assignment.Instance.FullName(), task)
 }
 
 // earlierLogs yields what the runs before the newest contribute.

@@ -207,14 +207,22 @@ func (w *worker) stopTasks(ctx context.Context, p *prepared) outcome {
 }
 
 func (w *worker) stopTask(ctx context.Context, p *prepared, t *model.TaskSpec, id string) driver.Status {
+	return w.stopTaskWithin(ctx, p, t, id, w.grace(p))
+}
+
+// grace is how long tasks have to end by themselves.
+func (w *worker) grace(p *prepared) time.Duration {
+	if as, _, _ := w.desired(); as.Instance.StopWithin != nil {
+		return *as.Instance.StopWithin
+	}
+	return p.template.StopGrace
+}
+
+func (w *worker) stopTaskWithin(ctx context.Context, p *prepared, t *model.TaskSpec, id string, grace time.Duration) driver.Status {
 	d := w.agent.Drivers[driverName(t)]
 	st, err := d.Status(ctx, id)
 	if err != nil || st.State == driver.Exited {
 		return st
-	}
-	grace := p.template.StopGrace
-	if as, _, _ := w.desired(); as.Instance.StopWithin != nil {
-		grace = *as.Instance.StopWithin
 	}
 	if grace > 0 {
 		w.unpause(ctx, d, st)

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -35,6 +36,8 @@ type worker struct {
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
 	prepared   *prepared // nil until it is; not changed afterwards
+
+	followed *wire.Assignment // whose folders were laid out; the run loop's
 }
 
 func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {
@@ -153,11 +156,16 @@ func (w *worker) setTask(t model.TaskStatus) {
 	w.set(func(st *model.InstanceStatus) {
 		for i := range st.Tasks {
 			if st.Tasks[i].Name == t.Name {
+				message := t.Message
+				t.Follow(&st.Tasks[i])
+				t.Message = cmp.Or(message, t.Message)
 				st.Tasks[i] = t
+				w.sumUp(st)
 				return
 			}
 		}
 		st.Tasks = append(st.Tasks, t)
+		w.sumUp(st)
 	})
 }
 
@@ -208,6 +216,10 @@ func (w *worker) live(ctx context.Context) {
 	}
 	p, ok := w.prepareUntilDone(ctx)
 	if !ok {
+		return
+	}
+	if p.template.Separate {
+		w.liveSeparate(ctx, p)
 		return
 	}
 	w.mu.Lock()
@@ -321,7 +333,7 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 		// replaces the instance where another node may do better. Not what runs: it is only this
 		// agent that cannot take it over yet.
 		bare, running := w.unprepared(ctx, as)
-		if kind := fault.KindOf(err); !running && (kind == fault.Invalid || kind == fault.Unsupported || attempt >= 4) {
+		if kind := fault.KindOf(err); !running && !as.Template.Separate && (kind == fault.Invalid || kind == fault.Unsupported || attempt >= 4) {
 			w.finish(ctx, bare, outcome{message: err.Error()}, "")
 			return nil, false
 		}

@@ -451,6 +451,10 @@ func (f *fakeSecrets) Put(instance string, files []secret.File) (string, error) 
 	return "/secrets/" + instance, nil
 }
 
+func (f *fakeSecrets) PutFolders(instance, _ string, archive []byte) (string, error) {
+	return f.Put(instance, []secret.File{{Name: "folders", Data: archive}})
+}
+
 func (f *fakeSecrets) Dir(instance string) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()

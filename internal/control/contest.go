@@ -24,9 +24,19 @@ func (p *pass) relations(w *model.Workload, t *model.Template) (near, apart []sc
 		}
 		return other.ID, true
 	}
-	near = schedule.Resolve(pl.Near, w.ID, find)
-	apart = schedule.Resolve(pl.Apart, w.ID, find)
+	near = schedule.Resolve(pl.Near, pl.CountedAs(w.ID), find)
+	apart = schedule.Resolve(pl.Apart, pl.CountedAs(w.ID), find)
 	for _, a := range p.avoiders() {
+		if pl.Group != "" && slices.Contains(a.Groups, pl.Group) {
+			other := a.workload.Template.Placement.CountedAs(a.workload.ID)
+			if r := (schedule.Relation{Workloads: []string{other}, Names: a.workload.FullName(), Key: schedule.DomainKey(&a.Affinity)}); other != pl.CountedAs(w.ID) &&
+				!slices.ContainsFunc(apart, func(have schedule.Relation) bool {
+					return slices.Equal(have.Workloads, r.Workloads) && have.Key == r.Key
+				}) {
+				apart = append(apart, r)
+			}
+			continue
+		}
 		if a.workload.ID == w.ID || a.workload.Namespace != w.Namespace {
 			continue
 		}
@@ -54,7 +64,7 @@ func (p *pass) avoiders() []avoider {
 		p.avoiding = []avoider{}
 		for w := range store.List[*model.Workload](p.snap) {
 			for _, a := range w.Template.Placement.Apart {
-				if a.Weight == 0 && len(a.Workloads) > 0 {
+				if a.Weight == 0 && len(a.Workloads)+len(a.Groups) > 0 {
 					p.avoiding = append(p.avoiding, avoider{w, a})
 				}
 			}
@@ -74,11 +84,12 @@ func (p *pass) contest(views map[string]*schedule.NodeView, requests []schedule.
 		wanted   model.Resources
 		priority int
 		lesser   bool
+		as       model.Placement
 	}
 	kinds := map[string]kind{}
 	for r := range store.List[*model.Revision](p.snap) {
 		if pr := r.Template.Placement.Priority; pr < highest {
-			kinds[r.ID] = kind{schedule.Wanted(&r.Template), pr, true}
+			kinds[r.ID] = kind{schedule.Wanted(&r.Template), pr, true, r.Template.Placement}
 		}
 	}
 	if len(kinds) == 0 {
@@ -98,7 +109,7 @@ func (p *pass) contest(views map[string]*schedule.NodeView, requests []schedule.
 		if _, bounded := spare[i.WorkloadID]; bounded && i.Serving() {
 			spare[i.WorkloadID]++
 		}
-		o := schedule.Occupant{InstanceID: i.ID, WorkloadID: i.WorkloadID, Priority: k.priority, Wanted: k.wanted, Ports: i.HostPorts}
+		o := schedule.Occupant{InstanceID: i.ID, WorkloadID: k.as.CountedAs(i.WorkloadID), Priority: k.priority, Wanted: k.wanted, Ports: i.HostPorts}
 		w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
 		switch {
 		case i.Desired != model.DesiredRun:

@@ -89,7 +89,7 @@ func (p *pass) place() {
 func (p *pass) request(w *model.Workload, t *model.Template) schedule.Request {
 	r, ok := p.asked[t]
 	if !ok {
-		r = schedule.Request{WorkloadID: w.ID, Workload: w.FullName(), Namespace: w.Namespace, Template: t, HostPorts: p.fixedPorts(w.ID, t)}
+		r = schedule.Request{WorkloadID: t.Placement.CountedAs(w.ID), Workload: w.FullName(), Namespace: w.Namespace, Template: t, HostPorts: p.fixedPorts(w.ID, t)}
 		r.Near, r.Apart = p.relations(w, t)
 		if p.asked == nil {
 			p.asked = map[*model.Template]schedule.Request{}
@@ -154,24 +154,28 @@ func (p *pass) views() ([]*schedule.NodeView, map[string]*schedule.NodeView) {
 		all = append(all, i)
 	}
 	leaving := p.leaving(all)
-	wanted := map[string]model.Resources{}
+	type kind struct {
+		wanted    model.Resources
+		placement model.Placement
+	}
+	kinds := map[string]kind{}
 	take := func(i *model.Instance) {
 		v := p.seenByID[i.NodeID]
 		if v == nil || i.Status.State.Final() {
 			return
 		}
-		r, ok := wanted[i.RevisionID]
+		r, ok := kinds[i.RevisionID]
 		if !ok {
 			if rev, found := store.Get[*model.Revision](p.snap, i.RevisionID); found {
-				r = schedule.Wanted(&rev.Template)
+				r = kind{schedule.Wanted(&rev.Template), rev.Template.Placement}
 			}
-			wanted[i.RevisionID] = r
+			kinds[i.RevisionID] = r
 		}
-		workload := i.WorkloadID
+		workload := r.placement.CountedAs(i.WorkloadID)
 		if leaving[i.ID] || i.Desired != model.DesiredRun {
 			workload = "" // takes room still, but what takes its place may be spread as if it had gone
 		}
-		v.Take(workload, &r, i.HostPorts)
+		v.Take(workload, &r.wanted, i.HostPorts)
 	}
 	for _, i := range all {
 		take(i)

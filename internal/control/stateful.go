@@ -72,8 +72,11 @@ func (p *pass) await(i *model.Instance, n *model.Node, why string) {
 
 // nameOf is the name of the instance in a slot.
 func nameOf(w *model.Workload, slot int) string {
-	if w.Type == model.StatefulWorkload {
+	switch w.Type {
+	case model.StatefulWorkload:
 		return w.Name + "-" + strconv.Itoa(slot-1)
+	case model.SingleWorkload:
+		return w.Name
 	}
 	return w.Name + "." + strconv.Itoa(slot)
 }
@@ -99,12 +102,22 @@ func (p *pass) volumesOf(i *model.Instance, t *model.Template) ([]mounted, error
 			return nil, fault.New(fault.NotFound, "volume %s does not exist", id)
 		}
 		m := mounted{named: id, Volume: current(p, v)}
-		if i.Stateful && i.Volumes[id] == "" && v.Application != "" && v.Application == i.Application {
+		if p.ownsVolumes(i) && i.Volumes[id] == "" && v.Application != "" && v.Application == i.Application {
 			m.Volume, m.fresh = p.ownVolume(i, v)
 		}
 		out = append(out, m)
 	}
 	return out, nil
+}
+
+// ownsVolumes reports whether an instance has volumes of its own in place of those that its template
+// names: one in a slot has, the instance of an exclusive single workload has not.
+func (p *pass) ownsVolumes(i *model.Instance) bool {
+	if !i.Stateful {
+		return false
+	}
+	w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
+	return !ok || w.Type != model.SingleWorkload
 }
 
 func (p *pass) ownVolume(i *model.Instance, v *model.Volume) (own *model.Volume, fresh bool) {

@@ -186,7 +186,7 @@ func (p *pass) create(w *model.Workload, a *rollout.Action) error {
 			ID: model.NewID(), Namespace: w.Namespace, Application: w.Application,
 			Name: nameOf(w, a.Slot), Created: p.now, Labels: r.Template.Labels,
 		},
-		WorkloadID: w.ID, Slot: a.Slot, Stateful: w.Type == model.StatefulWorkload, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
+		WorkloadID: w.ID, Slot: a.Slot, Stateful: w.Type == model.StatefulWorkload || w.Exclusive, RevisionID: a.RevisionID, Replaces: a.Replaces, Standby: a.Standby,
 		Desired: model.DesiredRun, Starts: w.Starts, Status: model.InstanceStatus{State: model.InstancePending},
 	}
 	if a.NodeID == "" {
@@ -224,7 +224,7 @@ func (p *pass) takeRoom(w *model.Workload, i *model.Instance, t *model.Template,
 	if err := p.assign(i, t, n, "every matching node runs one"); err != nil {
 		return fmt.Sprintf("%s cannot be placed: %v", i.Name, err)
 	}
-	v.Take(i.WorkloadID, &wanted, p.fixedPorts(i.WorkloadID, t))
+	v.Take(t.Placement.CountedAs(i.WorkloadID), &wanted, p.fixedPorts(i.WorkloadID, t))
 	return ""
 }
 

@@ -69,6 +69,7 @@ var requirements = map[string]requirement{
 	"rename":          {role: model.RoleOperator},
 	"signal":          {role: model.RoleOperator},
 	"attach":          {role: model.RoleOperator},
+	"dial":            {role: model.RoleOperator},
 	"read files":      {role: model.RoleOperator}, // secrets included
 	"write files":     {role: model.RoleOperator},
 	"rollout pause":   {role: model.RoleOperator},

@@ -21,6 +21,7 @@ type Remote interface {
 	Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
 	Attach(ctx context.Context, nodeID string, ref wire.TaskRef, s driver.Streams) error
+	Dial(ctx context.Context, nodeID, instance string, port int, s driver.Streams) error
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)

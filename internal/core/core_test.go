@@ -93,6 +93,11 @@ func (b *bench) Logs(context.Context, string, wire.TaskRef, driver.LogOptions, f
 	return nil
 }
 
+func (b *bench) Dial(_ context.Context, _, instance string, port int, s driver.Streams) error {
+	_, err := fmt.Fprintf(s.Stdout, "%s:%d", instance, port)
+	return err
+}
+
 func (b *bench) Attach(_ context.Context, node string, _ wire.TaskRef, s driver.Streams) error {
 	_, err := s.Stdout.Write([]byte(node))
 	return err

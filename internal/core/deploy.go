@@ -82,12 +82,16 @@ func checkDeployment(d *Deployment) error {
 		}
 		switch w.Type {
 		case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload, model.StatefulWorkload:
+		case model.SingleWorkload:
+			if w.Count != 1 {
+				bad("workload %s: count %d: a single workload has one instance", w.Name, w.Count)
+			}
 		case model.CronWorkload:
 			if _, err := cron.Parse(w.Cron.Schedule, w.Cron.TimeZone); err != nil {
 				bad("workload %s: schedule %v", w.Name, err)
 			}
 		default:
-			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob, cron and stateful are", w.Name, w.Type)
+			return fault.New(fault.Unsupported, "workload %s: kind %q is not supported yet; service, global, job, globalJob, cron, stateful and single are", w.Name, w.Type)
 		}
 		if w.Autoscale != nil {
 			if why := autoscale.Check(w.Autoscale); why != "" {
@@ -98,6 +102,8 @@ func checkDeployment(d *Deployment) error {
 			}
 		}
 		switch {
+		case w.Exclusive && w.Type != model.SingleWorkload:
+			bad("workload %s: exclusive is for single workloads; it is of kind %s", w.Name, w.Type)
 		case w.Start != "" && w.Type != model.StatefulWorkload:
 			bad("workload %s: a start order is for stateful workloads; it is of kind %s", w.Name, w.Type)
 		case w.Start != "" && w.Start != model.Ordered && w.Start != model.Parallel:
@@ -303,8 +309,35 @@ func (p *planner) secrets() error {
 			return err
 		}
 		p.content[want.ID] = want.Digest
+		if fresh && p.exists(want) {
+			p.tellFollowers(want)
+		}
 	}
 	return nil
+}
+
+func (p *planner) exists(s *model.Secret) bool {
+	_, ok := store.Get[*model.Secret](p.snap, s.ID)
+	return ok
+}
+
+// tellFollowers has the instances see what a secret holds now that have folders of it.
+func (p *planner) tellFollowers(s *model.Secret) {
+	follows := func(m model.Mount) bool { return m.Folder != "" && m.Source == s.ID }
+	for w := range store.ByApplication[*model.Workload](p.snap, s.Namespace, s.Application) {
+		if !slices.ContainsFunc(slices.Concat(w.Template.InitTasks, w.Template.Tasks), func(t model.TaskSpec) bool {
+			return slices.ContainsFunc(t.Mounts, follows)
+		}) {
+			continue
+		}
+		for i := range store.InstancesOfWorkload(p.snap, w.ID) {
+			if !i.Status.State.Final() {
+				c := i.Clone()
+				c.Folders = s.Digest
+				put(p.cs, c)
+			}
+		}
+	}
 }
 
 func (p *planner) configs() error {
@@ -421,6 +454,9 @@ func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 	case model.MountSecret:
 		if m.Source, err = resolve[*model.Secret](p, model.KindSecret, m.Source, where); err != nil {
 			return err
+		}
+		if m.Folder != "" {
+			return nil // which is followed
 		}
 		m.Content = p.content[m.Source]
 		if s, ok := store.Get[*model.Secret](p.snap, m.Source); ok && m.Content == "" {

@@ -181,7 +181,7 @@ func (c *Core) Exec(ctx context.Context, who Caller, ref, task string, spec driv
 		return 0, fault.New(fault.Invalid, "%s is %s; name a workload or an instance", ref, f.describe())
 	}
 	for _, i := range instancesOf(snap, f) {
-		if i.Status.State == model.InstanceRunning {
+		if i.Status.State == model.InstanceRunning || i.Status.State == model.InstanceStarting && task != "" {
 			c.Log.Info("process started in an instance", "instance", i.ID, "name", i.FullName(), "by", who.Name, "via", who.Via)
 			return c.Remote.Exec(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, spec, s)
 		}

@@ -131,6 +131,21 @@ func (c *Core) Attach(ctx context.Context, who Caller, instanceID, task string, 
 	return c.Remote.Attach(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, s)
 }
 
+// Dial connects to a TCP port of an instance as the instance would itself: s has what is sent there,
+// and gets what comes back.
+func (c *Core) Dial(ctx context.Context, who Caller, instanceID string, port int, s driver.Streams) (err error) {
+	a, err := c.begin(who, "dial", fmt.Sprintf("%s: port %d", instanceID, port))
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Dial(ctx, i.NodeID, i.ID, port, s)
+}
+
 // TaskLogs yields the log of one task of an instance. When following, it ends with the task.
 func (c *Core) TaskLogs(ctx context.Context, who Caller, instanceID, task string, o driver.LogOptions, yield func(driver.LogEntry) error) (err error) {
 	a, err := c.begin(who, "logs", instanceID)

@@ -66,7 +66,7 @@ func (s *Sessions) assignments(snap *store.Snapshot, sess *session) (*wire.Assig
 // and configs hold makes a new one.
 func keyOf(inst *model.Instance) string {
 	h := fnv.New64a()
-	fmt.Fprint(h, inst.Desired, inst.Starts, inst.Addresses, inst.HostPorts, inst.RevisionID, inst.Stateful, inst.Leased, inst.Volumes)
+	fmt.Fprint(h, inst.Desired, inst.Starts, inst.Addresses, inst.HostPorts, inst.RevisionID, inst.Stateful, inst.Leased, inst.Volumes, inst.Folders)
 	return strconv.FormatUint(h.Sum64(), 36)
 }
 

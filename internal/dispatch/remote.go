@@ -80,6 +80,16 @@ func (r *Remote) Attach(ctx context.Context, nodeID string, ref wire.TaskRef, st
 	return err
 }
 
+// Dial connects to a TCP port of an instance on a node.
+func (r *Remote) Dial(ctx context.Context, nodeID, instance string, port int, st driver.Streams) error {
+	address, err := r.address(nodeID)
+	if err != nil {
+		return err
+	}
+	_, err = r.converse(ctx, address, wire.PathDial, wire.ExecStart{TaskRef: wire.TaskRef{Instance: instance}, Port: port}, st)
+	return err
+}
+
 // Signal sends a signal to the first process of a task on a node.
 func (r *Remote) Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error {
 	return r.call(ctx, nodeID, wire.PathSignal, wire.SignalRequest{TaskRef: ref, Signal: signal}, &wire.Empty{})

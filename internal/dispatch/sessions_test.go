@@ -810,6 +810,9 @@ type secrets struct{}
 func (secrets) Put(instance string, _ []secret.File) (string, error) {
 	return "/secrets/" + instance, nil
 }
+func (secrets) PutFolders(instance, _ string, _ []byte) (string, error) {
+	return "/secrets/" + instance, nil
+}
 func (secrets) Dir(instance string) (string, error) { return "/secrets/" + instance, nil }
 func (secrets) Remove(string) error                 { return nil }
 

@@ -33,6 +33,8 @@ type Task struct {
 	Domainname string
 	// NetNS is the path of the network namespace to join; "" is the host's.
 	NetNS string
+	// HostPIDs and HostIPC share these namespaces with the host (oci).
+	HostPIDs, HostIPC bool
 	// CgroupParent is the path under which the task's cgroup is made, e.g. "/tutti/<instance>".
 	CgroupParent   string
 	Mounts         []Mount
@@ -124,6 +126,9 @@ type LogOptions struct {
 	Since  time.Time // zero: from the start
 	Until  time.Time // zero: no end
 	Tail   int       // the last n lines; negative: all
+	// Run is, for the agent, which run of a task is meant: one by its number, the latest (-1), or the
+	// one before that (-2). 0 is all that are kept, one after the other.
+	Run int
 }
 
 // LogEntry is one line, or a part of one longer than the log's limit (then without a newline).

@@ -192,7 +192,23 @@ func (p *Probe) Clone() *Probe {
 	if p.HTTP != nil {
 		h := *p.HTTP
 		h.Codes = slices.Clone(h.Codes)
+		h.Headers = slices.Clone(h.Headers)
 		c.HTTP = &h
+	}
+	c.GRPC, c.Grace = clonePointer(p.GRPC), clonePointer(p.Grace)
+	return &c
+}
+
+// Clone returns a deep copy; nil gives nil.
+func (h *Hook) Clone() *Hook {
+	if h == nil {
+		return nil
+	}
+	c := *h
+	c.Exec = slices.Clone(h.Exec)
+	if h.HTTP != nil {
+		p := (&Probe{HTTP: h.HTTP}).Clone()
+		c.HTTP = p.HTTP
 	}
 	return &c
 }
@@ -227,6 +243,9 @@ func (p Placement) clone() Placement {
 	}
 	p.Spread = slices.Clone(p.Spread)
 	p.Skew = slices.Clone(p.Skew)
+	for i := range p.Skew {
+		p.Skew[i].Groups = slices.Clone(p.Skew[i].Groups)
+	}
 	p.MaxPer = slices.Clone(p.MaxPer)
 	p.Near = cloneAffinities(p.Near)
 	p.Apart = cloneAffinities(p.Apart)
@@ -238,7 +257,7 @@ func (p Placement) clone() Placement {
 func cloneAffinities(list []Affinity) []Affinity {
 	out := slices.Clone(list)
 	for i := range out {
-		out[i].Workloads = slices.Clone(out[i].Workloads)
+		out[i].Workloads, out[i].Groups = slices.Clone(out[i].Workloads), slices.Clone(out[i].Groups)
 	}
 	return out
 }
@@ -265,6 +284,8 @@ func (t TaskSpec) clone() TaskSpec {
 	for i := range t.Probes {
 		t.Probes[i] = *t.Probes[i].Clone()
 	}
+	t.Startup, t.Liveness, t.Readiness = t.Startup.Clone(), t.Liveness.Clone(), t.Readiness.Clone()
+	t.AfterStart, t.BeforeStop = t.AfterStart.Clone(), t.BeforeStop.Clone()
 	t.CapAdd = slices.Clone(t.CapAdd)
 	t.CapDrop = slices.Clone(t.CapDrop)
 	t.SecurityOpts = slices.Clone(t.SecurityOpts)

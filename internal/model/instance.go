@@ -40,6 +40,8 @@ type Instance struct {
 	Volumes map[string]string `json:"volumes,omitempty"`
 	// Replaces is the instance whose slot this one takes over.
 	Replaces string `json:"replaces,omitempty"`
+	// Folders identifies what secrets hold of which it follows the content.
+	Folders string `json:"folders,omitempty"`
 	// Starts is the workload's count of starts that this instance follows.
 	Starts uint64 `json:"starts,omitempty"`
 	// StopWithin takes the place of the template's StopGrace when it is held.
@@ -139,6 +141,49 @@ type TaskStatus struct {
 	OOM      bool      `json:"oom,omitempty"`
 	Error    string    `json:"error,omitempty"`
 	Image    string    `json:"image,omitempty"` // digest that runs
+
+	Message  string `json:"message,omitempty"` // the last words of a run that has ended
+	Restarts int    `json:"restarts,omitempty"`
+	// Before is the run before this one.
+	Before TaskEnd `json:"before,omitzero"`
+	// What follows is told of separate tasks.
+	Up      bool   `json:"up,omitempty"` // see TaskSpec
+	Ready   bool   `json:"ready,omitempty"`
+	Waiting string `json:"waiting,omitempty"` // for what it waits before its next run
+}
+
+// TaskEnd is how a run of a task ended.
+type TaskEnd struct {
+	Run      int       `json:"run"`
+	RunID    string    `json:"runID"`
+	Started  time.Time `json:"started,omitzero"`
+	Finished time.Time `json:"finished,omitzero"`
+	ExitCode int       `json:"exitCode"`
+	OOM      bool      `json:"oom,omitempty"`
+	Error    string    `json:"error,omitempty"`
+	Message  string    `json:"message,omitempty"`
+}
+
+// End is the end of the run that the status tells of.
+func (t *TaskStatus) End() TaskEnd {
+	return TaskEnd{
+		Run: t.Run, RunID: t.RunID, Started: t.Started, Finished: t.Finished, ExitCode: t.ExitCode, OOM: t.OOM, Error: t.Error, Message: t.Message,
+	}
+}
+
+// Follow takes over from an earlier status of the task what a driver does not tell.
+func (t *TaskStatus) Follow(old *TaskStatus) {
+	t.Restarts, t.Before = old.Restarts, old.Before
+	switch {
+	case t.Run == old.Run:
+		t.Message = old.Message
+		if t.State != "exited" {
+			t.Up, t.Ready = old.Up, old.Ready
+		}
+	case old.Run > 0:
+		t.Restarts++
+		t.Before = old.End()
+	}
 }
 
 func (i *Instance) Kind() Kind              { return KindInstance }

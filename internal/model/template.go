@@ -31,6 +31,12 @@ type Template struct {
 	// its node, root file system, addresses and logs stay, and it can be started again. It is not
 	// restarted for being unhealthy.
 	KeepEnded bool `json:"keepEnded,omitempty"`
+	// Separate tasks live by themselves: each is started anew alone, as the restart policy says, and an
+	// init task that has completed is not run again. Otherwise the end of one task is that of all.
+	Separate bool `json:"separate,omitempty"`
+	// The tasks see the processes, or the System V IPC, of the node.
+	HostPIDs bool `json:"hostPIDs,omitempty"`
+	HostIPC  bool `json:"hostIPC,omitempty"`
 	// ForceUpdate makes an otherwise equal template a new revision.
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }
@@ -99,6 +105,19 @@ type TaskSpec struct {
 	Probes   []Probe `json:"probes,omitempty"`   // further ones: ready when all pass
 	NoHealth bool    `json:"noHealth,omitempty"` // ignore the image's HEALTHCHECK too
 
+	// What follows is of the tasks of a separate template, in place of Health and Probes. A run counts
+	// as up once Startup has passed and AfterStart is done; it ends, and is followed as the restart
+	// policy says, when Startup or Liveness says that it is unhealthy; it is ready while Readiness passes.
+	Startup    *Probe    `json:"startup,omitempty"`
+	Liveness   *Probe    `json:"liveness,omitempty"`
+	Readiness  *Probe    `json:"readiness,omitempty"`
+	AfterStart *Hook     `json:"afterStart,omitempty"`
+	BeforeStop *Hook     `json:"beforeStop,omitempty"`
+	LastWords  LastWords `json:"lastWords,omitzero"`
+	Sidecar    bool      `json:"sidecar,omitempty"` // of an init task: it runs on beside the tasks, and ends after them
+
+	// NonRoot refuses to start the task as root.
+	NonRoot        bool              `json:"nonRoot,omitempty"`
 	CapAdd         []string          `json:"capAdd,omitempty"`
 	CapDrop        []string          `json:"capDrop,omitempty"`
 	Privileged     bool              `json:"privileged,omitempty"`
@@ -142,11 +161,20 @@ type Mount struct {
 	CreateHostPath bool   `json:"createHostPath,omitempty"`
 	Share          string `json:"share,omitempty"`     // anonymous volume: tasks of the instance with the same name here have the same one
 	NoCopy         bool   `json:"noCopy,omitempty"`    // volume: do not fill it from the image
-	SubPath        string `json:"subPath,omitempty"`   // volume: mount this folder of it
+	SubPath        string `json:"subPath,omitempty"`   // mount this folder, or file, of it
 	SizeBytes      int64  `json:"sizeBytes,omitempty"` // tmpfs
-	Mode           uint32 `json:"mode,omitempty"`      // tmpfs, secret, config: permission bits
-	UID            string `json:"uid,omitempty"`       // secret, config
-	GID            string `json:"gid,omitempty"`
+	// Memory keeps an anonymous volume in memory; SizeBytes bounds it.
+	Memory bool `json:"memory,omitempty"`
+	// Folder takes a secret's content for a tar archive and mounts this one of the folders at its top.
+	// Unlike otherwise, what the secret holds later on is followed, all files at once, unless SubPath is
+	// given.
+	Folder string `json:"folder,omitempty"`
+	// HostKind is what must be at a bind's source: "directory", "file", "socket", "charDevice",
+	// "blockDevice", or "fileOrCreate"; "" is anything.
+	HostKind string `json:"hostKind,omitempty"`
+	Mode     uint32 `json:"mode,omitempty"` // tmpfs, secret, config: permission bits
+	UID      string `json:"uid,omitempty"`  // secret, config
+	GID      string `json:"gid,omitempty"`  // secret, config; of an anonymous volume the group that may write to it
 	// Content identifies what a secret or config held when the revision was made, so that
 	// changed content makes a new revision.
 	Content string `json:"content,omitempty"`
@@ -166,6 +194,34 @@ type Probe struct {
 	Retries       int           `json:"retries"`                 // failures in a row until unhealthy
 	// Once asks until it passes for the first time in a run, and never makes it unhealthy.
 	Once bool `json:"once,omitempty"`
+	// What follows is of the probes of separate tasks: how long to wait before the first one, how many
+	// have to pass in a row, and how long the task has to end when it is found unhealthy.
+	Delay  time.Duration  `json:"delay,omitempty"`
+	Passes int            `json:"passes,omitempty"`
+	Grace  *time.Duration `json:"grace,omitempty"`
+	GRPC   *GRPCProbe     `json:"grpc,omitempty"`
+	Host   string         `json:"host,omitempty"` // asked by TCP in place of the instance
+}
+
+// GRPCProbe asks a service of the gRPC health protocol, which must answer that it serves.
+type GRPCProbe struct {
+	Port    int    `json:"port"`
+	Service string `json:"service,omitempty"`
+}
+
+// Hook is done at a moment of a task's life; one field is set.
+type Hook struct {
+	Exec    []string      `json:"exec,omitempty"` // argv run in the task
+	HTTP    *HTTPProbe    `json:"http,omitempty"`
+	TCPPort int           `json:"tcpPort,omitempty"`
+	Sleep   time.Duration `json:"sleep,omitempty"`
+}
+
+// LastWords is what a task says as it ends, up to 4 KiB, for its status.
+type LastWords struct {
+	Path string `json:"path,omitempty"` // of a file in the task
+	// FromLog takes the end of the log of a run that failed without having written the file.
+	FromLog bool `json:"fromLog,omitempty"`
 }
 
 // HTTPProbe is a GET that must answer 200 to 399.
@@ -175,6 +231,9 @@ type HTTPProbe struct {
 	PortOf int    `json:"portOf,omitempty"` // in place of Port: where the port request of this number, from 1, leads
 	Path   string `json:"path"`
 	Codes  []int  `json:"codes,omitempty"` // answers that pass, in place of 200 to 399
+
+	Host    string   `json:"host,omitempty"`    // asked in place of the instance
+	Headers []string `json:"headers,omitempty"` // "Name: value"
 }
 
 // Ulimit is one process limit.
@@ -209,11 +268,13 @@ type RestartPolicy struct {
 	MaxDelay    time.Duration    `json:"maxDelay,omitempty"`    // up to which it grows; 0: a minute
 	MaxAttempts int              `json:"maxAttempts,omitempty"` // 0: without end
 	Window      time.Duration    `json:"window,omitempty"`      // a run this long resets the count
+	AtOnce      bool             `json:"atOnce,omitempty"`      // the first restart is without delay
 }
 
 // Placement restricts and ranks nodes. What it says of instances is about those of the workload,
-// whatever their revision.
+// whatever their revision, or, with Group, about those of all workloads with the same one.
 type Placement struct {
+	Group       string       `json:"group,omitempty"`
 	Constraints []Constraint `json:"constraints,omitempty"` // all must hold
 	Prefer      []Preference `json:"prefer,omitempty"`      // nodes that meet them are taken first
 	Spread      []string     `json:"spread,omitempty"`      // node keys to spread over as evenly as possible, e.g. "node.labels.zone"
@@ -243,6 +304,8 @@ type Preference struct {
 type Skew struct {
 	Key string `json:"key"`
 	Max int    `json:"max"` // from 1
+	// Groups are counted in place of the workload's own instances.
+	Groups []string `json:"groups,omitempty"`
 	// MinDomains is how many values there must be, as far as the workload has instances for them.
 	MinDomains int `json:"minDomains,omitempty"`
 }
@@ -258,8 +321,29 @@ type Affinity struct {
 	// Workloads are full names ("shop/db"), or names within the same application; empty for the
 	// workload itself.
 	Workloads []string `json:"workloads,omitempty"`
+	Groups    []string `json:"groups,omitempty"` // of placements, in place of Workloads
 	Key       string   `json:"key,omitempty"`    // whose values are the failure domains; "" for each node
 	Weight    int      `json:"weight,omitempty"` // 1 to 100; 0: it must hold
+}
+
+// CountedAs is under which name a workload's instances are counted together: their group's, or the
+// workload's ID.
+func (p *Placement) CountedAs(workloadID string) string {
+	if p.Group == "" {
+		return workloadID
+	}
+	return groupName(p.Group)
+}
+
+func groupName(group string) string { return "group " + group }
+
+// GroupNames are the names under which instances of groups are counted.
+func GroupNames(groups []string) []string {
+	out := make([]string, len(groups))
+	for i, g := range groups {
+		out[i] = groupName(g)
+	}
+	return out
 }
 
 // Strategy says what a workload's instances do with the nodes that are equal otherwise.

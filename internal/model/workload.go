@@ -25,6 +25,9 @@ const (
 	GlobalJobWorkload WorkloadKind = "globalJob" // once per matching node
 	CronWorkload      WorkloadKind = "cron"
 	StatefulWorkload  WorkloadKind = "stateful" // slots with names and volumes of their own, one writer in each
+	// A single instance, which nothing takes the place of once it has ended or is lost: whoever made
+	// the workload makes another one.
+	SingleWorkload WorkloadKind = "single"
 )
 
 // StartOrder says how the slots of a stateful workload come and go.
@@ -43,6 +46,9 @@ type Workload struct {
 	Type  WorkloadKind `json:"type"`
 	Count int          `json:"count"`
 	Start StartOrder   `json:"start,omitempty"` // of a stateful workload
+	// Exclusive, of a single one, has its instance run under the node's lease: it is lost only once it
+	// has surely ended.
+	Exclusive bool `json:"exclusive,omitempty"`
 	// Template is the desired template; RevisionID its identity (see Template.Hash).
 	Template   Template `json:"template"`
 	RevisionID string   `json:"revisionID"`

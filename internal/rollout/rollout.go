@@ -107,6 +107,9 @@ func Next(in Input) Output {
 	p := &plan{Input: in}
 	p.out.Rollout = in.Workload.Status.Rollout
 	switch in.Workload.Type {
+	case model.SingleWorkload:
+		p.createOnce()
+		return p.out
 	case model.ServiceWorkload, model.GlobalWorkload, model.JobWorkload, model.GlobalJobWorkload, model.StatefulWorkload:
 	default:
 		p.out.Rollout = model.RolloutStatus{
@@ -146,6 +149,13 @@ func Next(in Input) Output {
 	}
 	p.complete()
 	return p.out
+}
+
+// createOnce creates the instance of a single workload, of which there is one, ever.
+func (p *plan) createOnce() {
+	if len(p.Instances) == 0 && !p.Held && !p.Workload.Suspended {
+		p.do(Action{Type: Create, Slot: 1, RevisionID: p.Workload.RevisionID})
+	}
 }
 
 func (p *plan) do(a Action) { p.out.Actions = append(p.out.Actions, a) }

@@ -277,7 +277,11 @@ func (c *class) makeRules() {
 		c.maxPer = append(c.maxPer, maxRule{p.counterOf(self, m.Key), m.Max, m.Key})
 	}
 	for _, s := range pl.Skew {
-		c.skew = append(c.skew, skewRule{counter: p.counterOf(self, s.Key), Skew: s})
+		counted := self
+		if len(s.Groups) > 0 {
+			counted = model.GroupNames(s.Groups)
+		}
+		c.skew = append(c.skew, skewRule{counter: p.counterOf(counted, s.Key), Skew: s})
 	}
 	for _, r := range c.Near {
 		own, here := slices.Contains(r.Workloads, c.WorkloadID), ownKey(r.Key)

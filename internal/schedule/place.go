@@ -85,7 +85,10 @@ func Resolve(list []model.Affinity, self string, find func(name string) (id stri
 	for i := range list {
 		a := &list[i]
 		r := Relation{Key: DomainKey(a), Weight: a.Weight}
-		if len(a.Workloads) == 0 {
+		switch {
+		case len(a.Groups) > 0:
+			r.Workloads, r.Names = model.GroupNames(a.Groups), "its group"
+		case len(a.Workloads) == 0:
 			r.Workloads, r.Names = []string{self}, "the workload itself"
 		}
 		for n, name := range a.Workloads {

@@ -3,6 +3,8 @@
 package secret
 
 import (
+	"archive/tar"
+	"bytes"
 	"crypto/aes"
 	"crypto/cipher"
 	"crypto/hmac"
@@ -11,8 +13,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -122,6 +127,99 @@ func (f *Files) Put(instance string, files []File) (string, error) {
 		}
 	}
 	return dir, nil
+}
+
+// PutFolders lays out the folders at the top of a tar archive, each below the directory that is
+// returned, in place of what an earlier archive of that name had. Whoever reads a folder finds all of it
+// as it was or all of it as it is: a link leads to the present content, and is replaced at once.
+func (f *Files) PutFolders(instance, name string, archive []byte) (string, error) {
+	dir := filepath.Join(f.root, instance, name+".d")
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", fmt.Errorf("write folders: %w", err)
+	}
+	sum := sha256.Sum256(archive)
+	version := "..v" + hex.EncodeToString(sum[:8])
+	tr := tar.NewReader(bytes.NewReader(archive))
+	entries := map[string][]string{} // of each folder, those at its top
+	for {
+		h, err := tr.Next()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return "", fmt.Errorf("read the archive of folders %s: %w", name, err)
+		}
+		folder, rest, _ := strings.Cut(strings.Trim(filepath.Clean("/"+h.Name), "/"), "/")
+		if folder == "" {
+			continue
+		}
+		at := filepath.Join(dir, folder, version)
+		if err := os.MkdirAll(at, 0o755); err != nil {
+			return "", err
+		}
+		if entries[folder] == nil {
+			entries[folder] = []string{}
+		}
+		if rest == "" || h.Typeflag == tar.TypeDir {
+			continue
+		}
+		top, _, _ := strings.Cut(rest, "/")
+		if !slices.Contains(entries[folder], top) {
+			entries[folder] = append(entries[folder], top)
+		}
+		path := filepath.Join(at, rest)
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return "", err
+		}
+		out, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_TRUNC, 0o600)
+		if err != nil {
+			return "", fmt.Errorf("write file %s: %w", h.Name, err)
+		}
+		_, err = io.Copy(out, tr)
+		if err = errors.Join(err, out.Chown(h.Uid, h.Gid), out.Chmod(os.FileMode(h.Mode).Perm()), out.Close()); err != nil {
+			return "", fmt.Errorf("write file %s: %w", h.Name, err)
+		}
+	}
+	for folder, tops := range entries {
+		if err := turn(filepath.Join(dir, folder), version, tops); err != nil {
+			return "", fmt.Errorf("write folder %s: %w", folder, err)
+		}
+	}
+	return dir, nil
+}
+
+// present is the link of a folder to its present content; what is seen at its top leads through it.
+const present = "..data"
+
+// turn makes a version of a folder the present one, and removes the others.
+func turn(dir, version string, tops []string) error {
+	next := filepath.Join(dir, "..next")
+	if err := os.Remove(next); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if err := errors.Join(os.Symlink(version, next), os.Rename(next, filepath.Join(dir, present))); err != nil {
+		return err
+	}
+	for _, top := range tops {
+		if _, err := os.Lstat(filepath.Join(dir, top)); err == nil {
+			continue
+		}
+		if err := os.Symlink(filepath.Join(present, top), filepath.Join(dir, top)); err != nil {
+			return err
+		}
+	}
+	have, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range have {
+		if n := e.Name(); n != present && n != version && !slices.Contains(tops, n) {
+			if err := os.RemoveAll(filepath.Join(dir, n)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Dir returns the directory of files put earlier; fault.NotFound when there is none.

@@ -44,12 +44,37 @@ func (v *Volumes) dir(id string) (string, error) {
 	return filepath.Join(v.root, id), nil
 }
 
+// InMemory is the driver of volumes that are kept in memory; their option "size" bounds them.
+const InMemory = "memory"
+
+// ensureMemory mounts memory at the data of a volume, unless it is there.
+func ensureMemory(vol *model.Volume, data string) error {
+	mounted, err := mountPoint(data)
+	if err != nil || mounted {
+		return err
+	}
+	options := "mode=0755"
+	if size := vol.Options["size"]; size != "" {
+		options += ",size=" + size
+	}
+	return unix.Mount("tutti-volume", data, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
+}
+
+// mountPoint reports whether something is mounted at a directory.
+func mountPoint(dir string) (bool, error) {
+	var at, above unix.Stat_t
+	if err := errors.Join(unix.Stat(dir, &at), unix.Stat(filepath.Dir(dir), &above)); err != nil {
+		return false, err
+	}
+	return at.Dev != above.Dev, nil
+}
+
 // Ensure makes a volume, unless it is there, and returns its path on this host.
 func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error) {
-	if vol.Driver != "" && vol.Driver != "local" {
+	if vol.Driver != "" && vol.Driver != "local" && vol.Driver != InMemory {
 		return "", fault.New(fault.Unsupported, "volume %s: driver %q is not supported; local is", vol.FullName(), vol.Driver)
 	}
-	if len(vol.Options) > 0 {
+	if len(vol.Options) > 0 && vol.Driver != InMemory {
 		return "", fault.New(fault.Unsupported, "volume %s: driver options are not supported yet", vol.FullName())
 	}
 	dir, err := v.dir(vol.ID)
@@ -59,6 +84,11 @@ func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error)
 	data := filepath.Join(dir, "data")
 	if err := os.MkdirAll(data, 0o755); err != nil {
 		return "", fmt.Errorf("make volume %s: %w", vol.FullName(), err)
+	}
+	if vol.Driver == InMemory {
+		if err := ensureMemory(vol, data); err != nil {
+			return "", fmt.Errorf("mount memory for volume %s: %w", vol.FullName(), err)
+		}
 	}
 	return data, nil
 }
@@ -244,6 +274,12 @@ func (v *Volumes) Remove(ctx context.Context, id string) error {
 	dir, err := v.dir(id)
 	if err != nil {
 		return err
+	}
+	data := filepath.Join(dir, "data")
+	if mounted, err := mountPoint(data); err == nil && mounted {
+		if err := unix.Unmount(data, unix.MNT_DETACH); err != nil {
+			return fmt.Errorf("unmount the memory of volume %s: %w", id, err)
+		}
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		if errors.Is(err, unix.EBUSY) {

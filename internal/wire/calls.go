@@ -11,6 +11,7 @@ const (
 	PathLogs         = "/agent/logs"          // stream: LogsRequest, then LogsReply until End
 	PathExec         = "/agent/exec"          // stream: ExecStart, then ExecInput and ExecOutput
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
+	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
@@ -73,6 +74,8 @@ type ExecStart struct {
 	Stderr bool            `json:"stderr"`
 	// FromStart is for attaching; see driver.Streams.
 	FromStart bool `json:"fromStart,omitempty"`
+	// Port is, for dialing, a TCP port of the instance, as it would connect to it itself.
+	Port int `json:"port,omitempty"`
 }
 
 // SignalRequest sends a signal, by number, to a task's first process.

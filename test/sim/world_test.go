@@ -211,6 +211,10 @@ func (s secretFiles) Put(instance string, files []secret.File) (string, error) {
 	return "/secrets/" + instance, err
 }
 
+func (s secretFiles) PutFolders(instance, _ string, archive []byte) (string, error) {
+	return s.Put(instance, []secret.File{{Name: "folders", Data: archive}})
+}
+
 func (s secretFiles) Dir(instance string) (string, error) {
 	found := false
 	err := s.do(func(w *world) { found = w.secrets[instance] != nil })

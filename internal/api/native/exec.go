@@ -7,7 +7,6 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // ExecRequest is the first line that a client sends; lines of wire.ExecInput follow. The server
@@ -46,21 +45,7 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, fault.New(fault.Invalid, "no command was given"))
 		return
 	}
-	rc := http.NewResponseController(w)
-	if err := rc.EnableFullDuplex(); err != nil {
-		s.fail(w, r, fault.New(fault.Unsupported, "exec needs HTTP/2: %w", err))
-		return
-	}
-	out := newLines(w)
-	if out.flush() != nil {
-		return
-	}
-	start := wire.ExecStart{Stdin: req.Stdin, Stdout: true, Stderr: true}
-	receive := func(m *wire.ExecInput) error { return in.Decode(m) }
-	send := func(o wire.ExecOutput) error { return out.send(o) }
-	// The server closes the request's body when this returns, which ends the reading of it. A
-	// failure to write shows at the other end.
-	_ = wire.ServeExec(r.Context(), start, receive, send, func(ctx context.Context, streams driver.Streams) (int, error) {
+	s.both(w, r, in, req.Stdin, func(ctx context.Context, streams driver.Streams) (int, error) {
 		return s.Core.Exec(ctx, callerOf(r), req.Ref, req.Task, req.spec(), streams)
 	})
 }

@@ -58,6 +58,11 @@ func (f *fakeNodes) Attach(context.Context, string, wire.TaskRef, driver.Streams
 	return errors.New("the command line attaches to nothing")
 }
 
+func (f *fakeNodes) Dial(_ context.Context, _, _ string, port int, s driver.Streams) error {
+	_, err := fmt.Fprintf(s.Stdout, "port %d", port)
+	return err
+}
+
 func (f *fakeNodes) Signal(context.Context, string, wire.TaskRef, int) error {
 	return errors.New("the command line sends no signals")
 }

@@ -71,6 +71,9 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 			Sysctl: t.Sysctls,
 		},
 	}
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
+		return t.HostPIDs && n.Type == specs.PIDNamespace || t.HostIPC && n.Type == specs.IPCNamespace
+	})
 	if t.NetNS != "" {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.NetNS})
 	}
