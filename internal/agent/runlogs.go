@@ -115,10 +115,16 @@ func (w *worker) nextRun(ctx context.Context, task string, after int) (int, bool
 	for {
 		w.mu.Lock()
 		runs, changed := w.runs[task], w.changed
+		told := 0 // the newest that was started: one that is about to be is not known to its driver
+		for i := range w.status.Tasks {
+			if w.status.Tasks[i].Name == task {
+				told = w.status.Tasks[i].Run
+			}
+		}
 		over := w.hasStatus && (w.status.State.Final() || w.status.State == model.InstanceHeld) || w.removing
 		w.mu.Unlock()
 		for _, n := range runs {
-			if n > after {
+			if n > after && n <= told {
 				return n, true
 			}
 		}

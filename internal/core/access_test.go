@@ -68,6 +68,8 @@ func call(m reflect.Value, who core.Caller) error {
 			in = append(in, reflect.ValueOf(ctx))
 		case reflect.TypeFor[io.Writer]():
 			in = append(in, reflect.ValueOf(io.Discard))
+		case reflect.TypeFor[func(core.Seen) error]():
+			in = append(in, reflect.ValueOf(func(core.Seen) error { return nil }))
 		default:
 			v := reflect.Zero(t)
 			if t.Kind() == reflect.Pointer {
