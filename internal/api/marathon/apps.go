@@ -438,12 +438,15 @@ func (a *API) appTasks(w http.ResponseWriter, r *request) error {
 
 // appTasksKill ends the tasks of an app, all of them, those of one host or a single one.
 func (a *API) appTasksKill(w http.ResponseWriter, r *request) error {
+	host, single := r.query.Get("host"), r.vars["task"]
 	e, err := a.appOf(r)
+	if err != nil && strings.Contains(r.vars["id"], ".instance-") {
+		e, err = a.appOfTask(r, single) // clients of before 1.5 take a wrong path out of the task's ID
+	}
 	if err != nil {
 		return err
 	}
 	all := a.tasksOf(r.snap, e)
-	host, single := r.query.Get("host"), r.vars["task"]
 	killed := []task{}
 	for _, t := range all {
 		n, _ := store.Get[*model.Node](r.snap, t.SlaveID)
@@ -468,6 +471,19 @@ func (a *API) appTasksKill(w http.ResponseWriter, r *request) error {
 		answer(w, http.StatusOK, map[string]any{"tasks": killed})
 	}
 	return nil
+}
+
+// appOfTask is the app that a task belongs to.
+func (a *API) appOfTask(r *request, id string) (*entry, error) {
+	instance, _ := instanceOf(id)
+	if i, ok := store.Get[*model.Instance](r.snap, instance); ok {
+		if w, ok := store.Get[*model.Workload](r.snap, i.WorkloadID); ok && w.Namespace == r.ns {
+			if e := a.entryOf(w); e != nil && !e.isPod() {
+				return e, nil
+			}
+		}
+	}
+	return nil, &invalid{message: fmt.Sprintf("Task '%s' does not exist", id), status: http.StatusNotFound}
 }
 
 // sameTask reports whether an ID is a task's, of whichever run, or its instance's.

@@ -328,8 +328,8 @@ func (a *app) checkVolume(p *problems, at string, v volume) {
 		if v.Persistent.Type != "" && v.Persistent.Type != "root" || v.Persistent.ProfileName != "" || len(v.Persistent.Constraints) > 0 || v.Persistent.MaxSize > 0 {
 			p.refuse(at+"/persistent", "a disk other than the root disk")
 		}
-	case v.HostPath != "" && !strings.HasPrefix(v.HostPath, "/"):
-		p.refuse(at+"/hostPath", "a host path that is relative to the sandbox")
+	case v.HostPath != "" && !strings.HasPrefix(v.HostPath, "/") && a.persistent(v.HostPath) < 0:
+		p.refuse(at+"/hostPath", "a host path that is relative to the sandbox, and is no persistent volume,")
 	case v.Secret != "" && a.Secrets[v.Secret].Source == "":
 		p.add(at+"/secret", "volume.secret must refer to an existing secret")
 	}

@@ -168,7 +168,7 @@ func taskView(snap *store.Snapshot, e *entry, spec *app, i *model.Instance, node
 		t.ServicePorts = *portNumbers(spec)
 		for named, own := range i.Volumes {
 			for n, v := range spec.volumes() {
-				if vol, ok := store.Get[*model.Volume](snap, named); ok && v.Persistent != nil && vol.Name == fit(e.workload.Name)+"-"+strconv.Itoa(n) {
+				if vol, ok := store.Get[*model.Volume](snap, named); ok && v.Persistent != nil && vol.Name == volumeName(e.workload.Name, n) {
 					t.LocalVolumes = append(t.LocalVolumes, localVolume{v.ContainerPath, safeID(e.path) + "#" + v.ContainerPath + "#" + own, e.path, own})
 				}
 			}

@@ -330,10 +330,12 @@ func (out *part) mounts(a *app, task *model.TaskSpec, name string) {
 			m.Target = "/mnt/mesos/sandbox/" + m.Target
 		}
 		switch {
+		case a.persistent(v.HostPath) >= 0:
+			m.Type, m.Source = model.MountVolume, volumeName(name, a.persistent(v.HostPath))
 		case v.HostPath != "":
 			m.Type, m.Source = model.MountBind, v.HostPath
 		case v.Persistent != nil:
-			vol := &model.Volume{Meta: model.Meta{Name: fmt.Sprintf("%s-%d", fit(name), i)}, Driver: "local"}
+			vol := &model.Volume{Meta: model.Meta{Name: volumeName(name, i)}, Driver: "local"}
 			out.volumes = append(out.volumes, vol)
 			m.Type, m.Source = model.MountVolume, vol.Name
 		case v.Secret != "":
@@ -341,6 +343,14 @@ func (out *part) mounts(a *app, task *model.TaskSpec, name string) {
 		}
 		task.Mounts = append(task.Mounts, m)
 	}
+}
+
+// volumeName is what an app's persistent volume is called.
+func volumeName(name string, i int) string { return fmt.Sprintf("%s-%d", fit(name), i) }
+
+// persistent is the index of the persistent volume at a path below the sandbox, -1 when there is none.
+func (a *app) persistent(path string) int {
+	return slices.IndexFunc(a.volumes(), func(v volume) bool { return v.Persistent != nil && v.ContainerPath == path })
 }
 
 // bridgeName is the network that every host's bridge network is here.
