@@ -3,6 +3,7 @@ package core
 import (
 	"cmp"
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -53,6 +54,7 @@ func (c *Core) DeployTogether(ctx context.Context, who Caller, b Batch) (results
 			}
 			results = append(results, p.result)
 		}
+		forgetEmpty(snap, cs, &b)
 		if dry {
 			*cs = store.ChangeSet{}
 			return nil
@@ -94,6 +96,60 @@ func (c *Core) prepareBatch(ctx context.Context, a *act, b *Batch) (digests map[
 		}
 	}
 	return digests, key, nil
+}
+
+// forgetEmpty deletes the applications of which a batch takes the last member, if they came to be with their
+// members.
+func forgetEmpty(snap *store.Snapshot, cs *store.ChangeSet, b *Batch) {
+	removed, left := map[string]bool{}, map[*model.Application]bool{}
+	for _, id := range b.Remove {
+		removed[id] = true
+		if w, ok := store.Get[*model.Workload](snap, id); ok {
+			if a, ok := store.ByName[*model.Application](snap, w.Namespace, "", w.Application); ok {
+				left[a] = true
+			}
+		}
+	}
+	for a := range left {
+		here := func(d Deployment) bool {
+			return d.Namespace == a.Namespace && d.Application == a.Name && d.Source == a.Source && d.Members
+		}
+		with := func(d Deployment) bool { return here(d) && len(d.Workloads)+len(d.Volumes) > 0 }
+		if !slices.ContainsFunc(b.Deployments, here) || slices.ContainsFunc(b.Deployments, with) {
+			continue
+		}
+		if !hasMembers(snap, a, removed) {
+			cs.Delete(model.KindApplication, a.ID)
+		}
+	}
+}
+
+// hasMembers reports whether an application has others than the workloads that are removed, and what leads
+// to them.
+func hasMembers(snap *store.Snapshot, a *model.Application, removed map[string]bool) bool {
+	for w := range store.ByApplication[*model.Workload](snap, a.Namespace, a.Name) {
+		if !removed[w.ID] {
+			return true
+		}
+	}
+	for s := range store.ByApplication[*model.Service](snap, a.Namespace, a.Name) {
+		if !removed[s.WorkloadID] {
+			return true
+		}
+	}
+	for range store.ByApplication[*model.Network](snap, a.Namespace, a.Name) {
+		return true
+	}
+	for range store.ByApplication[*model.Volume](snap, a.Namespace, a.Name) {
+		return true
+	}
+	for range store.ByApplication[*model.Secret](snap, a.Namespace, a.Name) {
+		return true
+	}
+	for range store.ByApplication[*model.Config](snap, a.Namespace, a.Name) {
+		return true
+	}
+	return false
 }
 
 func removeListed(snap *store.Snapshot, cs *store.ChangeSet, a *act, ids []string) error {

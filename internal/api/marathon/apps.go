@@ -56,8 +56,8 @@ func (a *API) chosen(r *request, group string) ([]*entry, error) {
 	}
 	cmd, id := r.query.Get("cmd"), r.query.Get("id")
 	var out []*entry
-	for _, e := range a.entries(r.snap, r.ns) {
-		if e.isPod() || !below(e.path, group) || !strings.Contains(e.path, id) {
+	for _, e := range a.entriesBelow(r.snap, r.ns, group) {
+		if e.isPod() || !strings.Contains(e.path, id) {
 			continue
 		}
 		if cmd != "" {
@@ -150,13 +150,13 @@ func (a *API) free(r *request, path string) error {
 		}
 		return &invalid{message: fmt.Sprintf("An %s with id [%s] already exists.", kind, path), status: http.StatusConflict}
 	}
-	for _, e := range a.entries(r.snap, r.ns) {
-		if e.path != path && below(e.path, path) {
-			return &invalid{message: fmt.Sprintf("A group with id [%s] already exists.", path), status: http.StatusConflict}
-		}
-		if below(path, e.path) {
+	if len(a.entriesBelow(r.snap, r.ns, path)) > 0 {
+		return &invalid{message: fmt.Sprintf("A group with id [%s] already exists.", path), status: http.StatusConflict}
+	}
+	for above := parentOf(path); above != "/"; above = parentOf(above) {
+		if a.find(r.snap, r.ns, above) != nil {
 			return &invalid{message: "Object is not valid", status: http.StatusUnprocessableEntity, details: []detail{{
-				Path: "/id", Errors: []string{"Groups and Applications may not have the same identifier: " + e.path},
+				Path: "/id", Errors: []string{"Groups and Applications may not have the same identifier: " + above},
 			}}}
 		}
 	}
@@ -379,7 +379,7 @@ func (a *API) appRestart(w http.ResponseWriter, r *request) error {
 			rec = &record{ID: newUUID(), Version: stamp(time.Now())}
 			return a.Core.RestartWorkload(r.Context(), r.who, e.workload.ID)
 		}
-		rec, err = a.commit(r, &change{apps: map[string]*app{path: a.present(r.snap, e)}, force: r.flag("force"), restart: true})
+		rec, err = a.commit(r, &change{apps: map[string]*app{path: a.present(r.snap, e).clone()}, force: r.flag("force"), restart: true})
 		return err
 	})
 	if err != nil {
@@ -420,8 +420,8 @@ func (a *API) appTasks(w http.ResponseWriter, r *request) error {
 	if group, ok := strings.CutSuffix(r.vars["id"], "/*"); ok {
 		path, _ := resolvePath("/", group)
 		list := []task{}
-		for _, e := range a.entries(r.snap, r.ns) {
-			if below(e.path, path) && !e.isPod() {
+		for _, e := range a.entriesBelow(r.snap, r.ns, path) {
+			if !e.isPod() {
 				list = append(list, a.tasksOf(r.snap, e)...)
 			}
 		}
@@ -533,7 +533,7 @@ func (a *API) kill(r *request, list []task) (*record, error) {
 		c := &change{apps: map[string]*app{}, force: true}
 		for path := range fewer {
 			if e := a.find(r.snap, r.ns, path); e != nil && e.kept != nil && e.kept.App != nil {
-				c.apps[path] = a.present(r.snap, e)
+				c.apps[path] = a.present(r.snap, e).clone()
 			}
 		}
 		rec, err = a.commit(r, c)

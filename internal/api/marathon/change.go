@@ -47,9 +47,10 @@ type planned struct {
 	batch core.Batch
 	byApp map[string]*core.Deployment
 	pull  []string
-	// have are all apps and pods as they will be: path → application and name.
+	// have are the apps and pods that are changed: path → application and name.
 	have  map[string][2]string
-	taken map[int]bool // service ports, found out when first asked for
+	taken map[int]bool // service ports of theirs, found out when first asked for
+	next  int          // the service port from which on one may be free
 	ended map[string]bool
 	// results are what core made of it.
 	results []core.DeployResult
@@ -72,9 +73,6 @@ func (a *API) carry(r *request, c *change) (*planned, error) {
 	last := ""
 	paths := slices.Sorted(maps.Keys(c.apps))
 	paths = append(paths, slices.Sorted(maps.Keys(c.pods))...)
-	for _, e := range a.entries(p.snap, r.ns) {
-		p.have[e.path] = [2]string{e.workload.Application, e.workload.Name}
-	}
 	present := map[string]*entry{}
 	for _, path := range slices.Concat(paths, c.remove) {
 		e := a.find(p.snap, r.ns, path)
@@ -87,9 +85,6 @@ func (a *API) carry(r *request, c *change) (*planned, error) {
 		}
 	}
 	p.rec.Version = versionAfter(p.now, last)
-	for _, path := range c.remove {
-		delete(p.have, path)
-	}
 	for _, path := range paths {
 		p.have[path] = p.place(path)
 	}
@@ -162,7 +157,7 @@ func (p *planned) place(path string) [2]string {
 
 // dependencies are those of an app or pod: its own, and those of the groups that it is in. A dependency
 // on a group is one on all that is in it.
-func (p *planned) dependencies(path string, own []string) []model.Dependency {
+func (p *planned) dependencies(path string, own []string) []string {
 	wanted := map[string]bool{}
 	add := func(base string, list []string) {
 		for _, d := range list {
@@ -173,6 +168,11 @@ func (p *planned) dependencies(path string, own []string) []model.Dependency {
 			for other := range p.have {
 				if below(other, to) && other != path {
 					wanted[other] = true
+				}
+			}
+			for _, e := range p.a.entriesBelow(p.snap, p.r.ns, to) {
+				if e.path != path && !slices.Contains(p.c.remove, e.path) {
+					wanted[e.path] = true
 				}
 			}
 		}
@@ -187,9 +187,16 @@ func (p *planned) dependencies(path string, own []string) []model.Dependency {
 			break
 		}
 	}
-	var out []model.Dependency
-	for _, to := range slices.Sorted(maps.Keys(wanted)) {
-		at := p.have[to]
+	return slices.Sorted(maps.Keys(wanted))
+}
+
+// dependsOn says the same in the words of the workload.
+func (p *planned) dependsOn(path string, own []string) (out []model.Dependency) {
+	for _, to := range p.dependencies(path, own) {
+		at, ok := p.have[to]
+		if !ok {
+			at = p.place(to)
+		}
 		out = append(out, model.Dependency{Workload: at[0] + "/" + at[1], Condition: model.DependencyReady})
 	}
 	return out
@@ -213,10 +220,6 @@ func (p *planned) circles() error {
 		}
 		return nil
 	}
-	byPlace := map[string]string{}
-	for path, at := range p.have {
-		byPlace[at[0]+"/"+at[1]] = path
-	}
 	state := map[string]int{}
 	var visit func(path string) bool
 	visit = func(path string) bool {
@@ -227,8 +230,8 @@ func (p *planned) circles() error {
 			return true
 		}
 		state[path] = 1
-		for _, d := range p.dependencies(path, own(path)) {
-			if !visit(byPlace[d.Workload]) {
+		for _, to := range p.dependencies(path, own(path)) {
+			if !visit(to) {
 				return false
 			}
 		}
@@ -286,7 +289,7 @@ func (p *planned) app(path string, a *app, e *entry) error {
 	a.Version, a.VersionInfo = "", nil
 	at := p.have[path]
 	out := workloadOf(p.snap, a, at[1], k.Config)
-	out.workload.DependsOn = p.dependencies(path, a.Dependencies)
+	out.workload.DependsOn = p.dependsOn(path, a.Dependencies)
 	if e != nil {
 		out.workload.Template.ForceUpdate = e.workload.Template.ForceUpdate
 	}
@@ -352,6 +355,7 @@ func (p *planned) drop(path string, e *entry) {
 		Path: path, Pod: e.isPod(), Action: "Stop", WorkloadID: e.workload.ID, Gone: true, Before: e.kept, Count: e.workload.Count,
 	})
 	p.batch.Remove = append(p.batch.Remove, e.workload.ID)
+	p.deployment(e.workload.Application) // which goes with its last member, if it came to be with the first
 	p.batch.Keys.DeletePrefixes = append(p.batch.Keys.DeletePrefixes, versionPrefix(p.r.ns, path))
 }
 
@@ -376,6 +380,12 @@ func (p *planned) carryOut() error {
 		p.batch.Deployments = append(p.batch.Deployments, core.Deployment{Namespace: p.r.ns, KeepOthers: true, Members: true})
 	}
 	// What is new has its ID before it is made, for the record that is made with it.
+	begun := map[[2]string]*target{}
+	for i := range p.rec.Affected {
+		if t := &p.rec.Affected[i]; t.WorkloadID == "" {
+			begun[p.have[t.Path]] = t
+		}
+	}
 	for i := range p.batch.Deployments {
 		d := &p.batch.Deployments[i]
 		d.DryRun = p.c.dry
@@ -384,10 +394,8 @@ func (p *planned) carryOut() error {
 			if old, ok := store.ByName[*model.Workload](p.snap, p.r.ns, d.Application, w.Name); ok {
 				w.ID = old.ID
 			}
-			for i := range p.rec.Affected {
-				if t := &p.rec.Affected[i]; t.WorkloadID == "" && p.have[t.Path] == [2]string{d.Application, w.Name} {
-					t.WorkloadID = w.ID
-				}
+			if t := begun[[2]string{d.Application, w.Name}]; t != nil {
+				t.WorkloadID = w.ID
 			}
 		}
 	}
@@ -412,7 +420,7 @@ func (p *planned) carryOut() error {
 }
 
 // present is an app as it is: as it was put, or as an earlier version said if the workload has returned
-// to that, with as many instances as it has.
+// to that, with as many instances as it has. What is in it is shared: clone it before you change that.
 func (a *API) present(snap *store.Snapshot, e *entry) *app {
 	k := e.kept
 	if config := configOf(&e.workload.Template); config != "" && config != k.Config {
@@ -423,13 +431,13 @@ func (a *API) present(snap *store.Snapshot, e *entry) *app {
 			}
 		}
 	}
-	c := k.App.clone()
+	c := *k.App
 	count := e.workload.Count
 	if e.workload.Suspended {
 		count = 0
 	}
 	c.Instances = &count
-	return c
+	return &c
 }
 
 // sameConfig reports whether two apps differ in no more than how many instances there are.
@@ -496,32 +504,18 @@ func (p *planned) servicePorts(a *app) error {
 
 func (p *planned) freePort() int {
 	if p.taken == nil {
-		p.taken = map[int]bool{}
-		for _, e := range p.a.entries(p.snap, p.r.ns) {
-			if e.kept != nil && e.kept.App != nil {
-				for _, n := range *portNumbers(e.kept.App) {
-					p.taken[n] = true
-				}
-			}
-		}
-		for s := range store.List[*model.Service](p.snap) {
-			for _, port := range s.Ports {
-				p.taken[port.Published] = true
-			}
-		}
+		p.taken, p.next = map[int]bool{}, firstServicePort
 		for _, a := range p.c.apps {
 			for _, n := range *portNumbers(a) {
 				p.taken[n] = true
 			}
 		}
 	}
-	for n := firstServicePort; n <= lastServicePort; n++ {
-		if !p.taken[n] {
-			p.taken[n] = true
-			return n
-		}
+	n := p.a.freePort(p.snap, p.r.ns, p.next, p.taken)
+	if n > 0 {
+		p.next = n + 1
 	}
-	return 0
+	return n
 }
 
 // again runs a change that others' changes got ahead of once more, on what is then.

@@ -93,6 +93,9 @@ func (r *record) steps() []step {
 func records(snap *store.Snapshot, ns string) (out []*record) {
 	prefix := deploymentPrefix(ns)
 	for kv := range snap.Keys().Range(prefix, store.PrefixEnd(prefix)) {
+		if kv.TTL > 0 {
+			continue // it has ended
+		}
 		if r := readRecord(kv); r != nil && r.State == "" {
 			out = append(out, r)
 		}

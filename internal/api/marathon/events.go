@@ -99,7 +99,10 @@ func (a *API) follow(w http.ResponseWriter, r *request) error {
 	defer pumps.Wait()
 	defer stop()
 	for _, watch := range []*store.Watcher{objects, keys} {
-		pumps.Go(func() { a.pump(ctx, watch, batches) })
+		pumps.Go(func() {
+			defer stop() // who fell behind comes again
+			pump(ctx, watch, batches)
+		})
 	}
 	write := func(e event) error {
 		if len(kinds) > 0 && !slices.Contains(kinds, e.kind) {
@@ -128,10 +131,7 @@ func (a *API) follow(w http.ResponseWriter, r *request) error {
 			return nil
 		case e := <-own.events:
 			err = write(e)
-		case b, ok := <-batches:
-			if !ok {
-				return nil
-			}
+		case b := <-batches:
 			now := a.Core.Store.Snapshot()
 			for _, e := range a.translate(now, r.ns, b, light) {
 				if err = write(e); err != nil {
@@ -147,12 +147,12 @@ func (a *API) follow(w http.ResponseWriter, r *request) error {
 	}
 }
 
-// pump hands on what changes; when it falls behind what is kept, it goes on from now.
-func (a *API) pump(ctx context.Context, w *store.Watcher, out chan<- store.Batch) {
+// pump hands on what changes until the context ends, or it falls behind what is kept.
+func pump(ctx context.Context, w *store.Watcher, out chan<- store.Batch) {
 	for {
 		b, err := w.Next(ctx)
 		if err != nil {
-			return // the client comes again
+			return
 		}
 		select {
 		case out <- b:
@@ -409,22 +409,30 @@ const settleEvery = 100 * time.Millisecond
 
 func (a *API) settle(ctx context.Context) {
 	snap := a.Core.Store.Snapshot()
-	root := "marathon/"
-	for kv := range snap.Keys().Range(root, store.PrefixEnd(root)) {
-		ns, rest, _ := strings.Cut(strings.TrimPrefix(kv.Key, root), "/")
-		if !strings.HasPrefix(rest, "deployment/") {
-			continue
-		}
-		rec := readRecord(kv)
-		if rec == nil || rec.State != "" {
-			continue
-		}
-		if state, reason := rec.progress(snap); state != "" {
-			if err := a.finish(ctx, ns, rec, state, reason); err != nil && ctx.Err() == nil {
-				a.Log.Debug("a deployment's end could not be kept", "deployment", rec.ID, "error", err)
+	for _, ns := range namespacesOf(snap) {
+		for _, rec := range records(snap, ns) {
+			if state, reason := rec.progress(snap); state != "" {
+				if err := a.finish(ctx, ns, rec, state, reason); err != nil && ctx.Err() == nil {
+					a.Log.Debug("a deployment's end could not be kept", "deployment", rec.ID, "error", err)
+				}
 			}
 		}
 	}
+}
+
+// namespacesOf are those in which this adapter keeps something.
+func namespacesOf(snap *store.Snapshot) (out []string) {
+	const root = "marathon/"
+	for from := root; from != ""; {
+		next := ""
+		for kv := range snap.Keys().Range(from, store.PrefixEnd(root)) {
+			ns, _, _ := strings.Cut(strings.TrimPrefix(kv.Key, root), "/")
+			out, next = append(out, ns), store.PrefixEnd(keyRoot(ns))
+			break
+		}
+		from = next
+	}
+	return out
 }
 
 // finish keeps how a deployment ended.

@@ -81,7 +81,7 @@ func (a *API) groupView(r *request, path string) *groupInfo {
 			}
 			if e.isPod() {
 				if !asked || with["pods"] {
-					g.Pods = append(g.Pods, a.podSpec(r.snap, e))
+					g.Pods = append(g.Pods, podSpec(e))
 				}
 				continue
 			}
@@ -343,8 +343,8 @@ func (a *API) collect(r *request, c *change, path, at string, u *groupUpdate, p 
 
 // removeRest removes what a group has and the one that is put in its place has not.
 func (a *API) removeRest(r *request, c *change, path string) {
-	for _, e := range a.entries(r.snap, r.ns) {
-		if e.kept != nil && below(e.path, path) && c.apps[e.path] == nil && c.pods[e.path] == nil {
+	for _, e := range a.entriesBelow(r.snap, r.ns, path) {
+		if e.kept != nil && c.apps[e.path] == nil && c.pods[e.path] == nil {
 			c.remove = append(c.remove, e.path)
 		}
 	}
@@ -371,17 +371,17 @@ func emptyGroupWanted(c *change, path string) bool {
 }
 
 func (a *API) scaleGroup(r *request, c *change, path string, factor float64) {
-	for _, e := range a.entries(r.snap, r.ns) {
-		if !below(e.path, path) || e.kept == nil {
+	for _, e := range a.entriesBelow(r.snap, r.ns, path) {
+		if e.kept == nil {
 			continue
 		}
 		n := int(math.Ceil(float64(e.workload.Count) * factor))
 		if e.kept.App != nil {
-			spec := a.present(r.snap, e)
+			spec := a.present(r.snap, e).clone()
 			spec.Instances = &n
 			c.apps[e.path] = spec
 		} else if e.isPod() {
-			spec := a.podSpec(r.snap, e)
+			spec := podSpec(e)
 			spec.Scaling.Instances = n
 			c.pods[e.path] = spec
 		}
@@ -401,12 +401,16 @@ type groupState struct {
 // keepGroup notes the version of a group that a change makes.
 func (a *API) keepGroup(r *request, c *change, path string) {
 	apps, pods := map[string]*app{}, map[string]*pod{}
-	for _, e := range a.entries(r.snap, r.ns) {
-		if e.kept == nil || !below(e.path, path) || slices.Contains(c.remove, e.path) {
+	removed := map[string]bool{}
+	for _, gone := range c.remove {
+		removed[gone] = true
+	}
+	for _, e := range a.entriesBelow(r.snap, r.ns, path) {
+		if e.kept == nil || removed[e.path] {
 			continue
 		}
 		if e.isPod() {
-			pods[e.path] = a.podSpec(r.snap, e)
+			pods[e.path] = podSpec(e)
 		} else {
 			apps[e.path] = a.present(r.snap, e)
 		}

@@ -103,42 +103,6 @@ func foreignSegment(name string) string {
 	return name
 }
 
-// entries are all apps and pods, by path.
-func (a *API) entries(snap *store.Snapshot, ns string) []*entry {
-	var out []*entry
-	for w := range store.List[*model.Workload](snap) {
-		if w.Namespace != ns {
-			continue
-		}
-		if e := a.entryOf(w); e != nil {
-			out = append(out, e)
-		}
-	}
-	slices.SortStableFunc(out, func(x, y *entry) int { return strings.Compare(x.path, y.path) })
-	return out
-}
-
-// find is the app or pod of a path, nil when there is none.
-func (a *API) find(snap *store.Snapshot, ns, path string) *entry {
-	if path == "/" {
-		return nil
-	}
-	app, name := placeOf(path)
-	for _, at := range [][2]string{{app, name}, {name, name}} {
-		if w, ok := store.ByName[*model.Workload](snap, ns, at[0], at[1]); ok {
-			if e := a.entryOf(w); e != nil && e.path == path {
-				return e
-			}
-		}
-	}
-	for w := range store.List[*model.Workload](snap) {
-		if w.Namespace == ns && w.Extensions[extension] == nil && w.OwnerID == "" && !w.Type.Ends() && foreignPath(w) == path {
-			return &entry{path, w, nil}
-		}
-	}
-	return nil
-}
-
 // Keys of this adapter, in a namespace.
 
 func keyRoot(ns string) string { return "marathon/" + ns + "/" }

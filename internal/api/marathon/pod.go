@@ -598,7 +598,7 @@ func (p *planned) pod(path string, d *pod, e *entry) error {
 	}
 	d.Version = ""
 	out := podWorkload(p.snap, d, at[1], k.Config)
-	out.workload.DependsOn = p.dependencies(path, nil)
+	out.workload.DependsOn = p.dependsOn(path, nil)
 	p.add(at[0], out, k)
 	p.rec.Affected = append(p.rec.Affected, t)
 	return nil

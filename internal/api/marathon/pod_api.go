@@ -11,18 +11,11 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-// podSpec is a pod as it is.
-func (a *API) podSpec(_ *store.Snapshot, e *entry) *pod {
-	var c pod
-	data, err := json.Marshal(e.kept.Pod)
-	if err == nil {
-		err = json.Unmarshal(data, &c)
-	}
-	if err != nil {
-		panic("a pod is plain data: " + err.Error())
-	}
+// podSpec is a pod as it is. What is in it is shared.
+func podSpec(e *entry) *pod {
+	c := *e.kept.Pod
 	c.Version = e.kept.Version
-	c.Scaling.Instances = e.workload.Count
+	c.Scaling = &podScaling{Kind: c.Scaling.Kind, Instances: e.workload.Count}
 	return &c
 }
 
@@ -49,7 +42,7 @@ func (a *API) pods(r *request) (out []*entry) {
 func (a *API) podList(w http.ResponseWriter, r *request) error {
 	out := []*pod{}
 	for _, e := range a.pods(r) {
-		out = append(out, a.podSpec(r.snap, e))
+		out = append(out, podSpec(e))
 	}
 	answer(w, http.StatusOK, out)
 	return nil
@@ -60,7 +53,7 @@ func (a *API) podGet(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	answer(w, http.StatusOK, a.podSpec(r.snap, e))
+	answer(w, http.StatusOK, podSpec(e))
 	return nil
 }
 
@@ -200,7 +193,7 @@ type termination struct {
 }
 
 func (a *API) podState(snap *store.Snapshot, e *entry) *podStatus {
-	s := &podStatus{ID: e.path, Spec: a.podSpec(snap, e), Status: "DEGRADED", Instances: []podInstanceStatus{}, LastUpdated: e.kept.Version, LastChanged: e.kept.Version, StatusSince: e.kept.Version}
+	s := &podStatus{ID: e.path, Spec: podSpec(e), Status: "DEGRADED", Instances: []podInstanceStatus{}, LastUpdated: e.kept.Version, LastChanged: e.kept.Version, StatusSince: e.kept.Version}
 	stable := 0
 	versions := map[string]string{}
 	for i := range store.InstancesOfWorkload(snap, e.workload.ID) {

@@ -142,7 +142,7 @@ func (a *API) queued(r *request, e *entry, now time.Time, with bool) (item queue
 	item.Since = timeText(since)
 	item.Delay = queueDelay{TimeLeftSeconds: max(0, int(math.Ceil(until.Sub(now).Seconds()))), Overdue: !until.After(now)}
 	if e.isPod() {
-		item.Pod = a.podSpec(r.snap, e)
+		item.Pod = podSpec(e)
 	} else {
 		item.App = a.spec(r.snap, e)
 	}

@@ -35,6 +35,7 @@ type API struct {
 	// turn is held from the look at the state that a change is decided on until it is committed.
 	turn    sync.Mutex
 	parsed  parsedCache
+	index   index
 	streams streams
 	counts  counters
 }
@@ -137,9 +138,9 @@ func (a *API) begin(r *request) (err error) {
 	return err
 }
 
-// refusedRoute refuses a route by name.
+// refusedRoute refuses a route by name. Clients take answers from 500 on as the end of this server.
 func refusedRoute(what string) handler {
 	return func(http.ResponseWriter, *request) error {
-		return &invalid{message: what + " is not supported by Tutti yet; see docs/compatibility.md", status: http.StatusNotImplemented}
+		return &invalid{message: what + " is not supported by Tutti yet; see docs/compatibility.md", status: http.StatusBadRequest}
 	}
 }
