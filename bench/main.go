@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|docker|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|docker|marathon|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -16,6 +16,7 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/tutti-run/tutti/bench/internal/apps"
 	"github.com/tutti-run/tutti/bench/internal/holding"
 	"github.com/tutti-run/tutti/bench/internal/million"
 	"github.com/tutti-run/tutti/bench/internal/netting"
@@ -44,6 +45,7 @@ var groups = []group{
 	{name: "start", run: starting.Run},
 	{name: "replicas", run: starting.Replicas},
 	{name: "docker", run: starting.API},
+	{name: "marathon", run: apps.Run},
 }
 
 // store measures the state engine: writes beside etcd, a large state, and the sessions of nodes.

@@ -2,7 +2,7 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [net] [start] [replicas] [docker]      default: all
+#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [net] [start] [replicas] [docker] [marathon]      default: all
 #
 # store needs etcd; net needs nginx and wrk; start, replicas and docker need Docker Engine. No daemon is started, now or at the
 # next boot: the benchmarks run their own, apart from everything else on the machine. Says
@@ -22,8 +22,8 @@ for group in "${@:-all}"; do
 	start | replicas | docker | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
 	net | all) command -v nginx >/dev/null || missing+=(nginx-light) ;;&
 	net | all) command -v wrk >/dev/null || missing+=(wrk) ;;&
-	schedule | store | tables | million | sessions | net | start | replicas | docker | all) ;;
-	*) die "unknown group $group: schedule, store, tables, million, sessions, net, start, replicas and docker are there" ;;
+	schedule | store | tables | million | sessions | net | start | replicas | docker | marathon | all) ;;
+	*) die "unknown group $group: schedule, store, tables, million, sessions, net, start, replicas, docker and marathon are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0

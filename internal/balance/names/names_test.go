@@ -57,7 +57,7 @@ func shop() *wire.Network {
 			{ID: "db", Name: "db", Application: "shop", Namespace: "default", WorkloadID: "db", VirtualIPs: at("back=10.2.0.3"), Ports: []model.ServicePort{
 				{Name: "SQL", Protocol: "tcp", Target: 5432, Virtual: 15432}, {Protocol: "udp", Target: 53},
 			}},
-			{ID: "rr", Name: "spread", Application: "shop", WorkloadID: "web", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 80}}},
+			{ID: "rr", Name: "spread", Application: "shop", WorkloadID: "web", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 80}}, Aliases: map[string][]string{"front": {"web-front-shop.marathon.mesos"}}},
 			{ID: "idle", Name: "idle", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.5")},
 		},
 	}
@@ -114,6 +114,8 @@ func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
 		{proxyAsks, "10-2-0-21.default.pod.cluster.local", "unknown"},
 		{proxyAsks, "spread.shop.marathon.mesos", "10.1.0.11 10.1.0.12"},
 		{dbAsks, "db.shop.marathon.mesos", "10.2.0.21"},
+		{proxyAsks, "web-front-shop.marathon.mesos", "10.1.0.11 10.1.0.12"}, // what a service is also called
+		{dbAsks, "web-front-shop.marathon.mesos", "unknown"},
 		{stranger, "nothing", "unknown"},
 		{webAsks, "example.org", "unknown"},
 	} {

@@ -209,11 +209,14 @@ func (z *zone) lookup(asker netip.Addr, name string) answer {
 		}
 		return answer{}
 	}
-	tasks := false
+	anywhere := func(string, string) bool { return true }
 	if rest, ok := strings.CutSuffix(name, mesosTasks); ok {
-		name, tasks = rest, true
+		if out := z.find(c, plain(rest), true, anywhere); out.known {
+			return out
+		}
+		return z.find(c, name, true, anywhere) // a name that a service has besides its own
 	}
-	return z.find(c, plain(name), tasks, func(string, string) bool { return true })
+	return z.find(c, plain(name), false, anywhere)
 }
 
 // plain is a name without what may stand after any name of the cluster.
