@@ -202,7 +202,7 @@ death() {
 # serves waits until the shop's front page shows goods, at a host.
 serves() {
 	for _ in $(seq 240); do
-		if curl -sf -m 3 "http://$2:8080/" | grep -q '/product/'; then
+		if curl -sf -m 3 "http://$2:8080/" | grep -q 'value="violin"'; then
 			good "$1"
 			return
 		fi

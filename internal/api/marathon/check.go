@@ -64,6 +64,9 @@ func (a *app) check(p *problems) {
 	if a.Role != "" && a.Role != "*" {
 		p.refuse("/role", "a role other than *")
 	}
+	if r := a.Residency; r != nil && oneOf(p, "/residency/taskLostBehavior", r.TaskLostBehavior, "WAIT_FOREVER", "RELAUNCH_AFTER_TIMEOUT") && r.TaskLostBehavior != "WAIT_FOREVER" {
+		p.refuse("/residency/taskLostBehavior", "leaving the volumes of a lost task behind")
+	}
 	checkConstraints(p, "/constraints", a.Constraints)
 	for i, d := range a.Dependencies {
 		if _, ok := resolvePath(parentOf(a.ID), d); !ok {

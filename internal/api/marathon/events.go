@@ -1,10 +1,13 @@
 package marathon
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -172,11 +175,7 @@ func (a *API) translate(snap *store.Snapshot, ns string, b store.Batch, light bo
 		case model.KindInstance:
 			out = append(out, a.instanceEvents(snap, ns, ch)...)
 		case model.KindWorkload:
-			if old, ok := ch.Old.(*model.Workload); ok && ch.New == nil && old.Namespace == ns {
-				if e := a.entryOf(old); e != nil {
-					out = append(out, event{"app_terminated_event", map[string]any{"appId": e.path}})
-				}
-			}
+			out = append(out, a.workloadEvents(ns, ch)...)
 		case model.KindNode:
 			out = append(out, a.nodeEvents(snap, ns, ch)...)
 		}
@@ -214,6 +213,46 @@ func deploymentEvents(snap *store.Snapshot, ch store.KeyChange, light bool) (out
 		out = append(out, event{"deployment_step_failure", data()}, event{"deployment_failed", map[string]any{"id": now.ID, "plan": plan, "reason": now.Reason}})
 	}
 	return out
+}
+
+// workloadEvents tell of an app that went, and of the health checks that came and went with it.
+func (a *API) workloadEvents(ns string, ch store.Change) (out []event) {
+	old, _ := ch.Old.(*model.Workload)
+	now, _ := ch.New.(*model.Workload)
+	if w := cmp.Or(now, old); w == nil || w.Namespace != ns || now != nil && old != nil && bytes.Equal(old.Extensions[extension], now.Extensions[extension]) {
+		return nil
+	}
+	was, is := checksOf(old), checksOf(now)
+	for _, h := range was.list {
+		if !slices.ContainsFunc(is.list, func(x healthCheck) bool { return reflect.DeepEqual(x, h) }) {
+			out = append(out, event{"remove_health_check_event", map[string]any{"appId": was.path, "healthCheck": h}})
+		}
+	}
+	for _, h := range is.list {
+		if !slices.ContainsFunc(was.list, func(x healthCheck) bool { return reflect.DeepEqual(x, h) }) {
+			out = append(out, event{"add_health_check_event", map[string]any{"appId": is.path, "version": is.version, "healthCheck": h}})
+		}
+	}
+	if now == nil {
+		if e := a.entryOf(old); e != nil {
+			out = append(out, event{"app_terminated_event", map[string]any{"appId": e.path}})
+		}
+	}
+	return out
+}
+
+// checks are the health checks of an app of this API.
+type checks struct {
+	path, version string
+	list          []healthCheck
+}
+
+func checksOf(w *model.Workload) (c checks) {
+	var k kept
+	if w == nil || json.Unmarshal(w.Extensions[extension], &k) != nil || k.App == nil {
+		return c
+	}
+	return checks{k.ID, k.Version, k.App.HealthChecks}
 }
 
 // instanceEvents tell of a task's state and health.

@@ -223,6 +223,9 @@ func (a *API) changeGroup(w http.ResponseWriter, r *request, path string, u *gro
 		return err
 	})
 	if err != nil {
+		if !dry {
+			a.streams.send("group_change_failed", map[string]any{"groupId": path, "version": stamp(time.Now()), "reason": err.Error()})
+		}
 		return err
 	}
 	if dry {
