@@ -8,9 +8,9 @@ import (
 )
 
 const (
-	// smallHeap is up to where the heap may double between two collections, as is usual; beyond it
-	// room for an eighth is enough.
-	smallHeap = 256 << 20
+	// leastRoom is up to where the heap may double between two collections, as is usual; a larger one
+	// gets as much room, or an eighth of what it holds if that is more.
+	leastRoom = 192 << 20
 	roomPart  = 8
 )
 
@@ -18,11 +18,10 @@ const (
 // state little changes at a time: as much room for garbage as there is state would double a server's
 // memory, and save little work.
 func collectAt(live uint64) int {
-	if live <= smallHeap {
+	if live <= leastRoom {
 		return 100
 	}
-	room := smallHeap + (live-smallHeap)/roomPart
-	return int(100 * room / live)
+	return int(100 * max(leastRoom, live/roomPart) / live)
 }
 
 // BoundHeap keeps this process's memory close to what the state takes, whatever size that has, for

@@ -14,7 +14,7 @@ func TestCollectAt(t *testing.T) {
 	for _, c := range []struct {
 		live uint64
 		want int
-	}{{0, 100}, {40 << 20, 100}, {256 << 20, 100}, {512 << 20, 56}, {1200 << 20, 31}, {4 << 30, 17}} {
+	}{{0, 100}, {40 << 20, 100}, {192 << 20, 100}, {512 << 20, 37}, {1200 << 20, 16}, {4 << 30, 12}} {
 		if have := collectAt(c.live); have != c.want {
 			t.Errorf("with %d MiB live, collected at %d %%, want %d", c.live>>20, have, c.want)
 		}
@@ -37,7 +37,7 @@ func TestBoundHeap(t *testing.T) {
 	for range cap(held) {
 		held = append(held, make([]byte, 1<<20))
 	}
-	want := 56
+	want := 37
 	for range 1000 { // its cleanup runs in a goroutine
 		runtime.GC()
 		have := debug.SetGCPercent(want)
