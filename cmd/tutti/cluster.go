@@ -68,6 +68,9 @@ tests. ` + "`tutti host`" + ` cuts their power and their network.`,
 			if err := g.refuseSecond(); err != nil {
 				return err
 			}
+			if !c.Flags().Changed("hosts") && c.Flags().Changed("servers") {
+				return fault.New(fault.Invalid, "--servers says how many of virtual hosts are servers: it goes with --hosts")
+			}
 			if c.Flags().Changed("hosts") {
 				return upHosts(c.Context(), g, f, hosts)
 			}

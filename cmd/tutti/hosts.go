@@ -23,12 +23,14 @@ import (
 )
 
 type hostsFlags struct {
-	count  int
-	subnet string
+	count   int
+	servers int
+	subnet  string
 }
 
 func (f *hostsFlags) add(c *cobra.Command) {
 	c.Flags().IntVar(&f.count, "hosts", 0, fmt.Sprintf("bring up this many virtual hosts on this machine (1 to %d)", provision.MaxHosts))
+	c.Flags().IntVar(&f.servers, "servers", 0, "how many of the virtual hosts are servers, the first ones (default: three, or one if there are fewer than three hosts)")
 	c.Flags().StringVar(&f.subnet, "subnet", provision.DefaultSubnet, "addresses for virtual hosts")
 }
 
@@ -51,7 +53,7 @@ func upHosts(ctx context.Context, g *globals, f *nodeFlags, h *hostsFlags) error
 		return err
 	}
 	m := g.machine(h.subnet)
-	hosts, err := m.Plan(h.count)
+	hosts, err := m.Plan(h.count, h.servers)
 	if err != nil {
 		return err
 	}

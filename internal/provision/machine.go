@@ -185,7 +185,7 @@ func (m *Machine) find(ref string) (*Host, error) {
 	return nil, fault.New(fault.NotFound, "there is no virtual host %q: %s to %s are there", ref, s.Hosts[0].Name, s.Hosts[len(s.Hosts)-1].Name)
 }
 
-// servers is how many of n hosts are servers.
+// servers is how many of n hosts are servers unless it is said.
 func servers(n int) int {
 	if n < 3 {
 		return 1
@@ -193,8 +193,15 @@ func servers(n int) int {
 	return 3
 }
 
-// Plan decides on n hosts, those that have data from before included, and refuses what cannot be.
-func (m *Machine) Plan(n int) ([]Host, error) {
+// Plan decides on n hosts, those that have data from before included, and refuses what cannot be. Of
+// new ones those up to the given number are servers; 0 leaves it to Plan how many.
+func (m *Machine) Plan(n, voters int) ([]Host, error) {
+	if voters == 0 {
+		voters = servers(n)
+	}
+	if voters < 1 || voters > n {
+		return nil, fault.New(fault.Invalid, "--servers %d: of %d hosts, 1 to %d can be servers", voters, n, n)
+	}
 	if n < 1 || n > MaxHosts {
 		return nil, fault.New(fault.Invalid, "--hosts %d: 1 to %d virtual hosts are possible on one machine", n, MaxHosts)
 	}
@@ -220,7 +227,7 @@ func (m *Machine) Plan(n int) ([]Host, error) {
 	for i := len(hosts) + 1; i <= n; i++ {
 		name := "host-" + strconv.Itoa(i)
 		hosts = append(hosts, Host{
-			Name: name, Index: i, Address: m.address(i + 10).String(), Server: i <= servers(n),
+			Name: name, Index: i, Address: m.address(i + 10).String(), Server: i <= voters,
 			DataDir: filepath.Join(m.dataRoot(), name), RunDir: filepath.Join(m.runRoot(), name),
 		})
 	}
