@@ -116,13 +116,8 @@ func (a *API) appCreate(w http.ResponseWriter, r *request) error {
 	if err := p.err(); err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
-		if err := a.free(r, path); err != nil {
-			return err
-		}
-		rec, err = a.commit(r, &change{apps: map[string]*app{path: spec.clone()}, force: r.flag("force")})
-		return err
+	rec, err := a.decide(r, func() (*change, error) {
+		return &change{apps: map[string]*app{path: spec.clone()}, force: r.flag("force")}, a.free(r, path)
 	})
 	if err != nil {
 		return err
@@ -177,21 +172,19 @@ func (a *API) appUpdate(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	partial := r.Method == http.MethodPatch || r.query.Get("partialUpdate") == "" || r.flag("partialUpdate")
-	var rec *record
 	created := false
-	err = a.again(r, func() (err error) {
+	rec, err := a.decide(r, func() (_ *change, err error) {
 		if a.find(r.snap, r.ns, path) == nil && r.Method == http.MethodPatch {
-			return a.notFound("App", path)
+			return nil, a.notFound("App", path)
 		}
 		c := &change{apps: map[string]*app{}, force: r.flag("force")}
 		if created, err = a.update(r, c, path, o, partial); err != nil {
-			return err
+			return nil, err
 		}
 		if len(c.apps) == 0 {
-			return a.scaleForeign(r, path, o)
+			return nil, a.scaleForeign(r, path, o)
 		}
-		rec, err = a.commit(r, c)
-		return err
+		return c, nil
 	})
 	if err != nil {
 		return err
@@ -204,9 +197,7 @@ func (a *API) appUpdate(w http.ResponseWriter, r *request) error {
 		status = http.StatusCreated
 		w.Header().Set("Location", "/v2/apps"+path)
 	}
-	w.Header().Set("Marathon-Deployment-Id", rec.ID)
-	a.told(r, "/v2/apps"+path, nil)
-	answer(w, status, rec.result())
+	a.decided(w, r, "/v2/apps"+path, status, rec)
 	return nil
 }
 
@@ -314,30 +305,27 @@ func (a *API) appUpdateMany(w http.ResponseWriter, r *request) error {
 		return badJSON("/", "expected an array of apps: "+err.Error())
 	}
 	partial := r.Method == http.MethodPatch || r.query.Get("partialUpdate") == "" || r.flag("partialUpdate")
-	var rec *record
-	err = a.again(r, func() (err error) {
+	rec, err := a.decide(r, func() (*change, error) {
 		c := &change{apps: map[string]*app{}, force: r.flag("force")}
 		for i, o := range list {
 			path, ok := resolvePath("/", o.text("id"))
 			if !ok || path == "/" {
-				return badJSON(fmt.Sprintf("(%d)/id", i), idSentence)
+				return nil, badJSON(fmt.Sprintf("(%d)/id", i), idSentence)
 			}
 			before := len(c.apps)
 			if _, err := a.update(r, c, path, o, partial); err != nil {
-				return err
+				return nil, err
 			}
 			if len(c.apps) == before {
-				return fault.New(fault.Unsupported, "%s is there twice, or was made with another API of Tutti", path)
+				return nil, fault.New(fault.Unsupported, "%s is there twice, or was made with another API of Tutti", path)
 			}
 		}
-		rec, err = a.commit(r, c)
-		return err
+		return c, nil
 	})
 	if err != nil {
 		return err
 	}
-	a.told(r, "/v2/apps", nil)
-	answer(w, http.StatusOK, rec.result())
+	a.decided(w, r, "/v2/apps", http.StatusOK, rec)
 	return nil
 }
 
@@ -346,21 +334,16 @@ func (a *API) appDelete(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
-		e := a.find(r.snap, r.ns, path)
-		if e == nil || e.isPod() {
-			return a.notFound("App", path)
+	rec, err := a.decide(r, func() (*change, error) {
+		if e := a.find(r.snap, r.ns, path); e == nil || e.isPod() {
+			return nil, a.notFound("App", path)
 		}
-		rec, err = a.commit(r, &change{remove: []string{path}, force: r.flag("force")})
-		return err
+		return &change{remove: []string{path}, force: r.flag("force")}, nil
 	})
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Marathon-Deployment-Id", rec.ID)
-	a.told(r, "/v2/apps"+path, nil)
-	answer(w, http.StatusOK, rec.result())
+	a.decided(w, r, "/v2/apps"+path, http.StatusOK, rec)
 	return nil
 }
 
@@ -369,24 +352,23 @@ func (a *API) appRestart(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
+	rec, err := a.decide(r, func() (*change, error) {
 		e := a.find(r.snap, r.ns, path)
-		if e == nil || e.isPod() {
-			return a.notFound("App", path)
+		switch {
+		case e == nil || e.isPod():
+			return nil, a.notFound("App", path)
+		case e.kept == nil:
+			return nil, a.Core.RestartWorkload(r.Context(), r.who, e.workload.ID)
 		}
-		if e.kept == nil {
-			rec = &record{ID: newUUID(), Version: stamp(time.Now())}
-			return a.Core.RestartWorkload(r.Context(), r.who, e.workload.ID)
-		}
-		rec, err = a.commit(r, &change{apps: map[string]*app{path: a.present(r.snap, e).clone()}, force: r.flag("force"), restart: true})
-		return err
+		return &change{apps: map[string]*app{path: a.present(r.snap, e).clone()}, force: r.flag("force"), restart: true}, nil
 	})
 	if err != nil {
 		return err
 	}
-	a.told(r, "/v2/apps"+path+"/restart", nil)
-	answer(w, http.StatusOK, rec.result())
+	if rec == nil {
+		rec = &record{ID: newUUID(), Version: stamp(time.Now())}
+	}
+	a.decided(w, r, "/v2/apps"+path+"/restart", http.StatusOK, rec)
 	return nil
 }
 

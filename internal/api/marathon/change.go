@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"reflect"
 	"slices"
 	"strings"
@@ -531,6 +532,25 @@ func (a *API) again(r *request, do func() error) error {
 			return err
 		}
 	}
+}
+
+// decide carries out the change that is decided on, if any, on what is then; see again.
+func (a *API) decide(r *request, what func() (*change, error)) (rec *record, err error) {
+	err = a.again(r, func() error {
+		c, err := what()
+		if err == nil && c != nil {
+			rec, err = a.commit(r, c)
+		}
+		return err
+	})
+	return rec, err
+}
+
+// decided answers a change, and tells those who follow events of it.
+func (a *API) decided(w http.ResponseWriter, r *request, uri string, status int, rec *record) {
+	w.Header().Set("Marathon-Deployment-Id", rec.ID)
+	a.told(r, uri, nil)
+	answer(w, status, rec.result())
 }
 
 func (r *record) result() result { return result{Version: r.Version, DeploymentID: r.ID} }

@@ -237,10 +237,8 @@ func (a *API) changeGroup(w http.ResponseWriter, r *request, path string, u *gro
 		status = http.StatusCreated
 		w.Header().Set("Location", "/v2/groups"+path)
 	}
-	w.Header().Set("Marathon-Deployment-Id", rec.ID)
-	a.told(r, "/v2/groups"+path, nil)
 	a.streams.send("group_change_success", map[string]any{"groupId": path, "version": rec.Version})
-	answer(w, status, rec.result())
+	a.decided(w, r, "/v2/groups"+path, status, rec)
 	return nil
 }
 
@@ -497,12 +495,11 @@ func (a *API) groupDelete(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
+	rec, err := a.decide(r, func() (*change, error) {
 		c := &change{groups: groupsOf(r.snap, r.ns).clone(), versions: map[string][]byte{}, force: r.flag("force")}
 		list := a.entries(r.snap, r.ns)
 		if !groupPaths(list, c.groups)[path] {
-			return a.notFound("Group", path)
+			return nil, a.notFound("Group", path)
 		}
 		for _, e := range list {
 			if below(e.path, path) && (e.kept != nil || path != "/") {
@@ -515,15 +512,12 @@ func (a *API) groupDelete(w http.ResponseWriter, r *request) error {
 			}
 		}
 		c.versions[parentOf(path)] = nil
-		rec, err = a.commit(r, c)
-		return err
+		return c, nil
 	})
 	if err != nil {
 		return err
 	}
-	w.Header().Set("Marathon-Deployment-Id", rec.ID)
-	a.told(r, "/v2/groups"+path, nil)
-	answer(w, http.StatusOK, rec.result())
+	a.decided(w, r, "/v2/groups"+path, http.StatusOK, rec)
 	return nil
 }
 
@@ -545,11 +539,11 @@ func (a *API) groupPatch(w http.ResponseWriter, r *request) error {
 	if err := p.err(); err != nil {
 		return err
 	}
-	err = a.again(r, func() error {
+	_, err = a.decide(r, func() (*change, error) {
 		c := &change{groups: groupsOf(r.snap, r.ns).clone(), versions: map[string][]byte{}}
 		meta := c.groups.Groups[path]
 		if meta == nil && !groupPaths(a.entries(r.snap, r.ns), c.groups)[path] {
-			return a.notFound("Group", path)
+			return nil, a.notFound("Group", path)
 		}
 		if meta == nil {
 			meta = &groupMeta{}
@@ -559,8 +553,7 @@ func (a *API) groupPatch(w http.ResponseWriter, r *request) error {
 			meta.EnforceRole = *u.EnforceRole
 		}
 		a.keepGroup(r, c, path)
-		_, err := a.commit(r, c)
-		return err
+		return c, nil
 	})
 	if err != nil {
 		return err

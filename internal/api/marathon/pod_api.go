@@ -87,18 +87,15 @@ func (a *API) podPut(w http.ResponseWriter, r *request) error {
 	if err := p.err(); err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
-		e := a.find(r.snap, r.ns, path)
+	rec, err := a.decide(r, func() (*change, error) {
+		c := &change{pods: map[string]*pod{path: spec}, force: r.flag("force")}
 		if r.Method == http.MethodPost {
-			if err := a.free(r, path); err != nil {
-				return err
-			}
-		} else if e == nil || !e.isPod() {
-			return a.notFound("Pod", path)
+			return c, a.free(r, path)
 		}
-		rec, err = a.commit(r, &change{pods: map[string]*pod{path: spec}, force: r.flag("force")})
-		return err
+		if e := a.find(r.snap, r.ns, path); e == nil || !e.isPod() {
+			return nil, a.notFound("Pod", path)
+		}
+		return c, nil
 	})
 	if err != nil {
 		return err
@@ -120,13 +117,11 @@ func (a *API) podDelete(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	var rec *record
-	err = a.again(r, func() (err error) {
+	rec, err := a.decide(r, func() (*change, error) {
 		if e := a.find(r.snap, r.ns, path); e == nil || !e.isPod() {
-			return a.notFound("Pod", path)
+			return nil, a.notFound("Pod", path)
 		}
-		rec, err = a.commit(r, &change{remove: []string{path}, force: r.flag("force")})
-		return err
+		return &change{remove: []string{path}, force: r.flag("force")}, nil
 	})
 	if err != nil {
 		return err
