@@ -226,7 +226,7 @@ shop() {
 	check 'runs' api POST /v1/jobs/shop.migrate/runs
 	address=$("$tutti" host ls -o json | "$python" -c 'import json, sys; print(json.load(sys.stdin)[0]["address"])')
 	serves 'the shop serves' "$address"
-	becomes 'the job has succeeded' SUCCESS pick /v1/jobs/shop.migrate/runs "v[0]['status']"
+	becomes 'the job has succeeded' 1 pick '/v1/jobs/shop.migrate?embed=historySummary' "v['historySummary']['successCount']"
 	says 'its front end is a plain process' '"container": null' pick /v2/apps/shop/web "json.dumps({'container': v['app'].get('container')})"
 	becomes 'docker service ls has all of it' 7 sh -c "docker service ls --format '{{.Name}}' | grep -c ^shop_"
 	check 'the Compose file is beside it' test -f "$here/examples/shop/compose.yaml"
