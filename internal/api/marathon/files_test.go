@@ -2,10 +2,12 @@ package marathon_test
 
 import (
 	"context"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 func (h *house) deploy(m core.Manifests) (string, error) {
@@ -79,4 +81,28 @@ func TestFilesAreDeployed(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestTheShopIsAGroup holds that the example is accepted, and what becomes of its volumes and its front end.
+func TestTheShopIsAGroup(t *testing.T) {
+	h := newHouse(t)
+	h.put(&model.Secret{Meta: model.Meta{ID: "secret1", Namespace: model.DefaultNamespace, Name: "db_password"}})
+	read := func(name string) string {
+		body, err := os.ReadFile("../../../examples/shop/" + name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(body)
+	}
+	if got, err := h.deploy(core.Manifests{Files: []core.Manifest{{Name: "marathon.json", Body: []byte(read("marathon.json"))}}}); err != nil || strings.Count(got, "created workload shop/") != 7 {
+		t.Fatalf("%s, %v", got, err)
+	}
+	mounts := h.workload("shop", "postgres").Template.Tasks[0].Mounts
+	if len(mounts) != 3 || mounts[0].Source == "" || mounts[0].Source != mounts[1].Source || mounts[1].Target != "/var/lib/postgresql/data" {
+		t.Errorf("the database mounts %+v", mounts)
+	}
+	if task := h.workload("shop", "web").Template.Tasks[0]; task.Driver != "process" || len(task.Artifacts) != 2 {
+		t.Errorf("the front end is %+v", task)
+	}
+	h.want("POST", "/v1/jobs", read("metronome.json"), 201)
 }
