@@ -574,6 +574,9 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	}
 	task.HostPIDs, task.HostIPC = as.Template.HostPIDs, as.Template.HostIPC
 	task.Args = slices.Concat(entrypoint, args)
+	if t.PlacedArgs {
+		task.Args = w.fillIn(as.Instance, t, id, task.Args)
+	}
 	if len(task.Args) == 0 {
 		if process {
 			return task, fault.New(fault.Invalid, "task %s: the workload does not say what to run", t.Name)

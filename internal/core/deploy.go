@@ -219,13 +219,19 @@ func resolve[T model.Object](p *planner, kind model.Kind, ref, where string) (st
 	if id := p.refs[string(kind)+" "+ref]; id != "" {
 		return id, nil
 	}
-	if obj, ok := store.Get[T](p.snap, ref); ok && obj.GetMeta().Namespace == p.d.Namespace {
+	if obj, ok := store.Get[T](p.snap, ref); ok && (obj.GetMeta().Namespace == p.d.Namespace || shared(obj)) {
 		return ref, nil
 	}
 	if obj, ok := store.ByName[T](p.snap, p.d.Namespace, p.d.Application, ref); ok {
 		return obj.GetMeta().ID, nil
 	}
 	return "", fault.New(fault.NotFound, "%s: %s %q does not exist in application %s", where, kind, ref, p.d.Application)
+}
+
+// shared reports whether an object may be referred to from every namespace.
+func shared(obj model.Object) bool {
+	n, ok := obj.(*model.Network)
+	return ok && n.Shared
 }
 
 // settle writes want over what exists under its name, unless that is equal already, and says

@@ -92,6 +92,7 @@ type TaskSpec struct {
 	// PlacedEnv is like Env, and under it; a value may have what is known once the instance has a
 	// node, such as {port.0}: see package agent.
 	PlacedEnv  []string `json:"placedEnv,omitempty"`
+	PlacedArgs bool     `json:"placedArgs,omitempty"` // Entrypoint and Args may have the same
 	User       string   `json:"user,omitempty"`
 	Groups     []string `json:"groups,omitempty"`
 	WorkingDir string   `json:"workingDir,omitempty"`

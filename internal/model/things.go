@@ -71,7 +71,9 @@ type Network struct {
 	Subnet6    string `json:"subnet6,omitempty"`
 	Internal   bool   `json:"internal,omitempty"` // no way out of the cluster
 	Attachable bool   `json:"attachable,omitempty"`
-	Driver     string `json:"driver,omitempty"` // "overlay"
+	// Shared lets workloads of all namespaces attach to it, by its ID.
+	Shared bool   `json:"shared,omitempty"`
+	Driver string `json:"driver,omitempty"` // "overlay"
 	// MTU is 0 for the largest that fits.
 	MTU    int           `json:"mtu,omitempty"`
 	Status NetworkStatus `json:"status"`

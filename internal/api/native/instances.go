@@ -12,6 +12,7 @@ import (
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -38,6 +39,8 @@ type StreamRequest struct {
 type RemoveWorkload struct {
 	ID                string `json:"id"`
 	GraceMilliseconds *int64 `json:"graceMilliseconds,omitempty"`
+	// Secrets, by ID, go with it.
+	Secrets []string `json:"secrets,omitempty"`
 }
 
 func (s *server) instanceRoutes(mux *http.ServeMux) {
@@ -60,7 +63,15 @@ func (s *server) instanceRoutes(mux *http.ServeMux) {
 			d := time.Duration(*req.GraceMilliseconds) * time.Millisecond
 			within = &d
 		}
-		return done{}, s.Core.RemoveWorkload(ctx, who, req.ID, within)
+		if err := s.Core.RemoveWorkload(ctx, who, req.ID, within); err != nil && !(fault.Is(err, fault.NotFound) && len(req.Secrets) > 0) {
+			return done{}, err
+		}
+		for _, id := range req.Secrets {
+			if err := s.Core.RemoveFile(ctx, who, model.KindSecret, id); err != nil {
+				return done{}, err
+			}
+		}
+		return done{}, nil
 	}))
 }
 
