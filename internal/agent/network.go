@@ -26,6 +26,8 @@ type networkState struct {
 	networks  map[string]*model.Network
 	services  map[string]wire.NetworkService
 	instances map[string]wire.NetworkInstance
+
+	byAddress map[string]string // instances, while a state is put together; nil otherwise
 }
 
 // take takes over a complete state or a difference. It reports whether a difference fits, and
@@ -97,10 +99,40 @@ func (n *networkState) whole() *wire.Network {
 	}
 	for _, id := range slices.Sorted(maps.Keys(n.services)) {
 		s := n.services[id]
-		s.Endpoints = endpoints[s.WorkloadID]
+		if s.Endpoints = endpoints[s.WorkloadID]; s.Direct {
+			s.Endpoints = n.direct(&s)
+		}
 		out.Services = append(out.Services, s)
 	}
+	n.byAddress = nil
 	out.Services = groupPorts(out.Services)
+	return out
+}
+
+// direct are the endpoints of a direct service: its backends, but those on nodes that are down.
+func (n *networkState) direct(s *wire.NetworkService) []wire.Endpoint {
+	if len(s.VirtualIPs) == 0 {
+		return nil
+	}
+	if n.byAddress == nil {
+		n.byAddress = map[string]string{}
+		for id, i := range n.instances {
+			for _, a := range i.Addresses {
+				n.byAddress[a.IP] = id
+			}
+		}
+	}
+	var out []wire.Endpoint
+	for _, b := range s.Backends {
+		e := wire.Endpoint{Addresses: []model.Address{{Network: s.VirtualIPs[0].Network, IP: b.Address}}}
+		if id, ok := n.byAddress[b.Address]; ok {
+			e.Instance, e.NodeID = id, n.instances[id].NodeID
+			if n.nodes[e.NodeID].Down {
+				continue
+			}
+		}
+		out = append(out, e)
+	}
 	return out
 }
 

@@ -175,6 +175,10 @@ func (r *reading) addService(s *wire.NetworkService) {
 			continue
 		}
 		endpoints := r.on(s, s.VirtualIPs[i].Network, s.Balance.Local)
+		if s.Direct {
+			r.addDirect(s, ip, endpoints)
+			continue
+		}
 		r.Frontends = append(r.Frontends, Frontend{FrontendKey: FrontendKey{IP: ip}, Sticky: s.Balance.Sticky, Endpoints: endpoints})
 		for _, p := range s.Ports {
 			if proto, ok := protocols[p.Protocol]; ok && p.Virtual != 0 && p.Virtual != p.Target {
@@ -202,6 +206,23 @@ func (r *reading) addService(s *wire.NetworkService) {
 			FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(p.Published)},
 			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: r.on(s, "", local),
 		})
+	}
+}
+
+// addDirect leads the ports of a direct service's virtual IP; its others lead nowhere.
+func (r *reading) addDirect(s *wire.NetworkService, ip netip.Addr, endpoints []netip.Addr) {
+	r.Frontends = append(r.Frontends, Frontend{FrontendKey: FrontendKey{IP: ip}})
+	for _, p := range s.Ports {
+		port := p.Virtual
+		if port == 0 {
+			port = p.Target
+		}
+		if proto, ok := protocols[p.Protocol]; ok {
+			r.Frontends = append(r.Frontends, Frontend{
+				FrontendKey: FrontendKey{IP: ip, Protocol: proto, Port: uint16(port)},
+				Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: endpoints,
+			})
+		}
 	}
 }
 

@@ -162,6 +162,9 @@ func (p *pass) addressServices() {
 					have = v.IP
 				}
 			}
+			if s.VirtualIP != "" {
+				have = s.VirtualIP
+			}
 			if have == "" {
 				ip, err := p.pool(id).virtual()
 				if err != nil {

@@ -7,6 +7,7 @@ import (
 	"crypto/tls"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -497,11 +498,17 @@ func (p *planner) services() error {
 	for _, s := range p.d.Services {
 		s = s.Clone()
 		where := "service " + s.Name
-		id, err := resolve[*model.Workload](p, model.KindWorkload, s.WorkloadID, where)
-		if err != nil {
-			return err
+		var err error
+		switch {
+		case !s.Direct:
+			if s.WorkloadID, err = resolve[*model.Workload](p, model.KindWorkload, s.WorkloadID, where); err != nil {
+				return err
+			}
+		default:
+			if err := checkDirect(s); err != nil {
+				return err
+			}
 		}
-		s.WorkloadID = id
 		for i := range s.Networks {
 			if s.Networks[i], err = resolve[*model.Network](p, model.KindNetwork, s.Networks[i], where); err != nil {
 				return err
@@ -525,6 +532,22 @@ func (p *planner) services() error {
 		if err := settle(p, s, func(*model.Service) {}); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// checkDirect refuses a direct service that cannot be led.
+func checkDirect(s *model.Service) error {
+	if s.WorkloadID != "" {
+		return fault.New(fault.Invalid, "service %s: a direct service leads to addresses, not to workload %s", s.Name, s.WorkloadID)
+	}
+	for _, b := range s.Backends {
+		if _, err := netip.ParseAddr(b.Address); err != nil {
+			return fault.New(fault.Invalid, "service %s: backend %q is not an IP address", s.Name, b.Address)
+		}
+	}
+	if ip, err := netip.ParseAddr(s.VirtualIP); s.VirtualIP != "" && (err != nil || !ip.Is4()) {
+		return fault.New(fault.Invalid, "service %s: virtual IP %q is not an IPv4 address", s.Name, s.VirtualIP)
 	}
 	return nil
 }

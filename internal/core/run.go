@@ -71,6 +71,27 @@ func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within
 	})
 }
 
+// RemoveService removes a service by its ID; what it leads to stays.
+func (c *Core) RemoveService(ctx context.Context, who Caller, id string) (err error) {
+	a, err := c.begin(who, "remove", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		s, ok := store.Get[*model.Service](snap.Only(who.sees), id)
+		if !ok {
+			return fault.New(fault.NotFound, "service %s does not exist", id)
+		}
+		if err := a.in(s.Namespace); err != nil {
+			return err
+		}
+		cs.Expect(model.KindService, s.ID, s.Revision)
+		cs.Delete(model.KindService, s.ID)
+		return nil
+	})
+}
+
 // Rename gives a workload, its instances and the service of its name another name.
 func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) (err error) {
 	a, err := c.begin(who, "rename", ref+" to "+name)

@@ -302,7 +302,7 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
-				Routes: s.Routes, Certificates: n.certificates(snap, s),
+				Direct: s.Direct, Backends: s.Backends, Routes: s.Routes, Certificates: n.certificates(snap, s),
 			}
 		}
 	case model.KindInstance:

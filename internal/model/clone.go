@@ -94,6 +94,7 @@ func (s *Service) Clone() *Service {
 		}
 	}
 	c.Networks = slices.Clone(s.Networks)
+	c.Backends = slices.Clone(s.Backends)
 	c.Ports = slices.Clone(s.Ports)
 	c.Routes = cloneRoutes(s.Routes)
 	c.Status.VirtualIPs = slices.Clone(s.Status.VirtualIPs)

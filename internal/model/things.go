@@ -15,11 +15,23 @@ type Service struct {
 	// PortGroup lets services of one application publish the same ports: each leads to the ready
 	// instances of all that have it.
 	PortGroup string `json:"portGroup,omitempty"`
+	// Direct services lead to Backends in place of the instances of a workload, by their ports alone, and
+	// may choose their virtual IP, which need not be of the network's subnet.
+	Direct    bool      `json:"direct,omitempty"`
+	Backends  []Backend `json:"backends,omitempty"`
+	VirtualIP string    `json:"virtualIP,omitempty"`
 	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
 	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
 	Balance       Balancing     `json:"balance,omitzero"`
 	Routes        []Route       `json:"routes,omitempty"`
 	Status        ServiceStatus `json:"status"`
+}
+
+// Backend is an address that a direct service leads to.
+type Backend struct {
+	Address string `json:"address"`
+	// Name is that of the address below the service's, if it has one.
+	Name string `json:"name,omitempty"`
 }
 
 // Balancing says which of a service's instances get a connection.

@@ -160,6 +160,8 @@ type NetworkService struct {
 	PortGroup   string              `json:"portGroup,omitempty"` // see model.Service
 	RoundRobin  bool                `json:"roundRobin,omitempty"`
 	Balance     model.Balancing     `json:"balance,omitzero"`
+	Direct      bool                `json:"direct,omitempty"` // see model.Service
+	Backends    []model.Backend     `json:"backends,omitempty"`
 	Routes      []model.Route       `json:"routes,omitempty"`
 	// Certificates are those that routes name, by the secret's ID, with their keys.
 	Certificates map[string][]byte `json:"certificates,omitempty"`

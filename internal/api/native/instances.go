@@ -23,6 +23,7 @@ const (
 	pathAttach   = "/v1/attach"    // both ways: StreamRequest, then as exec
 	pathDial     = "/v1/dial"      // both ways: StreamRequest, then as exec
 	pathEnd      = "/v1/workloads/remove"
+	pathUnlead   = "/v1/services/remove"
 )
 
 // StreamRequest is the first line that a client sends who attaches to a task, or dials a port.
@@ -56,6 +57,9 @@ func (s *server) instanceRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathDial, s.converse(func(ctx context.Context, who core.Caller, req StreamRequest, streams driver.Streams) error {
 		return s.Core.Dial(ctx, who, req.Instance, req.Port, streams)
+	}))
+	mux.HandleFunc("POST "+pathUnlead, change(s, func(ctx context.Context, who core.Caller, req Ref) (done, error) {
+		return done{}, s.Core.RemoveService(ctx, who, req.Ref)
 	}))
 	mux.HandleFunc("POST "+pathEnd, change(s, func(ctx context.Context, who core.Caller, req RemoveWorkload) (done, error) {
 		var within *time.Duration
@@ -155,6 +159,11 @@ func (c *Client) Attach(ctx context.Context, instance, task string, s driver.Str
 func (c *Client) Dial(ctx context.Context, instance string, port int, s driver.Streams) error {
 	_, err := c.converse(ctx, pathDial, StreamRequest{Instance: instance, Port: port, Stdin: s.Stdin != nil}, s)
 	return err
+}
+
+// RemoveService removes a service by its ID.
+func (c *Client) RemoveService(ctx context.Context, id string) error {
+	return postDone(ctx, c, pathUnlead, Ref{id})
 }
 
 // RemoveWorkload removes a workload; see core.Core.RemoveWorkload.

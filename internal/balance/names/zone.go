@@ -314,6 +314,9 @@ func (z *zone) collect(out *answer, r record, network string, tasks bool) {
 		for id := range z.serving[s.WorkloadID] {
 			list = append(list, z.instances[id].Addresses...)
 		}
+		for _, b := range s.Backends {
+			list = append(list, model.Address{Network: network, IP: b.Address})
+		}
 	}
 	for i := range list {
 		if list[i].Network == network {
