@@ -31,6 +31,7 @@ type machine struct {
 // applied answers a log entry.
 type applied struct {
 	index   uint64
+	term    uint64
 	results []store.Result // by set
 }
 
@@ -56,7 +57,7 @@ func (m *machine) ApplyBatch(logs []*raft.Log) []any {
 	answers := make([]any, len(logs))
 	from := 0
 	for i, l := range logs {
-		answers[i] = applied{l.Index, results[from:ends[i]:ends[i]]}
+		answers[i] = applied{l.Index, l.Term, results[from:ends[i]:ends[i]]}
 		from = ends[i]
 	}
 	clear(m.sets)

@@ -207,6 +207,9 @@ func (r *Raft) resolveEntries() {
 		switch {
 		case err == nil:
 			done := e.future.Response().(applied)
+			if len(r.entries) == 0 { // else the next one tells
+				r.committed(done)
+			}
 			for i, p := range e.items {
 				p.resolve(Outcome{Result: done.results[i], Index: done.index})
 			}

@@ -34,8 +34,8 @@ type Config struct {
 	Confirm func(ctx context.Context) error
 	Log     *slog.Logger
 
-	// Timings; zero values are 500 ms, 500 ms and 300 ms.
-	HeartbeatTimeout, ElectionTimeout, LeaseTimeout time.Duration
+	// Timings; zero values are 500 ms, 500 ms, 300 ms and 25 ms.
+	HeartbeatTimeout, ElectionTimeout, LeaseTimeout, CommitTimeout time.Duration
 }
 
 // leaseTimeout is for how long a leader goes on that hears of no majority.
@@ -56,6 +56,7 @@ type Raft struct {
 	passes     chan pass
 	passSlots  chan struct{}
 	standing   *standing
+	spread     spread
 	vain       atomic.Int64 // the last reign in which nobody took leadership over
 	// reads are rounds of Sync, verified those of the leader.
 	reads, verified rounds
@@ -122,7 +123,7 @@ func New(cfg Config) (*Raft, error) {
 	}
 	out := &Raft{
 		cfg: cfg, raft: r, machine: fsm, wal: wal, transport: transport, hangUp: hangUp,
-		queue: newQueue(), standing: newStanding(), ended: make(chan struct{}),
+		queue: newQueue(), standing: newStanding(), spread: spread{telling: map[raft.ServerID]bool{}}, ended: make(chan struct{}),
 		entries: make(chan entry, entriesInFlight), entrySlots: make(chan struct{}, entriesInFlight),
 		passes: make(chan pass, passesInFlight), passSlots: make(chan struct{}, passesInFlight),
 	}
@@ -159,7 +160,7 @@ func (c *Config) raftConfig(storage Storage) *raft.Config {
 	rc.HeartbeatTimeout = or(c.HeartbeatTimeout, 500*time.Millisecond)
 	rc.ElectionTimeout = or(c.ElectionTimeout, 500*time.Millisecond)
 	rc.LeaderLeaseTimeout = or(c.LeaseTimeout, leaseTimeout)
-	rc.CommitTimeout = 5 * time.Millisecond
+	rc.CommitTimeout = or(c.CommitTimeout, 25*time.Millisecond) // see spread
 	rc.MaxAppendEntries = 512
 	rc.SnapshotThreshold = or(storage.SnapshotAfter, 16384)
 	rc.TrailingLogs = or(storage.KeptEntries, 8192)

@@ -27,6 +27,8 @@ type cluster struct {
 	servers   []*server
 	fsm       func() FSM      // nil: a store
 	ctx       context.Context // ends with the patience of the test
+
+	commitTimeout time.Duration
 }
 
 // server is one that may be down at the moment.
@@ -104,6 +106,7 @@ func (s *server) start() {
 	r, err := New(Config{
 		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: fsm, Calls: OverWire(port.Client()), Log: log,
 		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond, LeaseTimeout: 200 * time.Millisecond,
+		CommitTimeout: s.c.commitTimeout,
 	})
 	if err != nil {
 		s.c.Fatal(err)
@@ -396,6 +399,36 @@ func TestStateComesBackFromDisk(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestFollowersHearAtOnce: raft itself would tell them of a lone commit an hour later.
+func TestFollowersHearAtOnce(t *testing.T) {
+	c := newCluster(t, 3)
+	c.settle()
+	for _, s := range c.servers {
+		s.kill()
+	}
+	c.commitTimeout = time.Hour
+	for _, s := range c.servers {
+		s.start()
+	}
+	missed := 0 // by one that was too far behind when it was told; the next entry tells it
+	for i := range 20 {
+		id := fmt.Sprint("w", i)
+		c.servers[i%3].mustWrite(id)
+		for _, s := range c.servers {
+			for n := 1; !s.has(id); n++ {
+				if n%100 == 0 {
+					missed++
+					c.servers[i%3].mustWrite(fmt.Sprint("next", missed))
+				}
+				c.pause(s.id + " hears of a commit")
+			}
+		}
+	}
+	if missed > 10 {
+		t.Errorf("%d times a server was not told", missed)
 	}
 }
 
