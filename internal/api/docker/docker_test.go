@@ -284,6 +284,24 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 
 // TestAServiceIsAWorkload holds that a service is one of our workloads, in the application of its
 // stack, that an inspection gives back what was put, and that updates are in sequence.
+// TestAServiceOnItsNodesNetwork: the command line looks for what a service's --network names in the
+// scope of the swarm first.
+func TestAServiceOnItsNodesNetwork(t *testing.T) {
+	h := newHouse(t)
+	for _, name := range []string{"host", "bridge"} {
+		var n struct{ ID, Name, Scope string }
+		if err := json.Unmarshal([]byte(h.want("GET", "/networks/"+name+"?scope=swarm", "", 200)), &n); err != nil || n.Name != name || n.Scope != "swarm" {
+			t.Errorf("%s in the scope of the swarm is %+v, %v", name, n, err)
+		}
+		h.want("POST", "/services/create", fmt.Sprintf(`{"Name":"on-%s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"},"Networks":[{"Target":%q}]}}`, name, n.ID), 201)
+	}
+	h.want("GET", "/networks/none?scope=swarm", "", 404)
+	w, ok := store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "", "on-host")
+	if !ok || !w.Template.HostNetwork {
+		t.Errorf("on-host is %+v", w)
+	}
+}
+
 func TestAServiceIsAWorkload(t *testing.T) {
 	h := newHouse(t)
 	h.want("POST", "/secrets/create", `{"Name":"key","Data":"YQ=="}`, 201)

@@ -189,7 +189,11 @@ func (a *API) networkInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if scope := r.query.Get("scope"); scope != "" && scope != n.Scope {
+	scope := r.query.Get("scope")
+	if scope == "swarm" && (n.Driver == network.NetworkHost || n.Name == network.NetworkBridge) {
+		n.Scope = scope // services can use those of their nodes: Swarm knows them by the same names
+	}
+	if scope != "" && scope != n.Scope {
 		return fault.New(fault.NotFound, "network %s not found", r.vars["id"])
 	}
 	out := network.Inspect{Network: n, Containers: map[string]network.EndpointResource{}}
