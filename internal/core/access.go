@@ -82,6 +82,8 @@ var requirements = map[string]requirement{
 	// What other components keep, which may be anything, secrets as well.
 	"keys read": {role: model.RoleKeys, cluster: true, silent: true},
 	keysChange:  {role: model.RoleKeys, cluster: true},
+	// With it what a component has sealed can be read.
+	"component key": {role: model.RoleAdmin, cluster: true, silent: true},
 
 	"node availability": {role: model.RoleOperator, cluster: true},
 	"node labels":       {role: model.RoleOperator, cluster: true},

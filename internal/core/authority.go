@@ -2,9 +2,12 @@ package core
 
 import (
 	"context"
+	"crypto/hkdf"
+	"crypto/sha256"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/trust"
 )
 
@@ -102,4 +105,20 @@ func (c *Core) Unlock(ctx context.Context, who Caller, unlockKey string) (err er
 	}
 	defer a.end(&err)
 	return c.Trust.Unlock(ctx, unlockKey)
+}
+
+// ComponentKey returns a key of 32 bytes, the same on every server, with which a component seals what it
+// keeps in the key space. It follows from the cluster's own.
+func (c *Core) ComponentKey(who Caller, name string) ([]byte, error) {
+	if _, err := c.begin(who, "component key", name); err != nil {
+		return nil, err
+	}
+	if err := model.CheckName(name); err != nil {
+		return nil, fault.New(fault.Invalid, "component name %w", err)
+	}
+	key, err := c.Trust.SecretKey()
+	if err != nil {
+		return nil, err
+	}
+	return hkdf.Key(sha256.New, key, nil, "tutti component "+name, 32)
 }

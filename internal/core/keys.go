@@ -41,6 +41,9 @@ type KeyAnswer struct {
 // KeyQuery chooses keys to list.
 type KeyQuery struct {
 	Prefix string
+	// From and To choose the keys from one on and before another instead; an empty To means all that
+	// follow.
+	From, To string
 	// Limit bounds a page; 0 means all.
 	Limit int
 	// Continue is what the page before gave. The rest is listed at the revision of the first page.
@@ -124,6 +127,8 @@ type KeyEvent struct {
 	// that only says that all changes up to the revision were sent.
 	Old *Key `json:"old,omitempty"`
 	New *Key `json:"new,omitempty"`
+	// More says that another change of the same revision follows.
+	More bool `json:"more,omitempty"`
 }
 
 // keysAt returns the key space at a revision, 0 for now.
@@ -156,11 +161,17 @@ func (c *Core) ListKeys(who Caller, q KeyQuery) (KeyList, error) {
 		return KeyList{}, err
 	}
 	revision, from, to := q.Revision, q.Prefix, store.PrefixEnd(q.Prefix)
+	if q.From != "" || q.To != "" {
+		if q.Prefix != "" {
+			return KeyList{}, fault.New(fault.Invalid, "keys with a prefix, or keys from one on and before another can be listed, not both at once")
+		}
+		from, to = q.From, q.To
+	}
 	if q.Limit < 0 {
 		return KeyList{}, fault.New(fault.Invalid, "a page of %d keys: 0 (no limit) and more is accepted", q.Limit)
 	}
 	if q.Continue != "" {
-		next, err := parseContinue(q.Continue, q.Prefix)
+		next, err := parseContinue(q.Continue, from, to)
 		if err != nil {
 			return KeyList{}, err
 		}
@@ -168,7 +179,7 @@ func (c *Core) ListKeys(who Caller, q KeyQuery) (KeyList, error) {
 	}
 	keys, err := c.keysAt(revision)
 	if err != nil {
-		return KeyList{}, fmt.Errorf("list keys below %q: %w", q.Prefix, err)
+		return KeyList{}, fmt.Errorf("list keys from %q on: %w", from, err)
 	}
 	out := KeyList{Revision: keys.Revision(), Keys: []Key{}}
 	if q.CountOnly {
@@ -200,13 +211,13 @@ func (n continuation) String() string {
 	return base64.RawURLEncoding.EncodeToString(data)
 }
 
-func parseContinue(s, prefix string) (n continuation, err error) {
+func parseContinue(s, from, to string) (n continuation, err error) {
 	data, err := base64.RawURLEncoding.DecodeString(s)
 	if err == nil {
 		err = json.Unmarshal(data, &n)
 	}
-	if err != nil || n.Revision == 0 || !strings.HasPrefix(n.From, prefix) {
-		return n, fault.New(fault.Invalid, "continue=%q is not what a page below %q gave", s, prefix)
+	if err != nil || n.Revision == 0 || n.From < from || to != "" && n.From >= to {
+		return n, fault.New(fault.Invalid, "continue=%q is not what a page from %q on gave", s, from)
 	}
 	return n, nil
 }
@@ -286,8 +297,8 @@ func (c *Core) WatchKeys(ctx context.Context, who Caller, q KeyWatch, yield func
 			}
 			continue
 		}
-		for _, ch := range b.Keys {
-			if err := yield(KeyEvent{Revision: b.Revision, Old: keyOf(ch.Old), New: keyOf(ch.New)}); err != nil {
+		for i, ch := range b.Keys {
+			if err := yield(KeyEvent{Revision: b.Revision, Old: keyOf(ch.Old), New: keyOf(ch.New), More: i < len(b.Keys)-1}); err != nil {
 				return err
 			}
 		}

@@ -13,10 +13,17 @@ import (
 
 // Paths of the general key space.
 const (
-	pathKeys      = "/v1/keys"       // ?prefix ?limit ?continue ?revision ?count → core.KeyList; POST core.KeyChanges → core.KeysCommitted
+	pathKeys      = "/v1/keys"       // ?prefix, or ?from ?to, ?limit ?continue ?revision ?count → core.KeyList; POST core.KeyChanges → core.KeysCommitted
 	pathKey       = "/v1/keys/get"   // ?key ?revision → core.KeyAnswer
 	pathKeysWatch = "/v1/keys/watch" // ?prefix ?after ?progress → core.KeyEvent a line
+
+	pathComponentKey = "/v1/component-key" // ?name → ComponentKey
 )
+
+// ComponentKey is what a component seals with what it keeps in the key space.
+type ComponentKey struct {
+	Key []byte `json:"key"`
+}
 
 func (s *server) keyRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+pathKeys, read(s, s.listKeys))
@@ -29,6 +36,10 @@ func (s *server) keyRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathKeys, change(s, s.Core.ChangeKeys))
 	mux.HandleFunc("GET "+pathKeysWatch, s.watchKeys)
+	mux.HandleFunc("GET "+pathComponentKey, read(s, func(_ context.Context, who core.Caller, q query) (ComponentKey, error) {
+		key, err := s.Core.ComponentKey(who, q.Get("name"))
+		return ComponentKey{key}, err
+	}))
 }
 
 func (q query) revision(name string) (uint64, error) {
@@ -44,7 +55,7 @@ func (q query) revision(name string) (uint64, error) {
 }
 
 func (s *server) listKeys(_ context.Context, who core.Caller, q query) (out core.KeyList, err error) {
-	k := core.KeyQuery{Prefix: q.Get("prefix"), Continue: q.Get("continue")}
+	k := core.KeyQuery{Prefix: q.Get("prefix"), From: q.Get("from"), To: q.Get("to"), Continue: q.Get("continue")}
 	if k.Limit, err = q.number("limit", 0); err != nil {
 		return out, err
 	}
@@ -83,7 +94,7 @@ func (c *Client) Key(ctx context.Context, key string, revision uint64) (core.Key
 // Keys returns a page of keys.
 func (c *Client) Keys(ctx context.Context, q core.KeyQuery) (core.KeyList, error) {
 	return get[core.KeyList](ctx, c, pathKeys, url.Values{
-		"prefix": {q.Prefix}, "limit": {strconv.Itoa(q.Limit)}, "continue": {q.Continue},
+		"prefix": {q.Prefix}, "from": {q.From}, "to": {q.To}, "limit": {strconv.Itoa(q.Limit)}, "continue": {q.Continue},
 		"revision": {strconv.FormatUint(q.Revision, 10)}, "count": {strconv.FormatBool(q.CountOnly)},
 	})
 }
@@ -101,4 +112,10 @@ func (c *Client) WatchKeys(ctx context.Context, q core.KeyWatch, yield func(core
 		v.Set("progress", q.Progress.String())
 	}
 	return readLines(ctx, c, pathKeysWatch, v, yield)
+}
+
+// ComponentKey returns the key with which a component seals what it keeps in the key space.
+func (c *Client) ComponentKey(ctx context.Context, name string) ([]byte, error) {
+	k, err := get[ComponentKey](ctx, c, pathComponentKey, url.Values{"name": {name}})
+	return k.Key, err
 }
