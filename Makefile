@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test e2e e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube e2e e2e-kube e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -13,6 +13,7 @@ export GOFLAGS := -tags=$(TAGS) -buildvcs=false $(filter-out -tags=% -buildvcs=%
 
 VERSION ?= $(shell scripts/version.sh)
 BIN ?= bin/tutti
+KUBE_BIN ?= bin/tutti-kube
 # A program that needs nothing of the host; STATIC= links with the shared C library and libseccomp.
 STATIC ?= yes
 LDFLAGS := -s -w -X main.version=$(VERSION) $(if $(STATIC),-linkmode=external -extldflags=-static)
@@ -42,11 +43,19 @@ build: needs ## make bin/tutti, the whole program, linked statically
 	go build -ldflags '$(LDFLAGS)' -o $(HELPER) ./cmd/tutti-task
 	go build -tags $(TAGS),helper -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/tutti
 
+build-kube: needs ## make bin/tutti-kube, which answers Kubernetes' API beside a server
+	cd kube && go build -ldflags '$(LDFLAGS)' -o ../$(KUBE_BIN) .
+
 demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:8080
 	@scripts/demo.sh
 
 test: needs ## unit tests of Tutti and of the example
 	@$(summary) -dir . -dir examples/shop -- ./...
+
+test-kube: needs ## look at kube/ and test it: an API server on a cluster's key space, and Kubernetes' own tests of storages
+	cd kube && go vet ./...
+	@$(summary) -dir kube -- ./...
+	scripts/test-kube-storage.sh
 
 e2e: build ## end-to-end tests: real containers on virtual hosts that lose power and network
 	@$(summary) -- -tags $(TAGS),e2e -count=1 -timeout 30m -v ./test/e2e/...
@@ -59,6 +68,9 @@ e2e-docker: build ## a session of the docker command line against Tutti and a Do
 
 e2e-marathon: build ## public clients of Marathon, a host that dies, and the shop as a Marathon group, on three virtual hosts
 	@scripts/e2e-marathon.sh
+
+e2e-kube: build build-kube ## a session of kubectl on three virtual hosts
+	@scripts/e2e-kube.sh
 
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)

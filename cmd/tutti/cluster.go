@@ -35,6 +35,8 @@ func clusterCommands(g *globals) []*cobra.Command {
 type nodeFlags struct {
 	config     node.Config
 	background bool
+	// kubernetes has the cluster answer Kubernetes' API.
+	kubernetes bool
 }
 
 func (f *nodeFlags) add(c *cobra.Command) {
@@ -46,6 +48,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.APIListen, "api-listen", "", "address:port where a server answers the API over the network, to users with a certificate or token (default: nowhere)")
 	c.Flags().StringVar(&f.config.DockerListen, "docker-listen", "", "address:port where a server answers the Docker API over the network, by mutual TLS, to users with a certificate (default: nowhere)")
 	c.Flags().StringVar(&f.config.MarathonListen, "marathon-listen", node.DefaultMarathonListen, "address:port where a server answers Marathon's API: on loopback to the host's administrator, elsewhere to users with a certificate or token; empty: nowhere")
+	c.Flags().StringVar(&f.config.KubernetesBinary, "kubernetes-binary", "", "the program that answers Kubernetes' API beside a server, where the cluster wants that (default: tutti-kube beside this program)")
 	c.Flags().DurationVar(&f.config.CertificateLife, "certificate-life", wire.CertificateLife, "how long certificates that this server signs for nodes are valid")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -78,6 +81,7 @@ tests. ` + "`tutti host`" + ` cuts their power and their network.`,
 		},
 	}
 	f.add(c)
+	c.Flags().BoolVar(&f.kubernetes, "kubernetes", false, "have all servers answer Kubernetes' API, as `tutti kubernetes enable` does")
 	c.Flags().StringVar(&f.config.AddressPool, "address-pool", node.DefaultAddressPool, "addresses for networks of a new cluster")
 	c.Flags().StringVar(&f.config.NodePool, "node-pool", node.DefaultNodePool, "addresses for nodes within the overlay of a new cluster")
 	hosts.add(c)
@@ -135,10 +139,23 @@ func (g *globals) refuseSecond() error {
 func (f *nodeFlags) run(ctx context.Context, g *globals) error {
 	f.config.DataDir, f.config.RunDir = g.DataDir, g.RunDir
 	if f.background {
-		return startNode(g, f.config)
+		if err := startNode(g, f.config); err != nil || !f.kubernetes {
+			return err
+		}
+		return g.enableKubernetes(ctx, os.Stdout)
 	}
 	fmt.Fprintf(os.Stderr, "tutti: starting; end it with Ctrl-C (containers go on running), or with `tutti down`\n")
-	return runNode(ctx, f.config, func() { fmt.Fprintln(os.Stderr, "tutti: ready") })
+	return runNode(ctx, f.config, func() {
+		fmt.Fprintln(os.Stderr, "tutti: ready")
+		if !f.kubernetes {
+			return
+		}
+		go func() { // what calls this answers the API as well
+			if err := g.enableKubernetes(ctx, os.Stderr); err != nil {
+				fmt.Fprintln(os.Stderr, "tutti:", err)
+			}
+		}()
+	})
 }
 
 func runNode(ctx context.Context, config node.Config, ready func()) error {

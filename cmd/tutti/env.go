@@ -18,7 +18,7 @@ func envCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use:     "env",
 		Short:   "Print the environment for the docker command line and its like",
-		Long:    "Print DOCKER_HOST and MARATHON_URL for a shell, so that the docker command line, Compose, and clients of\nMarathon talk to this cluster.",
+		Long:    "Print DOCKER_HOST, MARATHON_URL and, where Kubernetes' API is answered, KUBECONFIG for a shell, so that the\ndocker command line, Compose, clients of Marathon and kubectl talk to this cluster.",
 		Example: "  eval $(tutti env)\n  docker ps",
 		Args:    noArguments(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -32,6 +32,9 @@ func envCommand(g *globals) *cobra.Command {
 			if url, err := os.ReadFile(node.MarathonURLFile(dir)); err == nil {
 				env["MARATHON_URL"] = strings.TrimSpace(string(url))
 			}
+			if path := node.Kubeconfig(dir); fileExists(path) {
+				env["KUBECONFIG"] = path
+			}
 			if g.structured() {
 				return g.print(cmd.OutOrStdout(), env, nil)
 			}
@@ -43,4 +46,9 @@ func envCommand(g *globals) *cobra.Command {
 			return nil
 		},
 	}
+}
+
+func fileExists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }

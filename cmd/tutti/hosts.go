@@ -70,6 +70,11 @@ func upHosts(ctx context.Context, g *globals, f *nodeFlags, h *hostsFlags) error
 	}
 	fmt.Printf("%d hosts are ready after %s: %s.\n", len(hosts), time.Since(began).Round(10*time.Millisecond), addresses(hosts))
 	fmt.Println("Published ports answer on each of these addresses and on 127.0.0.1. Next: `tutti status`, `tutti deploy`, `tutti host`.")
+	if f.kubernetes {
+		if err := g.enableKubernetes(ctx, os.Stdout); err != nil {
+			return err
+		}
+	}
 	if f.background {
 		return nil
 	}

@@ -90,7 +90,7 @@ func rootCommand(g *globals) *cobra.Command {
 		servicesCommand(g), networksCommand(g), volumesCommand(g))
 	add(groupCluster, clusterCommands(g)...)
 	add(groupCluster, nodesCommand(g), nodeCommand(g), serverCommand(g), backupCommand(g), restoreCommand(g), recoverCommand(g), namespaceCommand(g),
-		keysCommand(g), tokenCommand(g), caCommand(g), userCommand(g), auditCommand(g), autolockCommand(g), unlockKeyCommand(g), unlockCommand(g))
+		kubernetesCommand(g), keysCommand(g), tokenCommand(g), caCommand(g), userCommand(g), auditCommand(g), autolockCommand(g), unlockKeyCommand(g), unlockCommand(g))
 	root.AddCommand(versionCommand(g))
 	strict(root)
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return usageError{err} })

@@ -52,6 +52,9 @@ type Config struct {
 	// host's administrator, elsewhere to users with a certificate or token; empty is nowhere. At
 	// the default a port that is taken is left.
 	MarathonListen string `json:"marathonListen,omitempty"`
+	// KubernetesBinary is the program that answers Kubernetes' API beside a server, while the cluster wants
+	// that; empty is tutti-kube beside this program.
+	KubernetesBinary string `json:"kubernetesBinary,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`

@@ -175,6 +175,7 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 		}))
 		g.Go(func() error { return s.Run(ctx) })
 		at.marathon.serve(ctx, g, s, marathonAPI, cfg)
+		g.Go(func() error { return (&kubernetes{cfg: cfg, store: s.Core().Store, log: cfg.Log}).run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
 	g.Go(func() error { return native.Serve(ctx, at.docker, dockerHandler) })

@@ -38,14 +38,32 @@ func eventually(t *testing.T, what string, check func() error) {
 	t.Fatalf("%s: %v", what, err)
 }
 
+// ownAddress returns an address of this host that is none of loopback: an API server is an endpoint of a
+// service, and those must not be there.
+func ownAddress(t *testing.T) string {
+	t.Helper()
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range all {
+		if n, ok := a.(*net.IPNet); ok && n.IP.To4() != nil && n.IP.IsGlobalUnicast() {
+			return n.IP.String()
+		}
+	}
+	t.Fatal("this host has no address but that of loopback")
+	return ""
+}
+
 // TestAnAPIServerOnTheKeySpace runs all of it, once: a process can have one API server only.
 func TestAnAPIServerOnTheKeySpace(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	address := ownAddress(t)
+	free, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	c := &Config{
-		Socket: storagetest.Cluster(t), Name: "alpha", Address: "127.0.0.1", Port: free.Addr().(*net.TCPAddr).Port,
+		Socket: storagetest.Cluster(t), Name: "alpha", Address: address, Port: free.Addr().(*net.TCPAddr).Port,
 		Dir: filepath.Join(t.TempDir(), "kube"), ServicePool: "10.212.0.0/16", Domain: "cluster.local",
 	}
 	free.Close()

@@ -16,11 +16,13 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
+	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
 	logsapi "k8s.io/component-base/logs/api/v1"
+	"k8s.io/controller-manager/pkg/features"
 	kubeapiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	serveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -75,14 +77,16 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 	if err != nil {
 		return errors.Join(err, etcd.Close())
 	}
-	// The storage outlives what uses it.
+	// What is used outlives what uses it: the controllers end first, then the API server, then the
+	// storage.
 	storageCtx, closeStorage := context.WithCancel(context.WithoutCancel(ctx))
 	below, storageCtx := errgroup.WithContext(storageCtx)
 	below.Go(func() error { return storage.New(storage.Deps{Keys: keys, Log: log}).Serve(storageCtx, etcd) })
 	work, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(storageCtx, func() { work.Go(func() error { return errors.New("the storage has ended") }) })
-	work.Go(func() error { return ended(ctx, "the API server", c.serve(ctx, listener)) })
+	serverCtx, closeServer := context.WithCancel(storageCtx)
+	work.Go(func() error { return ended(ctx, "the API server", c.serve(serverCtx, listener)) })
 	work.Go(func() error {
+		defer closeServer()
 		if err := c.awaitReady(ctx); err != nil {
 			return err
 		}
@@ -90,7 +94,6 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 		return ended(ctx, "the controllers", c.control(ctx))
 	})
 	err = work.Wait()
-	stop()
 	closeStorage()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
@@ -140,15 +143,17 @@ func (c *Config) prepare(ctx context.Context, keys *native.Client, log *slog.Log
 	}
 }
 
-// logs lets both programs set up the log of this process, as long as they do alike.
-var logs = sync.OnceFunc(func() {
+// settle sets up what both programs have in common: one log, and how they end.
+var settle = sync.OnceFunc(func() {
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
+	// Without it the controllers end the whole process when they end, and keep their turn.
+	utilruntime.Must(utilfeature.DefaultMutableFeatureGate.Set(string(features.ControllerManagerReleaseLeaderElectionLockOnExit) + "=true"))
 })
 
 // serve runs the API server.
 func (c *Config) serve(ctx context.Context, l net.Listener) error {
-	logs()
+	settle()
 	o := serveroptions.NewServerRunOptions()
 	named := o.Flags()
 	if err := parseFlags("kube-apiserver", &named, c.serverArgs()); err != nil {
