@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube e2e e2e-kube e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube e2e e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -68,9 +68,6 @@ e2e-docker: build ## a session of the docker command line against Tutti and a Do
 
 e2e-marathon: build ## public clients of Marathon, a host that dies, and the shop as a Marathon group, on three virtual hosts
 	@scripts/e2e-marathon.sh
-
-e2e-kube: build build-kube ## a session of kubectl on three virtual hosts
-	@scripts/e2e-kube.sh
 
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)

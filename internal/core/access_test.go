@@ -45,7 +45,7 @@ var needs = map[string]string{
 	"SetNamespace": "cluster admin", "JoinToken": "cluster admin", "RotateTokens": "cluster admin", "Backup": "cluster admin",
 	"RotateAuthority": "cluster admin", "DropAuthority": "cluster admin", "SetAutolock": "cluster admin",
 	"UnlockKey": "cluster admin", "Unlock": "cluster admin", "Users": "cluster admin", "CreateUser": "cluster admin",
-	"GrantUser": "cluster admin", "RemoveUser": "cluster admin", "CreateUserToken": "cluster admin", "RevokeUser": "cluster admin",
+	"GrantUser": "cluster admin", "ComponentKey": "cluster admin", "RemoveUser": "cluster admin", "CreateUserToken": "cluster admin", "RevokeUser": "cluster admin",
 	"SignUser": "cluster admin", "Audited": "cluster admin",
 }
 

@@ -89,6 +89,16 @@ func TestPagesOfKeysAreOfOneRevision(t *testing.T) {
 	if len(got) != 25 || got[0] != "/a/00" || got[24] != "/a/24" {
 		t.Errorf("the pages hold %v", got)
 	}
+	part, err := h.Keys(ctx, core.KeyQuery{From: "/a/03", To: "/a/06", Revision: last, Limit: 2})
+	if err != nil || len(part.Keys) != 2 || part.Keys[0].Key != "/a/03" || part.Remaining != 1 {
+		t.Errorf("from one key on and before another: %+v, %v", part, err)
+	}
+	if rest, err := h.Keys(ctx, core.KeyQuery{From: "/a/03", To: "/a/06", Limit: 2, Continue: part.Continue}); err != nil || len(rest.Keys) != 1 || rest.Keys[0].Key != "/a/05" {
+		t.Errorf("the rest: %+v, %v", rest, err)
+	}
+	if _, err := h.Keys(ctx, core.KeyQuery{Prefix: "/a/", From: "/a/03"}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("a prefix and a first key: %v, want invalid", err)
+	}
 	if n, err := h.Keys(ctx, core.KeyQuery{CountOnly: true, Revision: last}); err != nil || n.Remaining != 26 || len(n.Keys) != 0 {
 		t.Errorf("%d keys are counted, %v", n.Remaining, err)
 	}
@@ -137,5 +147,16 @@ func TestWatchingKeys(t *testing.T) {
 	}
 	if _, err := h.Keys(ctx, core.KeyQuery{Revision: first}); !fault.Is(err, fault.TooOld) {
 		t.Errorf("listing of long ago: %v, want too old", err)
+	}
+}
+
+func TestKeysOfComponentsStay(t *testing.T) {
+	h := newHouse(t)
+	first := must(h.ComponentKey(t.Context(), "one"))(t)
+	if len(first) != 32 || !slices.Equal(first, must(h.ComponentKey(t.Context(), "one"))(t)) || slices.Equal(first, must(h.ComponentKey(t.Context(), "two"))(t)) {
+		t.Error("a component has one key of its own")
+	}
+	if _, err := h.ComponentKey(t.Context(), ""); !fault.Is(err, fault.Invalid) {
+		t.Errorf("no component: %v, want invalid", err)
 	}
 }
