@@ -56,8 +56,8 @@ func (r *Raft) tell(peer raft.Server) {
 func (r *Raft) tellOf(a applied, peer raft.Server) bool {
 	self := r.transport.EncodePeer(raft.ServerID(r.cfg.NodeID), r.transport.LocalAddr())
 	request := &raft.AppendEntriesRequest{
-		RPCHeader: raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(r.cfg.NodeID), Addr: self},
-		Term:      a.term,
+		RPCHeader:    raft.RPCHeader{ProtocolVersion: raft.ProtocolVersionMax, ID: []byte(r.cfg.NodeID), Addr: self},
+		Term:         a.term,
 		PrevLogEntry: a.index, PrevLogTerm: a.term, LeaderCommitIndex: a.index,
 	}
 	var response raft.AppendEntriesResponse
