@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube e2e e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage e2e-kube e2e e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -44,7 +44,8 @@ build: needs ## make bin/tutti, the whole program, linked statically
 	go build -tags $(TAGS),helper -ldflags '$(LDFLAGS)' -o $(BIN) ./cmd/tutti
 
 build-kube: needs ## make bin/tutti-kube, which answers Kubernetes' API beside a server
-	cd kube && go build -ldflags '$(LDFLAGS)' -o ../$(KUBE_BIN) .
+	cd kube && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && minor=$${version#v*.} && \
+		go build -ldflags "$(LDFLAGS) -X k8s.io/component-base/version.gitVersion=$$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$${minor%%.*}" -o ../$(KUBE_BIN) .
 
 demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:8080
 	@scripts/demo.sh
@@ -52,9 +53,11 @@ demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:808
 test: needs ## unit tests of Tutti and of the example
 	@$(summary) -dir . -dir examples/shop -- ./...
 
-test-kube: needs ## look at kube/ and test it: an API server on a cluster's key space, and Kubernetes' own tests of storages
+test-kube: needs ## look at kube/ and test it: an API server with its controllers on a cluster's key space
 	cd kube && go vet ./...
 	@$(summary) -dir kube -- ./...
+
+test-kube-storage: needs ## Kubernetes' own tests of storages, on Tutti's key space
 	scripts/test-kube-storage.sh
 
 e2e: build ## end-to-end tests: real containers on virtual hosts that lose power and network
@@ -68,6 +71,9 @@ e2e-docker: build ## a session of the docker command line against Tutti and a Do
 
 e2e-marathon: build ## public clients of Marathon, a host that dies, and the shop as a Marathon group, on three virtual hosts
 	@scripts/e2e-marathon.sh
+
+e2e-kube: build build-kube ## a session of kubectl on three virtual hosts; HOSTS=0: on this host
+	@scripts/e2e-kube.sh
 
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)

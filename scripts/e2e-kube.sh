@@ -1,0 +1,167 @@
+#!/usr/bin/env bash
+# A session of kubectl against Tutti's Kubernetes API: every verb that needs no running pods. On HOSTS
+# virtual hosts (3), where a server is killed in between; with HOSTS=0 on this host alone. Needs root and
+# kubectl.
+set -euo pipefail
+here=$(cd "$(dirname "$0")/.." && pwd)
+HOSTS=${HOSTS:-3}
+command -v kubectl >/dev/null || { echo "e2e-kube: kubectl is not there" >&2; exit 1; }
+[[ $(id -u) = 0 ]] || { echo "e2e-kube: hosts need root" >&2; exit 1; }
+work=$(mktemp -d /var/tmp/tutti-kube.XXXXXX)
+export TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache HOME=$work
+tutti() { "$here/bin/tutti" "$@"; }
+finish() {
+	local code=$?
+	if ((code)); then
+		find "$TUTTI_DATA_DIR" -maxdepth 3 -name kubernetes.log -exec tail -n 5 {} + >&2 || true
+	fi
+	tutti down --purge >/dev/null || code=1
+	rm -rf --one-file-system "$work"
+	exit "$code"
+}
+trap finish EXIT
+
+if ((HOSTS)); then
+	tutti up -d --hosts "$HOSTS" --kubernetes
+else
+	tutti up -d --port "${PORT:-7497}" --marathon-listen '' --kubernetes
+fi
+# env makes this shell talk to a server that answers.
+env() {
+	local exports
+	exports=$(tutti env)
+	eval "$exports"
+	[[ -n ${KUBECONFIG:-} ]]
+}
+env
+
+passed=0
+failed=0
+# want PATTERN COMMAND… runs a command that must succeed and say something like the pattern.
+want() {
+	local pattern=$1 said
+	shift
+	if said=$("$@" 2>&1) && grep -qE -- "$pattern" <<<"$said"; then
+		passed=$((passed + 1))
+		return
+	fi
+	failed=$((failed + 1))
+	printf 'FAILED: %s\n  wanted: %s\n%s\n' "$*" "$pattern" "$(sed 's/^/  | /' <<<"$said" | tail -n 15)"
+}
+# eventually PATTERN COMMAND… is want for what others have to do first.
+eventually() {
+	local pattern=$1 said i
+	shift
+	for ((i = 0; i < 300; i++)); do
+		if said=$("$@" 2>&1) && grep -qE -- "$pattern" <<<"$said"; then
+			break
+		fi
+		sleep 0.2
+	done
+	want "$pattern" "$@"
+}
+
+cat >"$work/web.yaml" <<'Y'
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web, labels: {app: web}}
+spec:
+  replicas: 2
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec: {containers: [{name: web, image: web:1, resources: {requests: {cpu: 10m}}}]}
+Y
+cat >"$work/crd.yaml" <<'Y'
+apiVersion: apiextensions.k8s.io/v1
+kind: CustomResourceDefinition
+metadata: {name: tunes.tutti.run}
+spec:
+  group: tutti.run
+  scope: Namespaced
+  names: {plural: tunes, singular: tune, kind: Tune}
+  versions:
+  - name: v1
+    served: true
+    storage: true
+    schema:
+      openAPIV3Schema:
+        type: object
+        properties: {spec: {type: object, properties: {bars: {type: integer, minimum: 1}}}}
+Y
+tune() { printf 'apiVersion: tutti.run/v1\nkind: Tune\nmetadata: {name: %s}\nspec: {bars: %s}\n' "$1" "$2"; }
+k() { kubectl "$@"; }
+
+eventually '^default ' k get serviceaccounts
+want 'Server Version: v1\.[0-9]+\.[0-9]+$' k version
+want 'running at' k cluster-info
+want 'deployments +deploy' k api-resources
+want 'DESCRIPTION' k explain deployment.spec.strategy
+want 'created' k create namespace other
+want 'created' k apply -f "$work/web.yaml"
+eventually 'web-[a-z0-9]+-[a-z0-9]+ .*Pending' k get pods -o wide
+want 'ReplicaSet' k get events
+want 'web:1' k describe deployment web
+want 'unchanged' k apply -f "$work/web.yaml"
+sed -i 's/web:1/web:2/' "$work/web.yaml"
+want 'web:2' bash -c "kubectl diff -f $work/web.yaml || true"
+want 'serverside-applied' k apply --server-side --force-conflicts -f "$work/web.yaml"
+want '^2$' k get deployment web -o 'jsonpath={.status.observedGeneration}{"\n"}'
+want 'REVISION' k rollout history deployment web
+want 'paused' k rollout pause deployment web
+want 'resumed' k rollout resume deployment web
+want 'restarted' k rollout restart deployment web
+want 'patched' k patch deployment web -p '{"metadata":{"labels":{"tier":"front"}}}'
+want 'edited' bash -c "KUBE_EDITOR='sed -i s/front/back/' kubectl edit deployment web"
+want 'tier=back' k get deployment web --show-labels
+want 'labeled' k label deployment web extra=1
+want 'annotated' k annotate deployment web note=hello
+want 'image updated' k set image deployment web web=web:3
+want 'env updated' k set env deployment web COLOUR=red
+want 'scaled' k scale deployment web --replicas=3
+eventually '^3$' bash -c "kubectl get pods -l app=web --field-selector=status.phase=Pending -o name | wc -l | awk '{print (\$1 >= 3) ? 3 : \$1}'"
+want 'autoscaled' k autoscale deployment web --min=2 --max=5 --cpu-percent=50
+want 'exposed' k expose deployment web --port=80 --type=NodePort
+want 'NodePort +10\.212\.' k get service web
+eventually 'web-' k get endpointslices
+want 'rolled back' k rollout undo deployment web
+want 'created' k create secret generic hush --from-literal=word=quiet
+want '^quiet$' bash -c "kubectl get secret hush -o 'jsonpath={.data.word}' | base64 -d"
+want 'created' k create configmap conf --from-literal=a=b
+want 'replaced' bash -c "kubectl create configmap conf --from-literal=a=c --dry-run=client -o yaml | kubectl replace -f -"
+want 'created' k apply -f "$work/crd.yaml"
+want 'condition met' k wait --for=condition=Established --timeout=60s crd/tunes.tutti.run
+eventually 'created|unchanged' bash -c "$(declare -f tune); tune waltz 3 | kubectl apply -f -"
+want 'waltz' k get tunes
+want 'refused|Invalid value|should be greater' bash -c "$(declare -f tune); tune silence 0 | kubectl apply -f - 2>&1 || true"
+want '^yes' k auth can-i create deployments
+want '^no' bash -c "kubectl auth can-i list secrets --as=system:serviceaccount:other:default || true"
+want 'created' k create role reader --verb=get,list --resource=pods -n other
+want 'created' k create rolebinding reader --role=reader --serviceaccount=other:default -n other
+want '^yes' k auth can-i list pods -n other --as=system:serviceaccount:other:default
+want '^eyJ' k create token default
+want 'created' k create job once --image=web:1
+want 'created' k create cronjob hourly --image=web:1 --schedule='0 * * * *'
+want 'created' k create quota few --hard=pods=1 -n other
+want 'deleted' k delete job once
+want 'nodes "nowhere" not found' bash -c "kubectl taint nodes nowhere a=b:NoSchedule 2>&1 || true"
+head -c 500000 /dev/zero | tr '\0' x >"$work/big"
+want 'created' k create configmap big --from-file="$work/big"
+if ((HOSTS >= 3)); then
+	before=$KUBECONFIG
+	tutti host kill host-1 || failed=$((failed + 1))
+	unset KUBECONFIG
+	for ((i = 0; i < 100; i++)); do env && break || sleep 0.2; done
+	printf 'host-1 has lost power: from %s to %s\n' "$before" "${KUBECONFIG:-nowhere}"
+	eventually 'web' k get deployments
+	eventually 'created' k create configmap after --from-literal=a=b
+	eventually 'web-[a-z0-9]+-[a-z0-9]+' k get pods
+fi
+want 'deleted' k delete deployment web
+eventually 'No resources' k get pods
+want 'deleted' k delete namespace other --timeout=60s
+eventually 'ready' tutti kubernetes status
+ps -eo rss,args | awk '/tutti-kub[e] --lifeline/ { printf "tutti-kube has %d MB of memory\n", $1 / 1024 }'
+want 'no more' tutti kubernetes disable
+printf '%d passed, %d failed\n' "$passed" "$failed"
+((failed == 0))
