@@ -40,6 +40,8 @@ type feed struct {
 // reader is a watch's place in the feed.
 type reader struct {
 	from, to string
+	// after is the revision up to which the reader knows everything; the feed may be behind it.
+	after uint64
 	// wake has a value when something waits.
 	wake    chan struct{}
 	waiting []core.KeyEvent
@@ -104,7 +106,7 @@ func (f *feed) take(e core.KeyEvent) error {
 		f.events = append(make([]core.KeyEvent, 0, 3*keptEvents), f.events[keptEvents:]...)
 	}
 	for r := range f.readers {
-		if r.wants(key) {
+		if e.Revision > r.after && r.wants(key) {
 			r.add(e)
 		}
 	}
@@ -173,6 +175,7 @@ func (f *feed) join(ctx context.Context, r *reader, after uint64) (joined bool, 
 			r.add(e)
 		}
 	}
+	r.after = after
 	f.readers[r] = struct{}{}
 	return true, nil
 }

@@ -109,7 +109,7 @@ func (w *watches) create(ctx context.Context, work *errgroup.Group, r *pb.WatchC
 	switch {
 	case len(r.Key) == 0 || r.WatchId != 0 || len(r.Filters) > 0:
 		refused = "watches of no key, with a number of the client's choice or with filters are not supported by Tutti's key space"
-	case r.StartRevision > 0 && r.StartRevision < s.compacted.Load():
+	case r.StartRevision > 0 && r.StartRevision <= s.compacted.Load(): // what came before it is forgotten, too
 		if err := w.stream.Send(created); err != nil {
 			return err
 		}
