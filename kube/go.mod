@@ -47,6 +47,7 @@ require (
 	go.etcd.io/bbolt v1.5.0 // indirect
 	go.etcd.io/etcd/pkg/v3 v3.7.0 // indirect
 	go.etcd.io/raft/v3 v3.7.0 // indirect
+	k8s.io/cri-streaming v0.37.2 // indirect
 )
 
 require (

@@ -106,6 +106,7 @@ func (c *Config) writeFiles(keys *sharedKeys, sealing []byte) error {
 		"ca.crt": keys.CA.Cert, "ca.key": keys.CA.Key, "serving.crt": serving.Cert, "serving.key": serving.Key,
 		"front-proxy-ca.crt": keys.FrontProxy.Cert, "front-proxy.crt": front.Cert, "front-proxy.key": front.Key,
 		"kubelet.crt": kubelet.Cert, "kubelet.key": kubelet.Key, "service-accounts.key": keys.ServiceAccounts,
+		"egress.yaml":     []byte(fmt.Sprintf(egress, c.path("nodes.sock"))),
 		"encryption.yaml": []byte(fmt.Sprintf(encryption, base64.StdEncoding.EncodeToString(sealing))),
 	}
 	for name, subject := range map[string]pkix.Name{
@@ -165,7 +166,7 @@ func (c *Config) serverArgs() []string {
 		"--requestheader-username-headers=X-Remote-User", "--requestheader-group-headers=X-Remote-Group", "--requestheader-extra-headers-prefix=X-Remote-Extra-",
 		"--proxy-client-cert-file=" + c.path("front-proxy.crt"), "--proxy-client-key-file=" + c.path("front-proxy.key"),
 		"--kubelet-client-certificate=" + c.path("kubelet.crt"), "--kubelet-client-key=" + c.path("kubelet.key"),
-		"--kubelet-certificate-authority=" + c.path("ca.crt"), "--kubelet-preferred-address-types=InternalIP",
+		"--kubelet-preferred-address-types=InternalIP", "--egress-selector-config-file=" + c.path("egress.yaml"),
 		"--service-account-issuer=" + c.issuer(), "--service-account-key-file=" + c.path("service-accounts.key"),
 		"--service-account-signing-key-file=" + c.path("service-accounts.key"),
 		"--service-cluster-ip-range=" + c.ServicePool,

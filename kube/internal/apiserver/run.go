@@ -93,6 +93,12 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 		log.Info("the Kubernetes API is answered", "address", c.url())
 		return ended(ctx, "the controllers", c.control(ctx))
 	})
+	work.Go(func() error {
+		if err := c.awaitReady(ctx); err != nil {
+			return err
+		}
+		return ended(ctx, "the pods' part", c.nodes(ctx, log))
+	})
 	err = work.Wait()
 	closeStorage()
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {

@@ -1,0 +1,375 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/client-go/tools/record"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// Tutti is what the bridge asks of the cluster; a native.Client is one.
+type Tutti interface {
+	Watch(ctx context.Context, yield func(core.Seen) error) error
+	Deploy(ctx context.Context, d core.Deployment) (core.DeployResult, error)
+	RemoveWorkload(ctx context.Context, req native.RemoveWorkload) error
+	RemoveService(ctx context.Context, id string) error
+	SetAvailability(ctx context.Context, node string, a model.Availability) error
+	TaskLogs(ctx context.Context, instance, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error
+	Exec(ctx context.Context, req native.ExecRequest, s driver.Streams) (int, error)
+	Attach(ctx context.Context, instance, task string, s driver.Streams) error
+	Dial(ctx context.Context, instance string, port int, s driver.Streams) error
+}
+
+// Config is what the bridge works with.
+type Config struct {
+	Rest  *rest.Config // of the API server, as somebody who may do everything
+	Tutti Tutti
+	// PodSubnet is where Pods have their addresses; "" is 10.244.0.0/16.
+	PodSubnet string
+	Version   string // of this program
+	Log       *slog.Logger
+}
+
+var (
+	everything = labels.Everything()
+	mergePatch = types.MergePatchType
+)
+
+// bridge runs on one server at a time.
+type bridge struct {
+	Config
+	client   kubernetes.Interface
+	seen     *mirror
+	queue    workqueue.TypedRateLimitingInterface[string]
+	events   record.EventRecorder
+	pods     corelisters.PodLister
+	nodes    corelisters.NodeLister
+	services corelisters.ServiceLister
+	configs  corelisters.ConfigMapLister
+	secrets  corelisters.SecretLister
+	spaces   corelisters.NamespaceLister
+	slices   discoverylisters.EndpointSliceLister
+
+	mu      sync.Mutex
+	cordons map[string]bool     // by node ID: what both sides agreed on last
+	made    map[string]*madePod // by UID
+	removed map[string]bool     // UIDs of what was told to end
+	failed  map[string]string   // UID → why it could not be made
+	keys    map[string]string   // UID → key of the Pod
+}
+
+// madePod is what is known of a Pod that was handed over.
+type madePod struct {
+	refresh time.Time // when its tokens are to be renewed
+	files   bool      // it has volumes that are followed
+}
+
+// Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done.
+func Run(ctx context.Context, c Config) error {
+	client, err := kubernetes.NewForConfig(c.Rest)
+	if err != nil {
+		return fmt.Errorf("use the API server: %w", err)
+	}
+	return run(ctx, c, client)
+}
+
+func run(ctx context.Context, c Config, client kubernetes.Interface) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	b := &bridge{
+		Config: c, client: client, seen: newMirror(),
+		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
+		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{},
+	}
+	broadcaster := record.NewBroadcaster()
+	defer broadcaster.Shutdown()
+	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
+	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
+
+	factory := informers.NewSharedInformerFactory(client, 0)
+	v1 := factory.Core().V1()
+	b.pods, b.nodes, b.services = v1.Pods().Lister(), v1.Nodes().Lister(), v1.Services().Lister()
+	b.configs, b.secrets, b.spaces = v1.ConfigMaps().Lister(), v1.Secrets().Lister(), v1.Namespaces().Lister()
+	b.slices = factory.Discovery().V1().EndpointSlices().Lister()
+	b.follow(v1.Pods().Informer(), func(o metav1.Object) { b.podChanged(o) })
+	b.follow(v1.Nodes().Informer(), func(o metav1.Object) {
+		if node, ok := o.(*corev1.Node); ok {
+			b.queue.Add("node/" + strings.TrimPrefix(node.Spec.ProviderID, "tutti://"))
+		}
+	})
+	b.follow(v1.ConfigMaps().Informer(), func(o metav1.Object) { b.contentChanged(o.GetNamespace()) })
+	b.follow(v1.Secrets().Informer(), func(o metav1.Object) { b.contentChanged(o.GetNamespace()) })
+	b.follow(v1.Services().Informer(), func(o metav1.Object) { b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(factory.Discovery().V1().EndpointSlices().Informer(), func(o metav1.Object) {
+		b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetLabels()["kubernetes.io/service-name"])
+	})
+	factory.Start(ctx.Done())
+	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
+		if !ok {
+			return fmt.Errorf("list %s: %w", kind, context.Cause(ctx))
+		}
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer b.queue.ShutDown()
+	wg.Go(func() { b.watch(ctx) })
+	if !cache.WaitForCacheSync(ctx.Done(), b.seen.synced) {
+		return nil
+	}
+	if err := b.makeNetwork(ctx); err != nil {
+		return err
+	}
+	for _, p := range b.allPods() {
+		b.podChanged(p)
+	}
+	b.queue.Add("left-overs")
+	wg.Go(func() { b.renewLeases(ctx) })
+	const workers = 8
+	for range workers {
+		wg.Go(func() { b.work(ctx) })
+	}
+	c.Log.Info("pods are run", "nodes", len(b.seen.allNodes()))
+	<-ctx.Done()
+	b.queue.ShutDown()
+	return nil
+}
+
+func (b *bridge) now() time.Time { return time.Now() }
+
+func (b *bridge) follow(i cache.SharedIndexInformer, changed func(metav1.Object)) {
+	handle := func(obj any) {
+		if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
+			obj = gone.Obj
+		}
+		if o, ok := obj.(metav1.Object); ok {
+			changed(o)
+		}
+	}
+	_, err := i.AddEventHandler(cache.ResourceEventHandlerFuncs{AddFunc: handle, UpdateFunc: func(_, now any) { handle(now) }, DeleteFunc: handle})
+	if err != nil {
+		b.Log.Error("an informer takes no handler", "error", err) // only one that was stopped already
+	}
+}
+
+// watch follows Tutti, anew whenever that breaks.
+func (b *bridge) watch(ctx context.Context) {
+	for ctx.Err() == nil {
+		fresh := map[string]bool{}
+		first := true
+		err := b.Tutti.Watch(ctx, func(s core.Seen) error {
+			if first {
+				fresh[s.ID] = true
+			}
+			if s.Kind == "" {
+				first = false
+				b.forgetOthers(fresh)
+			}
+			workload, node := b.seen.take(&s)
+			if node != "" {
+				b.queue.Add("node/" + node)
+			}
+			if workload != "" {
+				b.instanceChanged(workload)
+			}
+			return nil
+		})
+		if ctx.Err() == nil {
+			b.Log.Warn("the watch of the cluster ended, and begins anew", "error", err)
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// forgetOthers drops from the mirror what a new watch did not tell of.
+func (b *bridge) forgetOthers(fresh map[string]bool) {
+	for _, kind := range []model.Kind{model.KindNode, model.KindInstance, model.KindService} {
+		b.seen.mu.Lock()
+		var gone []string
+		collect := func(id string) {
+			if !fresh[id] {
+				gone = append(gone, id)
+			}
+		}
+		switch kind {
+		case model.KindNode:
+			for id := range b.seen.nodes {
+				collect(id)
+			}
+		case model.KindInstance:
+			for id := range b.seen.instances {
+				collect(id)
+			}
+		case model.KindService:
+			for id := range b.seen.services {
+				collect(id)
+			}
+		}
+		b.seen.mu.Unlock()
+		for _, id := range gone {
+			if workload, _ := b.seen.take(&core.Seen{Kind: kind, ID: id}); workload != "" {
+				b.instanceChanged(workload)
+			}
+		}
+	}
+}
+
+func (b *bridge) instanceChanged(uid string) {
+	b.mu.Lock()
+	key := b.keys[uid]
+	b.mu.Unlock()
+	if key == "" {
+		key = "gone/" + uid
+	}
+	b.queue.Add(key)
+}
+
+func (b *bridge) podChanged(o metav1.Object) {
+	key := "pod/" + o.GetNamespace() + "/" + o.GetName()
+	b.mu.Lock()
+	before := b.keys[string(o.GetUID())]
+	b.keys[string(o.GetUID())] = key
+	b.mu.Unlock()
+	b.queue.Add(key)
+	if before != "" {
+		b.queue.Add("gone/" + string(o.GetUID()))
+	}
+}
+
+// contentChanged looks at the Pods of a namespace again whose volumes follow a ConfigMap or a Secret, and
+// at those that wait for one.
+func (b *bridge) contentChanged(namespace string) {
+	list, err := b.pods.Pods(namespace).List(everything)
+	if err != nil {
+		return
+	}
+	for _, p := range list {
+		b.mu.Lock()
+		made := b.made[string(p.UID)]
+		if made != nil && made.files {
+			made.refresh = time.Time{}
+		}
+		b.mu.Unlock()
+		b.queue.AddAfter("pod/"+p.Namespace+"/"+p.Name, 100*time.Millisecond)
+	}
+}
+
+func (b *bridge) allPods() []*corev1.Pod {
+	list, err := b.pods.List(everything)
+	if err != nil {
+		b.Log.Error("pods cannot be listed", "error", err)
+	}
+	return list
+}
+
+func (b *bridge) work(ctx context.Context) {
+	for {
+		key, down := b.queue.Get()
+		if down {
+			return
+		}
+		err := b.sync(ctx, key)
+		switch {
+		case err == nil:
+			b.queue.Forget(key)
+		case ctx.Err() == nil:
+			var again *later
+			if errors.As(err, &again) {
+				b.queue.AddAfter(key, again.after)
+				break
+			}
+			b.Log.Warn("what was changed could not be followed, and is tried again", "what", key, "error", err)
+			b.queue.AddRateLimited(key)
+		}
+		b.queue.Done(key)
+	}
+}
+
+// later asks for another look.
+type later struct{ after time.Duration }
+
+func (l *later) Error() string { return "look again after " + l.after.String() }
+
+func (b *bridge) sync(ctx context.Context, key string) error {
+	kind, rest, _ := strings.Cut(key, "/")
+	namespace, name, _ := strings.Cut(rest, "/")
+	switch kind {
+	case "pod":
+		return b.syncPod(ctx, namespace, name)
+	case "gone":
+		return b.syncGone(ctx, rest)
+	case "node":
+		return b.syncNode(ctx, rest)
+	case "service":
+		return b.syncService(ctx, namespace, name)
+	case "left-overs":
+		for _, s := range b.seen.ourServices() {
+			b.queue.Add("service/" + s.Namespace + "/" + s.Labels["kubernetes.io/service"])
+		}
+		for _, uid := range b.seen.made() {
+			b.queue.Add("gone/" + uid)
+		}
+	}
+	return nil
+}
+
+// makeNetwork makes the network of all Pods.
+func (b *bridge) makeNetwork(ctx context.Context) error {
+	subnet := b.PodSubnet
+	if subnet == "" {
+		subnet = "10.244.0.0/16"
+	}
+	_, err := b.Tutti.Deploy(ctx, core.Deployment{
+		Namespace: "kube-system", Application: application, Source: "kubernetes", KeepOthers: true, Members: true,
+		Networks: []*model.Network{{Meta: model.Meta{ID: networkID, Name: "pods"}, Subnet: subnet, Shared: true}},
+	})
+	if err != nil {
+		return fmt.Errorf("make the network of the pods: %w", err)
+	}
+	return nil
+}
+
+// token asks for a token of a Pod's service account.
+func (b *bridge) token(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (string, error) {
+	r := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+		ExpirationSeconds: &seconds, BoundObjectRef: &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID},
+	}}
+	if audience != "" {
+		r.Spec.Audiences = []string{audience}
+	}
+	name := pod.Spec.ServiceAccountName
+	if name == "" {
+		name = "default"
+	}
+	got, err := b.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, name, r, metav1.CreateOptions{})
+	if err != nil {
+		return "", fmt.Errorf("get a token for service account %s: %w", name, err)
+	}
+	return got.Status.Token, nil
+}

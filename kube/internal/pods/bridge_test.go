@@ -1,0 +1,168 @@
+package pods
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// fakeTutti places each workload on its node and does what the test says of it.
+type fakeTutti struct {
+	Tutti
+	mu       sync.Mutex
+	all      map[string]core.Seen
+	watchers map[chan core.Seen]bool
+	deployed []core.Deployment
+	removed  []string
+	refuse   error
+}
+
+func (f *fakeTutti) tell(s core.Seen) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if s.Node == nil && s.Instance == nil {
+		delete(f.all, s.ID)
+	} else {
+		f.all[s.ID] = s
+	}
+	for w := range f.watchers {
+		w <- s
+	}
+}
+
+func (f *fakeTutti) Watch(ctx context.Context, yield func(core.Seen) error) error {
+	in := make(chan core.Seen, 1000)
+	f.mu.Lock()
+	for _, s := range f.all {
+		in <- s
+	}
+	in <- core.Seen{}
+	f.watchers[in] = true
+	f.mu.Unlock()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case s := <-in:
+			if err := yield(s); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (f *fakeTutti) Deploy(_ context.Context, d core.Deployment) (core.DeployResult, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.refuse != nil && len(d.Workloads) > 0 {
+		return core.DeployResult{}, f.refuse
+	}
+	f.deployed = append(f.deployed, d)
+	return core.DeployResult{}, nil
+}
+
+func (f *fakeTutti) RemoveWorkload(_ context.Context, req native.RemoveWorkload) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.removed = append(f.removed, req.ID)
+	return nil
+}
+
+func (f *fakeTutti) SetAvailability(context.Context, string, model.Availability) error { return nil }
+
+func (f *fakeTutti) TaskLogs(context.Context, string, string, driver.LogOptions, func(driver.LogEntry) error) error {
+	return errors.New("no logs")
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within a minute", what)
+		}
+	}
+}
+
+func TestTheLifeOfAPod(t *testing.T) {
+	client := fake.NewClientset()
+	f := &fakeTutti{all: map[string]core.Seen{}, watchers: map[chan core.Seen]bool{}}
+	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: &model.Node{Meta: model.Meta{ID: "n", Name: "n1"}, HostAddress: "192.0.2.1", Availability: model.Active, Status: model.NodeStatus{State: model.NodeReady}}})
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- run(ctx, Config{Tutti: f, Log: slog.New(slog.DiscardHandler)}, client) }()
+	defer func() {
+		cancel()
+		if err := <-ended; err != nil {
+			t.Errorf("the bridge ended with %v", err)
+		}
+	}()
+	eventually(t, "the node is shown", func() bool {
+		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && len(n.Status.Conditions) > 0
+	})
+	api := client.CoreV1().Pods("shop")
+	pod := podOf(corev1.Container{Name: "app", Image: "nginx:1"})
+	if _, err := api.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pod is handed over", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.deployed) == 2 && f.deployed[1].Workloads[0].ID == "uid-1" // after the network
+	})
+	inst := &model.Instance{Meta: model.Meta{ID: "i", Name: "web-0", Namespace: "shop", Application: application}, WorkloadID: "uid-1", NodeID: "n", Desired: model.DesiredRun}
+	inst.Status = model.InstanceStatus{State: model.InstanceRunning, Ready: true, Tasks: []model.TaskStatus{{Name: "app", Run: 1, State: "running", Up: true, Ready: true}}}
+	f.tell(core.Seen{Kind: model.KindInstance, ID: "i", Instance: inst})
+	eventually(t, "the pod is bound", func() bool {
+		for _, a := range client.Actions() {
+			if a.GetSubresource() == "binding" {
+				return true
+			}
+		}
+		return false
+	})
+	got, err := api.Get(ctx, "web-0", metav1.GetOptions{}) // the fake API server does not act on a binding
+	if err != nil {
+		t.Fatal(err)
+	}
+	got.Spec.NodeName = "n1"
+	if _, err := api.Update(ctx, got, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the pod is ready", func() bool {
+		p, err := api.Get(ctx, "web-0", metav1.GetOptions{})
+		return err == nil && p.Status.Phase == corev1.PodRunning && conditionIs(&p.Status, corev1.PodReady)
+	})
+	got, err = api.Get(ctx, "web-0", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := metav1.Now()
+	got.DeletionTimestamp = &now
+	if _, err := api.Update(ctx, got, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the workload is removed", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.removed) == 1 && f.removed[0] == "uid-1"
+	})
+	f.tell(core.Seen{Kind: model.KindInstance, ID: "i"})
+	eventually(t, "the pod is deleted", func() bool {
+		_, err := api.Get(ctx, "web-0", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
+}

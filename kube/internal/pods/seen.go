@@ -1,0 +1,133 @@
+package pods
+
+import (
+	"sync"
+
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// mirror is what Tutti has, as far as it was told.
+type mirror struct {
+	mu        sync.Mutex
+	nodes     map[string]*model.Node
+	instances map[string]*model.Instance // by ID
+	workloads map[string]string          // workload ID → instance ID, of what the bridge made
+	services  map[string]*model.Service
+	whole     bool
+}
+
+func newMirror() *mirror {
+	return &mirror{
+		nodes: map[string]*model.Node{}, instances: map[string]*model.Instance{}, workloads: map[string]string{}, services: map[string]*model.Service{},
+	}
+}
+
+// take takes over what was told and returns what it is about: a workload or a node.
+func (m *mirror) take(s *core.Seen) (workloadID, nodeID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch s.Kind {
+	case "":
+		m.whole = true
+	case model.KindNode:
+		delete(m.nodes, s.ID)
+		if s.Node != nil {
+			m.nodes[s.ID] = s.Node
+		}
+		return "", s.ID
+	case model.KindService:
+		delete(m.services, s.ID)
+		if s.Service != nil {
+			m.services[s.ID] = s.Service
+		}
+	case model.KindInstance:
+		old := m.instances[s.ID]
+		delete(m.instances, s.ID)
+		if old != nil && s.Instance == nil {
+			if m.workloads[old.WorkloadID] == s.ID {
+				delete(m.workloads, old.WorkloadID)
+			}
+			return old.WorkloadID, ""
+		}
+		if s.Instance != nil && s.Instance.Application == application {
+			m.instances[s.ID] = s.Instance
+			m.workloads[s.Instance.WorkloadID] = s.ID
+			return s.Instance.WorkloadID, ""
+		}
+	}
+	return "", ""
+}
+
+func (m *mirror) synced() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.whole
+}
+
+func (m *mirror) node(id string) *model.Node {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.nodes[id]
+}
+
+func (m *mirror) allNodes() (out []*model.Node) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, n := range m.nodes {
+		out = append(out, n)
+	}
+	return out
+}
+
+// instance is that of a workload, nil when there is none.
+func (m *mirror) instance(workloadID string) *model.Instance {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.instances[m.workloads[workloadID]]
+}
+
+// others are the workloads, other than one, that have an instance of a name.
+func (m *mirror) others(namespace, name, workloadID string) (out []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, i := range m.instances {
+		if i.Namespace == namespace && i.Name == name && i.WorkloadID != workloadID {
+			out = append(out, i.WorkloadID)
+		}
+	}
+	return out
+}
+
+// service is the ID of the service of a name that the bridge made; "" when there is none.
+func (m *mirror) service(namespace, name string) string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id, s := range m.services {
+		if s.Application == application && s.Namespace == namespace && s.Name == nameOf(name) {
+			return id
+		}
+	}
+	return ""
+}
+
+func (m *mirror) ourServices() (out []*model.Service) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, s := range m.services {
+		if s.Application == application {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// made are the workloads that have an instance.
+func (m *mirror) made() (out []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.workloads {
+		out = append(out, id)
+	}
+	return out
+}

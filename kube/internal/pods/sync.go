@@ -1,0 +1,410 @@
+package pods
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+func ended(p *corev1.Pod) bool {
+	return p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed
+}
+
+// ours reports whether the bridge is to run a Pod: it is not left to another scheduler, or to whoever
+// holds its gates, unless it has a node already.
+func (b *bridge) ours(p *corev1.Pod) bool {
+	if p.Spec.NodeName != "" {
+		return b.isNode(p.Spec.NodeName)
+	}
+	return (p.Spec.SchedulerName == "" || p.Spec.SchedulerName == corev1.DefaultSchedulerName) && len(p.Spec.SchedulingGates) == 0
+}
+
+func (b *bridge) isNode(name string) bool {
+	return slices.ContainsFunc(b.seen.allNodes(), func(n *model.Node) bool { return n.Name == name })
+}
+
+// syncPod takes the next step for a Pod.
+func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
+	pod, err := b.pods.Pods(namespace).Get(name)
+	if apierrors.IsNotFound(err) {
+		return nil // syncGone sees to what is left
+	}
+	if err != nil {
+		return err
+	}
+	inst := b.seen.instance(string(pod.UID))
+	if pod.DeletionTimestamp != nil {
+		return b.end(ctx, pod, inst)
+	}
+	if inst == nil {
+		if ended(pod) || !b.ours(pod) {
+			return nil
+		}
+		b.mu.Lock()
+		made := b.made[string(pod.UID)]
+		b.mu.Unlock()
+		if made != nil {
+			return nil // its instance will be told of
+		}
+		return b.make(ctx, pod)
+	}
+	if inst.NodeID == "" {
+		return b.unscheduled(ctx, pod, inst)
+	}
+	return b.told(ctx, pod, inst)
+}
+
+// make hands a Pod over to the core.
+func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
+	for _, other := range b.seen.others(pod.Namespace, nameOf(pod.Name), string(pod.UID)) {
+		// An earlier Pod of the name, which was deleted by force.
+		if err := b.remove(ctx, other, 0); err != nil {
+			return err
+		}
+	}
+	made, err := b.deploy(ctx, pod)
+	if err != nil {
+		return b.notMade(ctx, pod, err)
+	}
+	b.mu.Lock()
+	b.made[string(pod.UID)] = made
+	delete(b.failed, string(pod.UID))
+	b.mu.Unlock()
+	return nil
+}
+
+func (b *bridge) deploy(ctx context.Context, pod *corev1.Pod) (*madePod, error) {
+	made := &madePod{refresh: b.now().Add(24 * time.Hour)}
+	around := b.surroundings(ctx, pod, made)
+	d, err := translate(pod, around)
+	if err != nil {
+		return nil, &refusal{err}
+	}
+	made.files = len(d.Secrets) > 0
+	if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
+		return nil, err
+	}
+	return made, nil
+}
+
+// refusal is an error of the Pod itself, or of what it refers to.
+type refusal struct{ error }
+
+func (r *refusal) Unwrap() error { return r.error }
+
+// surroundings are what a Pod refers to, as the API server has it.
+func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePod) *surroundings {
+	s := &surroundings{
+		configMap: func(name string) (*corev1.ConfigMap, error) { return b.configs.ConfigMaps(pod.Namespace).Get(name) },
+		secret:    func(name string) (*corev1.Secret, error) { return b.secrets.Secrets(pod.Namespace).Get(name) },
+		claim:     func(name string) (*model.Volume, error) { return b.claim(ctx, pod.Namespace, name) },
+		token: func(audience string, seconds int64) (string, error) {
+			if at := b.now().Add(time.Duration(seconds) * time.Second * 4 / 5); at.Before(made.refresh) {
+				made.refresh = at
+			}
+			return b.token(ctx, pod, audience, seconds)
+		},
+		groups: func(namespaces []string, matches func(map[string]string) bool) (out []string) {
+			for _, ns := range namespaces {
+				list, err := b.pods.Pods(ns).List(everything)
+				if err != nil {
+					continue
+				}
+				for _, p := range list {
+					if g := groupOf(p.Namespace, p.Labels); !ended(p) && matches(p.Labels) && !slices.Contains(out, g) {
+						out = append(out, g)
+					}
+				}
+			}
+			return out
+		},
+		namespaces: func(matches func(map[string]string) bool) (out []string) {
+			list, err := b.spaces.List(everything)
+			if err != nil {
+				return nil
+			}
+			for _, ns := range list {
+				if matches(ns.Labels) {
+					out = append(out, ns.Name)
+				}
+			}
+			return out
+		},
+	}
+	if pod.Spec.Priority != nil {
+		s.priority = int(*pod.Spec.Priority)
+	}
+	for _, ns := range []string{"default", pod.Namespace} {
+		list, err := b.services.Services(ns).List(everything)
+		if err != nil {
+			continue
+		}
+		for _, svc := range list {
+			if ns == pod.Namespace || svc.Name == "kubernetes" {
+				s.services = append(s.services, svc)
+			}
+		}
+	}
+	slices.SortFunc(s.services, func(a, b *corev1.Service) int { return strings.Compare(a.Namespace+"/"+a.Name, b.Namespace+"/"+b.Name) })
+	return s
+}
+
+// notMade tells why a Pod could not be handed over, and has it tried again.
+func (b *bridge) notMade(ctx context.Context, pod *corev1.Pod, err error) error {
+	reason, again := "CreateContainerConfigError", 2*time.Second
+	_, refused := err.(*refusal)
+	switch {
+	case refused && !isMissing(err):
+		again = 30 * time.Second
+	case refused:
+	case fault.Is(err, fault.NotFound) && strings.Contains(err.Error(), "image"), strings.Contains(err.Error(), "image "):
+		reason = "ErrImagePull"
+		b.mu.Lock()
+		if b.failed[string(pod.UID)] != "" {
+			reason = "ImagePullBackOff"
+		}
+		b.mu.Unlock()
+		again = 5 * time.Second
+	case fault.Is(err, fault.Unavailable), fault.Is(err, fault.Conflict):
+		return err
+	case fault.Is(err, fault.Invalid) && strings.Contains(err.Error(), "can run on no node"):
+		reason, again = corev1.PodReasonUnschedulable, 5*time.Second
+	}
+	b.mu.Lock()
+	news := b.failed[string(pod.UID)] != err.Error()
+	b.failed[string(pod.UID)] = err.Error()
+	b.mu.Unlock()
+	if news {
+		b.events.Event(pod, corev1.EventTypeWarning, eventOf[reason], err.Error())
+	}
+	if err := b.putStatus(ctx, pod, unplaced(pod, b.now(), reason, err.Error())); err != nil {
+		return err
+	}
+	return &later{again}
+}
+
+// eventOf are the types of events by which it is told why containers wait.
+var eventOf = map[string]string{
+	"CreateContainerConfigError": "FailedCreatePod", "ErrImagePull": "Failed", "ImagePullBackOff": "BackOff", corev1.PodReasonUnschedulable: "FailedScheduling",
+}
+
+func isMissing(err error) bool {
+	for e := err; e != nil; {
+		if apierrors.IsNotFound(e) {
+			return true
+		}
+		u, ok := e.(interface{ Unwrap() error })
+		if !ok {
+			return false
+		}
+		e = u.Unwrap()
+	}
+	return false
+}
+
+// unscheduled tells why a Pod has no node.
+func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
+	if inst.Reason == "" {
+		return nil
+	}
+	b.mu.Lock()
+	news := b.failed[string(pod.UID)] != inst.Reason
+	b.failed[string(pod.UID)] = inst.Reason
+	b.mu.Unlock()
+	if news {
+		b.events.Event(pod, corev1.EventTypeWarning, "FailedScheduling", inst.Reason)
+	}
+	return b.putStatus(ctx, pod, unplaced(pod, b.now(), corev1.PodReasonUnschedulable, inst.Reason))
+}
+
+// told takes over what the core tells of a Pod that has a node.
+func (b *bridge) told(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
+	n := b.seen.node(inst.NodeID)
+	if pod.Spec.NodeName == "" {
+		if n == nil {
+			return &later{time.Second}
+		}
+		err := b.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &corev1.Binding{
+			ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
+			Target:     corev1.ObjectReference{Kind: "Node", Name: n.Name},
+		}, metav1.CreateOptions{})
+		if err != nil && !apierrors.IsConflict(err) {
+			return fmt.Errorf("bind the pod to node %s: %w", n.Name, err)
+		}
+		b.events.Eventf(pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s: %s", pod.Namespace, pod.Name, n.Name, inst.Reason)
+		// The status follows with the Pod that the watch brings.
+		if err == nil {
+			return nil
+		}
+	}
+	if ended(pod) {
+		return nil
+	}
+	if inst.Status.State == model.InstanceLost && metav1.GetControllerOf(pod) != nil {
+		// What it ran has surely ended where that matters: whoever made it may make another.
+		b.events.Event(pod, corev1.EventTypeWarning, "NodeLost", inst.Status.Message)
+		return b.delete(ctx, pod)
+	}
+	if err := b.putStatus(ctx, pod, statusOf(pod, inst, n, b.now())); err != nil {
+		return err
+	}
+	return b.refresh(ctx, pod, inst)
+}
+
+// refresh hands over anew what a Pod's volumes hold, when that may have changed.
+func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
+	uid := string(pod.UID)
+	if inst.Status.State.Final() {
+		return nil
+	}
+	b.mu.Lock()
+	made := b.made[uid]
+	if made == nil { // by a bridge before this one
+		made = &madePod{files: true}
+		b.made[uid] = made
+	}
+	due := made.files && !made.refresh.After(b.now())
+	left := made.refresh.Sub(b.now())
+	b.mu.Unlock()
+	if !due {
+		if made.files && left < time.Hour {
+			b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, left)
+		}
+		return nil
+	}
+	next := &madePod{refresh: b.now().Add(24 * time.Hour)}
+	d, err := translate(pod, b.surroundings(ctx, pod, next))
+	if err != nil {
+		return err
+	}
+	next.files = len(d.Secrets) > 0
+	d.Workloads, d.Volumes = nil, nil
+	if next.files {
+		if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
+			return fmt.Errorf("hand over what its volumes hold: %w", err)
+		}
+	}
+	b.mu.Lock()
+	b.made[uid] = next
+	b.mu.Unlock()
+	return nil
+}
+
+// end ends what a deleted Pod runs, and then the Pod.
+func (b *bridge) end(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
+	uid := string(pod.UID)
+	b.mu.Lock()
+	made, asked := b.made[uid] != nil, b.removed[uid]
+	b.mu.Unlock()
+	switch {
+	case inst == nil && (!made || asked), pod.Spec.NodeName != "" && !b.isNode(pod.Spec.NodeName):
+		return b.delete(ctx, pod)
+	case inst != nil && inst.Status.State.Final():
+		if !ended(pod) && inst.Status.State != model.InstanceLost {
+			if err := b.putStatus(ctx, pod, statusOf(pod, inst, b.seen.node(inst.NodeID), b.now())); err != nil {
+				return err
+			}
+		}
+		if err := b.remove(ctx, uid, 0); err != nil {
+			return err
+		}
+		return b.delete(ctx, pod)
+	case asked:
+		if inst != nil && inst.NodeID != "" {
+			return b.putStatus(ctx, pod, statusOf(pod, inst, b.seen.node(inst.NodeID), b.now()))
+		}
+		return nil
+	}
+	grace := int64(30)
+	if pod.DeletionGracePeriodSeconds != nil {
+		grace = *pod.DeletionGracePeriodSeconds
+	}
+	b.events.Event(pod, corev1.EventTypeNormal, "Killing", "Stopping the containers")
+	return b.remove(ctx, uid, time.Duration(grace)*time.Second)
+}
+
+// remove removes the workload of a Pod, and what its volumes hold.
+func (b *bridge) remove(ctx context.Context, uid string, grace time.Duration) error {
+	milliseconds := grace.Milliseconds()
+	err := b.Tutti.RemoveWorkload(ctx, native.RemoveWorkload{ID: uid, GraceMilliseconds: &milliseconds, Secrets: []string{uid + "-files"}})
+	if err != nil && !fault.Is(err, fault.NotFound) {
+		return fmt.Errorf("remove the pod's workload: %w", err)
+	}
+	b.mu.Lock()
+	b.removed[uid] = true
+	b.mu.Unlock()
+	if i := b.seen.instance(uid); i == nil {
+		b.instanceChanged(uid)
+	}
+	return nil
+}
+
+// delete deletes a Pod of which nothing is left.
+func (b *bridge) delete(ctx context.Context, pod *corev1.Pod) error {
+	now := int64(0)
+	err := b.client.CoreV1().Pods(pod.Namespace).Delete(ctx, pod.Name, metav1.DeleteOptions{
+		GracePeriodSeconds: &now, Preconditions: &metav1.Preconditions{UID: &pod.UID},
+	})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil
+	}
+	return err
+}
+
+// syncGone removes what is left of a Pod that the API server has no more.
+func (b *bridge) syncGone(ctx context.Context, uid string) error {
+	b.mu.Lock()
+	key := b.keys[uid]
+	b.mu.Unlock()
+	if _, rest, ok := strings.Cut(key, "/"); ok {
+		namespace, name, _ := strings.Cut(rest, "/")
+		if pod, err := b.pods.Pods(namespace).Get(name); err == nil && string(pod.UID) == uid {
+			return nil
+		}
+	}
+	b.mu.Lock()
+	asked, made := b.removed[uid], b.made[uid] != nil
+	b.mu.Unlock()
+	if inst := b.seen.instance(uid); (inst != nil || made) && !asked {
+		return b.remove(ctx, uid, 0)
+	}
+	if b.seen.instance(uid) == nil {
+		b.mu.Lock()
+		delete(b.keys, uid)
+		delete(b.made, uid)
+		delete(b.failed, uid)
+		delete(b.removed, uid)
+		b.mu.Unlock()
+	}
+	return nil
+}
+
+// putStatus writes a Pod's status, if it says something else than before.
+func (b *bridge) putStatus(ctx context.Context, pod *corev1.Pod, st corev1.PodStatus) error {
+	if equality.Semantic.DeepEqual(st, pod.Status) {
+		return nil
+	}
+	c := pod.DeepCopy()
+	c.Status = st
+	_, err := b.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, c, metav1.UpdateOptions{})
+	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
+		return nil // the watch brings the Pod as it is now
+	}
+	return err
+}
+
+// claim is the core's volume of a PersistentVolumeClaim.
+func (b *bridge) claim(_ context.Context, namespace, name string) (*model.Volume, error) {
+	return nil, fmt.Errorf("persistentVolumeClaim %s/%s: volumes that outlive Pods are not supported yet", namespace, name)
+}
