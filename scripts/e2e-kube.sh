@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A session of kubectl against Tutti's Kubernetes API: every verb that needs no running pods. On HOSTS
+# A session of kubectl against Tutti's Kubernetes API: the verbs that need no running pods. On HOSTS
 # virtual hosts (3), where a server is killed in between; with HOSTS=0 on this host alone. Needs root and
 # kubectl.
 set -euo pipefail
@@ -99,7 +99,7 @@ want 'deployments +deploy' k api-resources
 want 'DESCRIPTION' k explain deployment.spec.strategy
 want 'created' k create namespace other
 want 'created' k apply -f "$work/web.yaml"
-eventually 'web-[a-z0-9]+-[a-z0-9]+ .*Pending' k get pods -o wide
+eventually 'web-[a-z0-9]+-[a-z0-9]+ .*(ErrImagePull|ImagePullBackOff)' k get pods -o wide # the image is nowhere
 want 'ReplicaSet' k get events
 want 'web:1' k describe deployment web
 want 'unchanged' k apply -f "$work/web.yaml"
