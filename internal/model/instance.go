@@ -144,8 +144,8 @@ type TaskStatus struct {
 
 	Message  string `json:"message,omitempty"` // the last words of a run that has ended
 	Restarts int    `json:"restarts,omitempty"`
-	// Before is the run before this one.
-	Before TaskEnd `json:"before,omitzero"`
+	// Before is the run before this one, of which there is none for most.
+	Before *TaskEnd `json:"before,omitempty"`
 	// What follows is told of separate tasks.
 	Up      bool   `json:"up,omitempty"` // see TaskSpec
 	Ready   bool   `json:"ready,omitempty"`
@@ -165,8 +165,8 @@ type TaskEnd struct {
 }
 
 // End is the end of the run that the status tells of.
-func (t *TaskStatus) End() TaskEnd {
-	return TaskEnd{
+func (t *TaskStatus) End() *TaskEnd {
+	return &TaskEnd{
 		Run: t.Run, RunID: t.RunID, Started: t.Started, Finished: t.Finished, ExitCode: t.ExitCode, OOM: t.OOM, Error: t.Error, Message: t.Message,
 	}
 }

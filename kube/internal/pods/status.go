@@ -179,22 +179,22 @@ func containers(pod *corev1.Pod, list []corev1.Container, i *model.Instance) (ou
 			end := t.End()
 			st.State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: t.Waiting}
 			if t.ExitCode == 0 && t.Error == "" && t.Restarts == 0 {
-				st.State = corev1.ContainerState{Terminated: terminated(&end)} // it is about to run again
+				st.State = corev1.ContainerState{Terminated: terminated(end)} // it is about to run again
 				break
 			}
-			st.LastTerminationState.Terminated = terminated(&end)
+			st.LastTerminationState.Terminated = terminated(end)
 			out = append(out, st)
 			continue
 		default:
 			end := t.End()
-			st.State.Terminated = terminated(&end)
+			st.State.Terminated = terminated(end)
 			// What has completed of an init container counts as ready.
 			st.Ready = end.ExitCode == 0 && end.Error == "" && slices.ContainsFunc(pod.Spec.InitContainers, func(o corev1.Container) bool {
 				return o.Name == c.Name && o.RestartPolicy == nil
 			})
 		}
-		if t.Before.Run > 0 {
-			st.LastTerminationState.Terminated = terminated(&t.Before)
+		if t.Before != nil {
+			st.LastTerminationState.Terminated = terminated(t.Before)
 		}
 		out = append(out, st)
 	}
