@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# A session of kubectl against Tutti's Kubernetes API: the verbs that need no running pods. On HOSTS
-# virtual hosts (3), where a server is killed in between; with HOSTS=0 on this host alone. Needs root and
-# kubectl.
+# A session of kubectl against Tutti's Kubernetes API, with pods that run. On HOSTS virtual hosts (3),
+# one of which loses its power in between; with HOSTS=0 on this host alone. Needs root and kubectl.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 HOSTS=${HOSTS:-3}
@@ -147,6 +146,29 @@ want 'deleted' k delete job once
 want 'nodes "nowhere" not found' bash -c "kubectl taint nodes nowhere a=b:NoSchedule 2>&1 || true"
 head -c 500000 /dev/zero | tr '\0' x >"$work/big"
 want 'created' k create configmap big --from-file="$work/big"
+
+# What runs: Redis in three pods, from the images of the example.
+"$here/scripts/images.sh" --import >/dev/null
+want 'created' k create deployment cache --image=redis:7 --replicas=3
+want 'successfully rolled out' k rollout status deployment cache --timeout=90s
+want '^3$' k get deployment cache -o 'jsonpath={.status.readyReplicas}{"\n"}'
+want 'Ready to accept connections' k logs deployment/cache
+want '^PONG' k exec deployment/cache -- redis-cli ping
+want 'exposed' k expose deployment cache --port=6379
+eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping
+eventually '^PONG' k exec deployment/cache -- redis-cli -h cache.default.svc.cluster.local ping
+want 'default/cache-|cache-' tutti ps
+first=$(k get pods -l app=cache -o 'jsonpath={.items[0].metadata.name}')
+want 'deleted' k delete pod "$first"
+want 'successfully rolled out' k rollout status deployment cache --timeout=90s
+want 'scaled' k scale deployment cache --replicas=4
+want 'condition met' k wait --for=jsonpath='{.status.readyReplicas}'=4 --timeout=90s deployment/cache
+want 'restarted' k rollout restart deployment cache
+want 'successfully rolled out' k rollout status deployment cache --timeout=90s
+want 'created' k create job hello --image=redis:7 -- redis-server --version
+want 'condition met' k wait --for=condition=complete --timeout=90s job/hello
+want 'Redis server v=' k logs job/hello
+
 if ((HOSTS >= 3)); then
 	before=$KUBECONFIG
 	tutti host kill host-1 || failed=$((failed + 1))
@@ -156,7 +178,11 @@ if ((HOSTS >= 3)); then
 	eventually 'web' k get deployments
 	eventually 'created' k create configmap after --from-literal=a=b
 	eventually 'web-[a-z0-9]+-[a-z0-9]+' k get pods
+	eventually '^4 0$' bash -c "kubectl get pods -l app=cache -o wide --no-headers | awk '\$2 == \"1/1\" { up++ } /host-1/ && \$3 == \"Running\" { lost++ } END { print up+0, lost+0 }'"
+	eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping
 fi
+want 'deleted' k delete deployment cache
+want 'deleted' k delete job hello
 want 'deleted' k delete deployment web
 eventually 'No resources' k get pods
 want 'deleted' k delete namespace other --timeout=60s
