@@ -191,6 +191,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathFileChanges:  {wire.RoleServer},
 	wire.PathReadFiles:    {wire.RoleServer},
 	wire.PathWriteFiles:   {wire.RoleServer},
+	wire.PathDial:         {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists

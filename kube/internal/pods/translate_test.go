@@ -241,7 +241,7 @@ func TestStatus(t *testing.T) {
 		t.Errorf("while it runs the status is %+v", st)
 	}
 	i.Status.Ready = false
-	i.Status.Tasks[1] = model.TaskStatus{Name: "app", Run: 2, State: "exited", ExitCode: 3, Restarts: 1, Waiting: "exited with code 3; restarting in 10s", Message: "last words", Before: model.TaskEnd{Run: 1, ExitCode: 2}}
+	i.Status.Tasks[1] = model.TaskStatus{Name: "app", Run: 2, State: "exited", ExitCode: 3, Restarts: 1, Waiting: "exited with code 3; restarting in 10s", Message: "last words", Before: &model.TaskEnd{Run: 1, ExitCode: 2}}
 	st = statusOf(pod, i, n, now)
 	if c := st.ContainerStatuses[0]; c.State.Waiting.Reason != "CrashLoopBackOff" || c.RestartCount != 1 || c.LastTerminationState.Terminated.ExitCode != 3 ||
 		c.LastTerminationState.Terminated.Message != "last words" || ready(&st) || st.Phase != corev1.PodRunning {
