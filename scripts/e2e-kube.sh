@@ -176,7 +176,7 @@ if ((HOSTS >= 3)); then
 	for ((i = 0; i < 100; i++)); do env && break || sleep 0.2; done
 	printf 'host-1 has lost power: from %s to %s\n' "$before" "${KUBECONFIG:-nowhere}"
 	eventually 'web' k get deployments
-	eventually 'created' k create configmap after --from-literal=a=b
+	eventually 'created|unchanged' bash -c "kubectl create configmap after --from-literal=a=b --dry-run=client -o yaml | kubectl apply -f -"
 	eventually 'web-[a-z0-9]+-[a-z0-9]+' k get pods
 	eventually '^4 0$' bash -c "kubectl get pods -l app=cache -o wide --no-headers | awk '\$2 == \"1/1\" { up++ } /host-1/ && \$3 == \"Running\" { lost++ } END { print up+0, lost+0 }'"
 	eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping
