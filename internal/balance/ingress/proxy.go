@@ -172,10 +172,11 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 		r.Body = body
 	}
 	var tried []string
+	last := errNobody
 	for {
 		b, ok := p.choose(v, tried)
 		if !ok {
-			return nil, errNobody
+			return nil, last
 		}
 		resp, err := p.try(r, v.route, b)
 		if err == nil {
@@ -186,7 +187,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 			}
 			return resp, nil
 		}
-		tried = append(tried, b.Address)
+		tried, last = append(tried, b.Address), err
 		var dial *net.OpError
 		notSent := errors.As(err, &dial) && dial.Op == "dial"
 		if notSent {
