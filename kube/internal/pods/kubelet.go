@@ -360,33 +360,36 @@ func (t *streamTask) PortForward(ctx context.Context, _, _ string, port int32, s
 	return t.k.tutti.Dial(ctx, t.i.ID, int(port), driver.Streams{Stdin: stream, Stdout: stream})
 }
 
-func (k *Kubelet) exec(w http.ResponseWriter, r *http.Request) {
+// streaming returns the task whose streams a request is about, and which of them; ok is false when the
+// request was answered with an error.
+func (k *Kubelet) streaming(w http.ResponseWriter, r *http.Request) (t *streamTask, o *remotecommand.Options, ok bool) {
 	i, err := k.instance(r)
 	if err != nil {
 		fail(w, err)
-		return
+		return nil, nil, false
 	}
-	o, err := remotecommand.NewOptions(r)
-	if err != nil {
+	if o, err = remotecommand.NewOptions(r); err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
+		return nil, nil, false
+	}
+	return &streamTask{k, i}, o, true
+}
+
+func (k *Kubelet) exec(w http.ResponseWriter, r *http.Request) {
+	t, o, ok := k.streaming(w, r)
+	if !ok {
 		return
 	}
-	remotecommand.ServeExec(w, r, &streamTask{k, i}, r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"),
+	remotecommand.ServeExec(w, r, t, r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"),
 		r.Form["command"], o, streamIdle, streamCreate, remotecommand.SupportedStreamingProtocols)
 }
 
 func (k *Kubelet) attach(w http.ResponseWriter, r *http.Request) {
-	i, err := k.instance(r)
-	if err != nil {
-		fail(w, err)
+	t, o, ok := k.streaming(w, r)
+	if !ok {
 		return
 	}
-	o, err := remotecommand.NewOptions(r)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusBadRequest)
-		return
-	}
-	remotecommand.ServeAttach(w, r, &streamTask{k, i}, r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"),
+	remotecommand.ServeAttach(w, r, t, r.PathValue("pod"), r.PathValue("uid"), r.PathValue("container"),
 		o, streamIdle, streamCreate, remotecommand.SupportedStreamingProtocols)
 }
 
