@@ -163,11 +163,13 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 	noServer := fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name)
 	handler, dockerHandler := native.Refuse(noServer), docker.Refuse(noServer)
 	if s != nil {
-		dockerHandler = s.Answer(docker.New(docker.Deps{
+		dockerAPI := docker.New(docker.Deps{
 			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,
 			Lifetime: native.Lifetime,
 			Caller:   dockerCaller,
-		}))
+		})
+		dockerHandler = s.Answer(dockerAPI)
+		g.Go(func() error { return dockerAPI.Run(ctx) })
 		marathonAPI := newMarathon(s, id.NodeID, cfg)
 		handler = s.Answer(native.New(native.Deps{
 			Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log,

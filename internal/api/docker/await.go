@@ -18,7 +18,7 @@ func (a *API) await(ctx context.Context, id string, look func(b *box) bool) erro
 		snap := a.snapshot()
 		watch := a.Core.Store.Watch(snap.Revision(), model.KindInstance, model.KindWorkload)
 		for {
-			now := boxByID(snap, id)
+			now := a.boxByID(snap, id)
 			if look(now) {
 				return nil
 			}
@@ -64,35 +64,6 @@ func (b *box) as(ch store.Change) *box {
 	c := *b
 	c.instance = i
 	return &c
-}
-
-func boxByID(snap *store.Snapshot, id string) *box {
-	owner := ownerOf(id)
-	if w, ok := store.Get[*model.Workload](snap, owner); ok {
-		for _, b := range boxesOf(snap, w) {
-			if b.id == id {
-				return b
-			}
-		}
-	}
-	if i, ok := store.Get[*model.Instance](snap, owner); ok {
-		if w, ok := store.Get[*model.Workload](snap, i.WorkloadID); ok {
-			for _, b := range boxesOf(snap, w) {
-				if b.id == id {
-					return b
-				}
-			}
-		}
-	}
-	if owner != "" {
-		return nil
-	}
-	for _, b := range boxes(snap) { // of an object whose ID is none of ours
-		if b.id == id {
-			return b
-		}
-	}
-	return nil
 }
 
 // runKey names the latest run of a container; "" when there was none.

@@ -234,7 +234,7 @@ func (a *API) containerRestart(w http.ResponseWriter, r *request) error {
 			return err
 		}
 	}
-	if b = boxByID(a.snapshot(), b.id); b == nil {
+	if b = a.boxByID(a.snapshot(), b.id); b == nil {
 		return fault.New(fault.NotFound, "No such container: %s", r.vars["name"])
 	}
 	if err := a.start(r, b); err != nil {
@@ -367,7 +367,7 @@ func (a *API) containerPrune(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
-	for _, b := range boxes(a.snapshot()) {
+	for _, b := range a.boxes(a.snapshot()) {
 		if b.made == nil || b.running() || b.state() == container.StateCreated && !b.workload.Suspended {
 			continue
 		}

@@ -75,7 +75,7 @@ func fillEndpoint(e *network.EndpointSettings, b *box, n *model.Network, ip stri
 
 func (a *API) containerInspect(w http.ResponseWriter, r *request) error {
 	snap := a.snapshot()
-	b, err := findBox(snap, r.vars["name"])
+	b, err := a.findBox(snap, r.vars["name"])
 	if err != nil {
 		return err
 	}

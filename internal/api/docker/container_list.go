@@ -45,7 +45,7 @@ func (a *API) containerList(w http.ResponseWriter, r *request) error {
 		all = true
 	}
 	out := []summary{}
-	for _, b := range boxes(snap) {
+	for _, b := range a.boxes(snap) {
 		if !all && !b.running() || !choose(b) {
 			continue
 		}
@@ -112,7 +112,7 @@ func (a *API) chooser(r *request, snap *store.Snapshot, f filters) (func(*box) b
 	var before, since time.Time
 	for key, at := range map[string]*time.Time{"before": &before, "since": &since} {
 		for _, ref := range f[key] {
-			b, err := findBox(snap, ref)
+			b, err := a.findBox(snap, ref)
 			if err != nil {
 				return nil, err
 			}

@@ -198,7 +198,7 @@ func (a *API) containerStats(w http.ResponseWriter, r *request) error {
 		}
 	}
 	for first := true; ; first = false {
-		now := boxByID(a.snapshot(), b.id)
+		now := a.boxByID(a.snapshot(), b.id)
 		if now == nil {
 			return nil
 		}

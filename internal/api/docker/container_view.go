@@ -3,11 +3,9 @@ package docker
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,7 +13,6 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
-	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -62,50 +59,6 @@ func (b *box) created() time.Time {
 	return b.workload.Created
 }
 
-// boxes lists the containers of the cluster, newest first.
-func boxes(snap *store.Snapshot) []*box {
-	var out []*box
-	for w := range store.List[*model.Workload](snap) {
-		out = append(out, boxesOf(snap, w)...)
-	}
-	slices.SortStableFunc(out, func(a, b *box) int {
-		return cmp.Or(b.created().Compare(a.created()), cmp.Compare(a.name, b.name))
-	})
-	return out
-}
-
-func boxesOf(snap *store.Snapshot, w *model.Workload) []*box {
-	var out []*box
-	made := madeOf(w)
-	ports := portsOf(snap, w)
-	if made != nil {
-		b := &box{id: containerID(w.ID, 0), name: dockerName(&w.Meta), workload: w, template: &w.Template, made: made, ports: ports}
-		for i := range store.InstancesOfWorkload(snap, w.ID) {
-			if i.Slot == 1 && (b.instance == nil || newer(i, b.instance)) {
-				b.instance = i
-			}
-		}
-		out = append(out, b.at(snap))
-	}
-	for i := range store.InstancesOfWorkload(snap, w.ID) {
-		if i.NodeID == "" || made != nil && i.Slot == 1 {
-			continue
-		}
-		template := &w.Template
-		if r, ok := store.Get[*model.Revision](snap, i.RevisionID); ok {
-			template = &r.Template
-		}
-		for n := range template.Tasks {
-			b := &box{id: containerID(i.ID, n), name: instanceName(w, i), workload: w, instance: i, template: template, task: n, ports: ports}
-			if n > 0 {
-				b.name += "." + template.Tasks[n].Name
-			}
-			out = append(out, b.at(snap))
-		}
-	}
-	return out
-}
-
 // instanceName is what Swarm calls the container of a task: service, slot or node, and task.
 func instanceName(w *model.Workload, i *model.Instance) string {
 	slot := fmt.Sprint(i.Slot)
@@ -131,56 +84,6 @@ func (b *box) at(snap *store.Snapshot) *box {
 	}
 	return b
 }
-
-func madeOf(w *model.Workload) *created {
-	data, ok := w.Extensions[extension]
-	if !ok || w.Application != application {
-		return nil
-	}
-	c := new(created)
-	if json.Unmarshal(data, c) != nil || c.Config == nil || c.HostConfig == nil {
-		return nil
-	}
-	return c
-}
-
-func portsOf(snap *store.Snapshot, w *model.Workload) []model.ServicePort {
-	var out []model.ServicePort
-	for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
-		if s.WorkloadID == w.ID {
-			out = append(out, s.Ports...)
-		}
-	}
-	return out
-}
-
-// findBox says which container a reference means: its whole ID, its name, with that of its node
-// before it or not, or the beginning of its ID.
-func findBox(snap *store.Snapshot, ref string) (*box, error) {
-	name := strings.TrimPrefix(ref, "/")
-	var prefixed []*box
-	for _, b := range boxes(snap) {
-		full := ""
-		if b.instance != nil {
-			full = b.instance.FullName()
-		}
-		if b.id == name || b.name == name || full == name && b.task == 0 || b.node != "" && b.node+"/"+b.name == name {
-			return b, nil
-		}
-		if name != "" && strings.HasPrefix(b.id, name) {
-			prefixed = append(prefixed, b)
-		}
-	}
-	switch {
-	case len(prefixed) == 1:
-		return prefixed[0], nil
-	case len(prefixed) > 1:
-		return nil, fault.New(fault.Invalid, "Multiple IDs found with provided prefix: %s", name)
-	}
-	return nil, fault.New(fault.NotFound, "No such container: %s", ref)
-}
-
-func (a *API) box(r *request) (*box, error) { return findBox(a.snapshot(), r.vars["name"]) }
 
 // state is the container's state in Docker's words.
 func (b *box) state() container.ContainerState {

@@ -31,7 +31,7 @@ type house struct {
 	core.Images
 	store *store.Store
 	core  *core.Core
-	api   http.Handler
+	api   *docker.API
 }
 
 func newHouse(t testing.TB) *house {

@@ -1,8 +1,6 @@
 package docker
 
 import (
-	"context"
-	"encoding/json"
 	"net/http"
 	"slices"
 	"strconv"
@@ -24,59 +22,6 @@ type message struct {
 
 func (a *API) pluginList(w http.ResponseWriter, _ *request) error {
 	return answer(w, http.StatusOK, []any{})
-}
-
-// events tells what happens from now on, as changes of the state show it. What was before is not
-// kept in Docker's words: of a time in the past, nothing is told.
-func (a *API) events(w http.ResponseWriter, r *request) error {
-	f, err := readFilters(r, "config", "container", "daemon", "event", "image", "label", "network", "node", "plugin", "scope", "secret", "service", "type", "volume")
-	if err != nil {
-		return err
-	}
-	until, err := readTime(r.query.Get("until"), time.Now())
-	if err != nil {
-		return err
-	}
-	if _, err := readTime(r.query.Get("since"), time.Now()); err != nil {
-		return err
-	}
-	ctx := r.Context()
-	if !until.IsZero() {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithDeadline(ctx, until)
-		defer cancel()
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(http.StatusOK)
-	c := http.NewResponseController(w)
-	_ = c.Flush()
-	enc := json.NewEncoder(w)
-	snap := a.snapshot()
-	watch := a.Core.Store.Watch(snap.Revision(), model.KindInstance, model.KindWorkload, model.KindNetwork, model.KindVolume, model.KindImage,
-		model.KindNode, model.KindSecret, model.KindConfig)
-	for {
-		batch, err := watch.Next(ctx)
-		if ctx.Err() != nil {
-			return nil
-		}
-		if err != nil { // it fell behind: go on from now
-			snap = a.snapshot()
-			watch = a.Core.Store.Watch(snap.Revision())
-			continue
-		}
-		snap = a.snapshot()
-		for _, ch := range batch.Changes {
-			for _, m := range a.translateEvent(snap, ch) {
-				if !m.chosen(f) {
-					continue
-				}
-				if enc.Encode(m) != nil {
-					return nil
-				}
-			}
-		}
-		_ = c.Flush()
-	}
 }
 
 func (m *message) chosen(f filters) bool {
@@ -116,6 +61,7 @@ func newMessage(t events.Type, action events.Action, id, scope string, attribute
 
 // translateEvent says in Docker's words what a change was.
 func (a *API) translateEvent(snap *store.Snapshot, ch store.Change) []*message {
+	of := a.happened.follow(ch)
 	meta, created, gone := metaOf(ch)
 	if meta == nil {
 		return nil
@@ -136,9 +82,9 @@ func (a *API) translateEvent(snap *store.Snapshot, ch store.Change) []*message {
 	}
 	switch ch.Kind {
 	case model.KindInstance:
-		return a.instanceEvents(snap, ch)
+		return a.instanceEvents(snap, ch, of)
 	case model.KindWorkload:
-		return a.workloadEvents(ch, action, attributes)
+		return a.workloadEvents(ch, of, action, attributes)
 	case model.KindNetwork:
 		if gone {
 			action = events.ActionDestroy
@@ -181,26 +127,23 @@ func metaOf(ch store.Change) (m *model.Meta, created, gone bool) {
 	return nil, false, false
 }
 
-func (a *API) workloadEvents(ch store.Change, action events.Action, attributes map[string]string) []*message {
-	w, ok := ch.New.(*model.Workload)
-	if !ok {
-		w = ch.Old.(*model.Workload)
-	}
-	if made := madeOf(w); made != nil {
-		for k, v := range made.Config.Labels {
-			attributes[k] = v
-		}
-		attributes["image"] = made.Config.Image
+func (a *API) workloadEvents(ch store.Change, of *followed, action events.Action, attributes map[string]string) []*message {
+	w := of.workload
+	if made := a.madeOf(w); made != nil {
 		old, updated := ch.Old.(*model.Workload)
 		switch {
 		case action == events.ActionRemove:
-			action = events.ActionDestroy
+			if of.instances > 0 {
+				return nil // it is gone when they are
+			}
+			return []*message{destroyed(w, made)}
 		case updated && old.Name != w.Name:
 			action = events.ActionRename
 			attributes["oldName"] = "/" + old.Name
 		case action != events.ActionCreate:
 			return nil // what becomes of it shows in its instance
 		}
+		describe(attributes, made)
 		return []*message{newMessage(events.ContainerEventType, action, containerID(w.ID, 0), "local", attributes)}
 	}
 	old, updated := ch.Old.(*model.Workload)
@@ -213,28 +156,46 @@ func (a *API) workloadEvents(ch store.Change, action events.Action, attributes m
 	return []*message{newMessage(events.ServiceEventType, action, w.ID, "swarm", attributes)}
 }
 
-// instanceEvents are those of a container's life: start, die, health, kill.
-func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change) []*message {
+func describe(attributes map[string]string, made *created) {
+	for k, v := range made.Config.Labels {
+		attributes[k] = v
+	}
+	attributes["image"] = made.Config.Image
+}
+
+func destroyed(w *model.Workload, made *created) *message {
+	attributes := map[string]string{"name": dockerName(&w.Meta)}
+	describe(attributes, made)
+	return newMessage(events.ContainerEventType, events.ActionDestroy, containerID(w.ID, 0), "local", attributes)
+}
+
+// instanceEvents are those of a container's life: start, die, health, pause.
+func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change, of *followed) []*message {
 	now, _ := ch.New.(*model.Instance)
 	old, _ := ch.Old.(*model.Instance)
 	i := now
 	if i == nil {
 		i = old
 	}
-	w, ok := store.Get[*model.Workload](snap, i.WorkloadID)
-	if !ok || i.NodeID == "" {
-		return nil
-	}
-	var b *box
-	for _, candidate := range boxesOf(snap, w) {
-		if candidate.instance != nil && candidate.instance.ID == i.ID {
-			b = candidate
-			break
+	if of != nil && i.NodeID == "" && now == nil && of.removed && of.instances == 0 {
+		if made := a.madeOf(of.workload); made != nil { // it was never placed
+			return []*message{destroyed(of.workload, made)}
 		}
 	}
-	if b == nil {
+	if of == nil || i.NodeID == "" || now != nil && old != nil && nothingToTell(old, now) {
 		return nil
 	}
+	w := of.workload
+	b := a.ownBox(snap, w, nil)
+	if b == nil || i.Slot != 1 {
+		list := instanceBoxes(snap, w, i, nil)
+		if len(list) == 0 {
+			return nil
+		}
+		b = list[0]
+	}
+	b.instance = i
+	b.at(snap)
 	attributes := b.labels()
 	attributes["name"], attributes["image"], attributes["node"] = b.name, b.spec().Image, b.node
 	var out []*message
@@ -248,21 +209,35 @@ func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change) []*message {
 		}
 		out = append(out, newMessage(events.ContainerEventType, action, b.id, "local", own))
 	}
+	before, after := *b, *b
+	before.instance, after.instance = old, now
+	was := before.run()
 	if now == nil {
-		if b.made == nil {
+		if was != nil && was.State != "exited" {
+			add(events.ActionDie, "exitCode", strconv.Itoa(was.ExitCode))
+		}
+		switch {
+		case b.made == nil:
 			add(events.ActionDestroy)
+		case of.removed && of.instances == 0:
+			out = append(out, destroyed(w, b.made))
 		}
 		return out
 	}
-	before, after := *b, *b
-	before.instance, after.instance = old, now
+	is := after.run()
 	if old == nil && b.made == nil || old != nil && old.NodeID == "" && b.made == nil {
 		add(events.ActionCreate)
 	}
-	was, is := before.run(), after.run()
 	if is != nil && (was == nil || was.Run != is.Run) && is.State != "created" {
 		add(events.ActionStart)
 		was = nil
+	}
+	if is != nil && was != nil && (was.State == "paused") != (is.State == "paused") && is.State != "exited" {
+		action := events.ActionPause
+		if was.State == "paused" {
+			action = events.ActionUnPause
+		}
+		add(action)
 	}
 	if is != nil && is.State == "exited" && (was == nil || was.State != "exited") {
 		if is.OOM {
@@ -277,4 +252,17 @@ func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change) []*message {
 		add(events.Action("health_status: " + string(now.Status.Health)))
 	}
 	return out
+}
+
+// nothingToTell reports whether a change is none of what events tell of.
+func nothingToTell(old, now *model.Instance) bool {
+	if old.NodeID != now.NodeID || old.Status.Health != now.Status.Health || len(old.Status.Tasks) != len(now.Status.Tasks) {
+		return false
+	}
+	for n := range now.Status.Tasks {
+		if x, y := &old.Status.Tasks[n], &now.Status.Tasks[n]; x.Run != y.Run || x.State != y.State {
+			return false
+		}
+	}
+	return true
 }

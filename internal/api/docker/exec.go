@@ -156,7 +156,7 @@ func (a *API) execStart(w http.ResponseWriter, r *request) error {
 	if req.ConsoleSize != nil && !p.config.Tty {
 		return fault.New(fault.Invalid, "console size is only supported when TTY is enabled")
 	}
-	b := boxByID(a.snapshot(), p.box)
+	b := a.boxByID(a.snapshot(), p.box)
 	if b == nil {
 		return fault.New(fault.NotFound, "No such container: %s", p.box)
 	}

@@ -174,7 +174,7 @@ func (a *API) removeImage(r *request, snap *store.Snapshot, ref string, img *mod
 	}
 	last := len(gone) == len(names)
 	if last {
-		for _, b := range boxes(snap) {
+		for _, b := range a.boxes(snap) {
 			if b.spec().Digest == img.Digest {
 				how := "must be forced) - image is being used by stopped container"
 				if b.running() {

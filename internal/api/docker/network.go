@@ -197,7 +197,7 @@ func (a *API) networkInspect(w http.ResponseWriter, r *request) error {
 		return fault.New(fault.NotFound, "network %s not found", r.vars["id"])
 	}
 	out := network.Inspect{Network: n, Containers: map[string]network.EndpointResource{}}
-	for _, b := range boxes(snap) {
+	for _, b := range a.boxes(snap) {
 		if !b.running() {
 			continue
 		}
@@ -342,7 +342,7 @@ func (a *API) networkConnect(w http.ResponseWriter, r *request) error {
 	if _, err := findNetwork(snap, r.vars["id"]); err != nil {
 		return err
 	}
-	b, err := findBox(snap, req.Container)
+	b, err := a.findBox(snap, req.Container)
 	if err != nil {
 		return err
 	}
@@ -386,7 +386,7 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	b, err := findBox(snap, req.Container)
+	b, err := a.findBox(snap, req.Container)
 	if err != nil {
 		return err
 	}
@@ -410,7 +410,7 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 
 // changeContainer changes a container that has not been started yet, and what is kept of its request.
 func (a *API) changeContainer(w http.ResponseWriter, r *request, b *box, change func(*model.Workload, *created) error) error {
-	wl, made := b.workload.Clone(), madeOf(b.workload)
+	wl, made := b.workload.Clone(), decodeRequest(b.workload)
 	if err := change(wl, made); err != nil {
 		return err
 	}

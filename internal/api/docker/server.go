@@ -44,6 +44,8 @@ type API struct {
 	execs     execs
 	terminals terminals
 	images    imageConfigs
+	requests  requests
+	happened  happened
 }
 
 // New returns a handler.

@@ -26,7 +26,7 @@ import (
 func servicesOf(snap *store.Snapshot) []*model.Workload {
 	var out []*model.Workload
 	for w := range store.List[*model.Workload](snap) {
-		if madeOf(w) == nil {
+		if !isContainer(w) {
 			out = append(out, w)
 		}
 	}

@@ -76,7 +76,7 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 		i.NCPU += int(n.Capacity.NanoCPUs / 1e9)
 		i.MemTotal += n.Capacity.MemoryBytes
 	}
-	for _, b := range boxes(snap) {
+	for _, b := range a.boxes(snap) {
 		i.Containers++
 		switch b.state() {
 		case container.StateRunning, container.StateRestarting:
@@ -120,7 +120,7 @@ func (a *API) diskUsage(w http.ResponseWriter, r *request) error {
 	snap := a.snapshot()
 	u := usage{BuildCache: []any{}}
 	uses := map[string]int{}
-	for _, b := range boxes(snap) {
+	for _, b := range a.boxes(snap) {
 		uses[b.spec().Digest]++
 		if want("container") {
 			u.Containers = append(u.Containers, a.summary(r, snap, b))

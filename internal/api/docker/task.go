@@ -19,7 +19,7 @@ import (
 func findTask(snap *store.Snapshot, ref string) (*model.Instance, *model.Workload, error) {
 	var found []*model.Instance
 	for i := range store.ByIDPrefix[*model.Instance](snap, ref) {
-		if w, ok := store.Get[*model.Workload](snap, i.WorkloadID); ok && madeOf(w) == nil && ref != "" {
+		if w, ok := store.Get[*model.Workload](snap, i.WorkloadID); ok && !isContainer(w) && ref != "" {
 			found = append(found, i)
 		}
 	}
