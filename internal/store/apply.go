@@ -184,6 +184,7 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 		if o.opType == opPutStatus && (old == nil || info.over != nil && info.over(old, obj)) {
 			return nil
 		}
+		a.words.share(obj) // before it adopts what others may be reading
 		if old != nil && o.opType == opPut {
 			obj.AdoptStatus(old)
 		}
@@ -197,7 +198,7 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 			}
 		}
 		m.Revision = revision
-		a.words.share(obj)
+		shareID(obj)
 		t.put(old, obj)
 		a.changes = append(a.changes, Change{Kind: info.kind, ID: m.ID, Old: old, New: obj})
 	}

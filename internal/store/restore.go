@@ -114,6 +114,7 @@ func decodeRow(kind model.Kind, revision uint64, data []byte, w *words) (model.O
 	}
 	o.GetMeta().Revision = revision
 	w.share(o)
+	shareID(o)
 	return o, nil
 }
 

@@ -70,7 +70,17 @@ func (w *words) share(o model.Object) {
 		w.one(&t.Name)
 		w.one(&t.State)
 		w.one(&t.Image)
-		if strings.HasPrefix(t.RunID, i.ID) { // it begins with that, as a rule: one copy is enough
+	}
+}
+
+// shareID makes an instance's ID part of that of a run, which begins with it, as a rule: one copy is enough.
+func shareID(o model.Object) {
+	i, ok := o.(*model.Instance)
+	if !ok {
+		return
+	}
+	for k := range i.Status.Tasks {
+		if t := &i.Status.Tasks[k]; strings.HasPrefix(t.RunID, i.ID) {
 			i.ID = t.RunID[:len(i.ID)]
 		}
 	}
