@@ -3,6 +3,7 @@ package schedule
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -21,15 +22,34 @@ type class struct {
 	nodes  []candidate // those that may do, in the order of the cluster's nodes
 	groups []group
 	heaps  []*candidate // the memory of the groups' heaps
+	// common is the order of nodes that the class has in common with others, in place of the three
+	// above; looked is what it cost so far that it is not the class's own. See common.go.
+	common *class
+	looked int
+	users  int // of a common order: classes that use it
+	front  []*candidate
+	// digests are the images of the class, holders the nodes that have one, where the order is common.
+	digests []string
+	holders []int32
 	rules
 	// eager classes have scores that others' placements may improve: they look at each. The other
 	// classes look again only at what seems best, as scores get worse and never better.
 	eager        bool
 	taken, freed int // how far the placer's lists were followed
-	reasons      map[string]string
+	reasons      map[int32]string
 	evictions    *evictions // what would have to give way on each node, once that was asked
 	// how far the placer's lists were followed for the evictions
 	evicted, regained int
+}
+
+func newClass(p *placer, r *Request, key classKey) *class {
+	c := &class{Request: r, key: key, p: p, wanted: Wanted(r.Template)}
+	for i := range r.Template.Tasks {
+		if d := r.Template.Tasks[i].Digest; d != "" && !slices.Contains(c.digests, d) {
+			c.digests = append(c.digests, d)
+		}
+	}
+	return c
 }
 
 // candidate is a node with the score it had when last looked at.
@@ -90,9 +110,8 @@ type maxRule struct {
 type skewRule struct {
 	*counter
 	model.Skew
-	eligible []bool // domains with a node that may do
-	least    int    // instances in the emptiest of them
-	domains  int
+	eligible eligible
+	least    int // instances in the emptiest of those
 }
 
 type nearRule struct {
@@ -107,44 +126,91 @@ type fitting struct {
 	rejected *tally
 	avoid    []int32 // by position in nodes; nil: no node is to be avoided
 	prefer   []int32 // the same
+	eligible map[*domains]eligible
 }
 
-// fit filters and rates the nodes by what does not depend on what runs, once for a template.
+// eligible are the domains in which there is a node that may do.
+type eligible struct {
+	has   []bool
+	count int
+}
+
+// in finds the domains in which there is a node that may do, once for each division.
+func (f *fitting) in(d *domains) eligible {
+	e, ok := f.eligible[d]
+	if !ok {
+		e.has = make([]bool, len(d.names))
+		for _, n := range f.nodes {
+			if at := d.of[n]; !e.has[at] {
+				e.has[at] = true
+				e.count++
+			}
+		}
+		if f.eligible == nil {
+			f.eligible = map[*domains]eligible{}
+		}
+		f.eligible[d] = e
+	}
+	return e
+}
+
+// keptFittings bounds what is remembered of filters.
+const keptFittings = 64
+
+// fit filters and rates the nodes by what does not depend on what runs, once for all templates that
+// are alike in this respect.
 func (p *placer) fit(t *model.Template) *fitting {
-	if f := p.fitting[t]; f != nil {
+	pl := &t.Placement
+	key := staticKey(pl)
+	if f := p.fitting[key]; f != nil {
 		return f
 	}
-	pl := &t.Placement
-	for other, f := range p.fitting { // workloads alike in this respect are many
-		if sameStatic(&other.Placement, pl) {
-			p.fitting[t] = f
-			return f
-		}
-	}
 	f := &fitting{rejected: newTally(len(p.nodes))}
+	filters := filtersOf(t)
 	for i, n := range p.nodes {
-		if reason := unfit(n.Node, t); reason != "" {
+		reason := unable(n.Node)
+		if reason == "" {
+			reason = filters.reject(n.Node)
+		}
+		if reason != "" {
 			f.rejected.add(reason, "")
 			continue
 		}
 		f.nodes = append(f.nodes, int32(i))
-		f.avoid = append(f.avoid, int32(avoided(n.Node, pl.Tolerations)))
-		f.prefer = append(f.prefer, preferred(n.Node, pl.Prefer))
-	}
-	if !slices.ContainsFunc(f.avoid, func(n int32) bool { return n != 0 }) {
-		f.avoid = nil
+		if avoid := avoided(n.Node, pl.Tolerations); avoid != 0 || f.avoid != nil {
+			f.avoid = append(upTo(f.avoid, len(f.nodes)-1), int32(avoid))
+		}
+		if len(pl.Prefer) > 0 {
+			f.prefer = append(f.prefer, preferred(n.Node, pl.Prefer))
+		}
 	}
 	if !slices.ContainsFunc(f.prefer, func(n int32) bool { return n != 0 }) {
 		f.prefer = nil
 	}
-	if len(p.fitting) < 64 { // as comparing with all of many would cost more than it saves
-		p.fitting[t] = f
+	if len(p.fitting) < keptFittings {
+		p.fitting[key] = f
 	}
 	return f
 }
 
+// upTo returns a list with zeroes in front, so that it has a length.
+func upTo(list []int32, n int) []int32 {
+	if list == nil {
+		return make([]int32, n, n+1)
+	}
+	return list
+}
+
 // unfit is why a node takes nothing of a template, whatever runs there; "" when it may.
 func unfit(n *model.Node, t *model.Template) string {
+	if reason := unable(n); reason != "" {
+		return reason
+	}
+	return static(n, t)
+}
+
+// unable is why a node takes nothing at all, "" when it may.
+func unable(n *model.Node) string {
 	switch {
 	case n.Status.State == model.NodeDown:
 		return "are down"
@@ -153,20 +219,44 @@ func unfit(n *model.Node, t *model.Template) string {
 	case !n.Schedulable():
 		return "take no new work (" + string(n.Availability) + ")"
 	}
-	return static(n, t)
+	return ""
 }
 
-func sameStatic(a, b *model.Placement) bool {
-	return sameConstraints(a.Constraints, b.Constraints) && slices.Equal(a.Platforms, b.Platforms) && slices.Equal(a.Tolerations, b.Tolerations) &&
-		slices.EqualFunc(a.Prefer, b.Prefer, func(x, y model.Preference) bool {
-			return x.Weight == y.Weight && sameConstraint(x.Constraint, y.Constraint)
-		}) && slices.Equal(requiredKeys(a), requiredKeys(b))
-}
-
-func sameConstraints(a, b []model.Constraint) bool { return slices.EqualFunc(a, b, sameConstraint) }
-
-func sameConstraint(x, y model.Constraint) bool {
-	return x.Key == y.Key && x.Operator == y.Operator && slices.Equal(x.Values, y.Values)
+// staticKey is equal for placements that the filters and preferences for nodes answer alike.
+func staticKey(pl *model.Placement) string {
+	var b []byte
+	text := func(s string) { b = strconv.AppendQuote(b, s) }
+	constraint := func(c *model.Constraint) {
+		text(c.Key)
+		text(string(c.Operator))
+		for _, v := range c.Values {
+			text(v)
+		}
+		b = append(b, ';')
+	}
+	for i := range pl.Constraints {
+		constraint(&pl.Constraints[i])
+	}
+	b = append(b, '|')
+	for _, s := range pl.Platforms {
+		text(s)
+	}
+	b = append(b, '|')
+	for _, t := range pl.Tolerations {
+		text(t.Key)
+		text(t.Value)
+		text(t.Effect)
+	}
+	b = append(b, '|')
+	for i := range pl.Prefer {
+		b = strconv.AppendInt(b, int64(pl.Prefer[i].Weight), 10)
+		constraint(&pl.Prefer[i].Constraint)
+	}
+	b = append(b, '|')
+	for _, key := range requiredKeys(pl) {
+		text(key)
+	}
+	return string(b)
 }
 
 func preferred(n *model.Node, list []model.Preference) int32 {
@@ -181,18 +271,35 @@ func preferred(n *model.Node, list []model.Preference) int32 {
 
 // open finds the nodes of a class, when its first request comes.
 func (c *class) open() {
-	p := c.p
-	c.opened, c.reasons = true, map[string]string{}
-	c.fits = p.fit(c.Template)
+	c.opened = true
 	c.makeRules()
 	lists, name := c.lists()
-	part := p.partitionOf(lists, name)
+	part := c.p.partitionOf(lists, name)
+	if c.common = c.p.commonOf(c, part, name); c.common != nil {
+		c.fits = c.common.fits
+	} else {
+		c.fits = c.p.fit(c.Template)
+		c.order(part)
+	}
+	for i := range c.skew {
+		s := &c.skew[i]
+		s.eligible = c.fits.in(s.domains)
+	}
+}
+
+// order puts the nodes that may do into groups, each in the order of their scores.
+func (c *class) order(part *partition) {
+	p := c.p
 	c.groups = make([]group, len(part.members))
-	c.nodes, p.spareNodes = reuse(p.spareNodes, len(c.fits.nodes)), nil
+	nodes, first := c.fits.nodes, 0
+	if c.PinnedTo != "" { // no other one does
+		first, _ = slices.BinarySearch(nodes, p.indexOf(c.PinnedTo))
+		nodes = nodes[first:min(first+1, len(nodes))]
+	}
+	c.nodes, p.spareNodes = reuse(p.spareNodes, len(nodes)), nil
 	here := c.here()
-	mine := hash(c.WorkloadID)
 	sizes := make([]int32, len(part.members))
-	for _, n := range c.fits.nodes {
+	for _, n := range nodes {
 		sizes[part.of[n]]++
 	}
 	heaps := reuse(p.spareHeaps, len(c.nodes))
@@ -201,16 +308,16 @@ func (c *class) open() {
 		c.groups[g] = group{member: part.members[g], heap: heaps[:0:sizes[g]]}
 		heaps = heaps[sizes[g]:]
 	}
-	for i, n := range c.fits.nodes {
+	for i, n := range nodes {
 		can := &c.nodes[i]
 		*can = candidate{view: p.nodes[n], group: part.of[n], pos: -1}
 		if c.fits.avoid != nil {
-			can.avoid = c.fits.avoid[i]
+			can.avoid = c.fits.avoid[first+i]
 		}
 		if c.fits.prefer != nil {
-			can.base = c.fits.prefer[i]
+			can.base = c.fits.prefer[first+i]
 		}
-		can.score.tie = tie(p.seed, mine, can.view.hash)
+		can.score.tie = can.view.tie
 		if c.fitsOn(can.view) {
 			same := int32(0)
 			if len(here) > 0 {
@@ -223,14 +330,16 @@ func (c *class) open() {
 	for g := range c.groups {
 		c.groups[g].order()
 	}
-	c.markSkew()
 	c.taken, c.freed = len(p.taken), len(p.freed)
 }
 
 // here counts the workload's instances by node, where there are any.
 func (c *class) here() map[int32]int32 {
 	out := map[int32]int32{}
-	for _, n := range c.p.where[c.WorkloadID] {
+	if c.WorkloadID == "" { // a common order is nobody's
+		return out
+	}
+	for _, n := range c.p.running.on(c.WorkloadID) {
 		out[n] = int32(c.p.nodes[n].Instances[c.WorkloadID])
 	}
 	return out
@@ -238,6 +347,10 @@ func (c *class) here() map[int32]int32 {
 
 // done lets go of what only a further request would need; what explains a refusal stays.
 func (c *class) done() {
+	if c.common != nil {
+		c.common.users--
+		return
+	}
 	c.p.spareNodes, c.p.spareHeaps = c.nodes, c.heaps
 	c.nodes, c.heaps, c.groups = nil, nil, nil
 }
@@ -343,20 +456,6 @@ func (c *class) lists() (out []*domains, name string) {
 	return out, names.String()
 }
 
-// markSkew notes in which domains the class has nodes at all.
-func (c *class) markSkew() {
-	for i := range c.skew {
-		s := &c.skew[i]
-		s.eligible = make([]bool, len(s.in))
-		for j := range c.nodes {
-			if d := s.of[c.nodes[j].view.index]; !s.eligible[d] {
-				s.eligible[d] = true
-				s.domains++
-			}
-		}
-	}
-}
-
 // fitsOn reports whether a node does at the moment, as far as that is the node's own matter.
 func (c *class) fitsOn(v *NodeView) bool {
 	if c.PinnedTo != "" && v.Node.ID != c.PinnedTo {
@@ -449,8 +548,8 @@ func (c *class) local(v *NodeView) float64 {
 		return 0
 	}
 	var bytes int64
-	for i := range c.Template.Tasks {
-		bytes += v.Images[c.Template.Tasks[i].Digest]
+	for _, d := range c.digests {
+		bytes += v.Images[d]
 	}
 	return 0.1 * min(1, float64(bytes)/(1<<30))
 }
@@ -460,12 +559,15 @@ func (c *class) because(n *candidate) string {
 	if c.spreadOut {
 		same = int(n.score.same)
 	}
-	key := fmt.Sprint(same)
+	key := int32(same)
 	if have := c.reasons[key]; have != "" {
 		return have
 	}
+	if c.reasons == nil {
+		c.reasons = map[int32]string{}
+	}
 	pl := &c.Template.Placement
-	fit := len(c.nodes)
+	fit := len(c.fits.nodes)
 	reason := fmt.Sprintf("best of %d nodes that fit: ", fit)
 	var parts []string
 	switch {

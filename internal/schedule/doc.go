@@ -10,7 +10,8 @@
 // Requests of one revision form a class, whose nodes are filtered and scored once. The nodes of a
 // class are divided into groups that are alike in every failure domain the class asks about, each
 // group a heap by what is left to compare; a placement looks at the groups and at the best node of
-// each. The choice is the one that scanning every node would make.
+// each. Small classes that ask the same of nodes have one such order in common. The choice is the one
+// that scanning every node would make.
 //
 // Requests of a higher priority come first, and those of equal priority so that the namespace with
 // the smallest share of the cluster, by its weight, has its turn (dominant-resource fairness). One

@@ -57,7 +57,7 @@ func (p *placer) counterOf(workloads []string, keys ...string) *counter {
 	d := p.domainsOf(keys...)
 	k := &counter{domains: d, in: make([]int, len(d.names))}
 	for _, w := range workloads {
-		for _, n := range p.where[w] {
+		for _, n := range p.running.on(w) {
 			k.in[d.of[n]] += p.nodes[n].Instances[w]
 			k.total += p.nodes[n].Instances[w]
 		}

@@ -128,18 +128,26 @@ func (c *class) best() *candidate {
 		c.open()
 	}
 	c.follow()
+	if c.common != nil && c.looked > patience*len(c.fits.nodes) {
+		c.leave()
+	}
 	for i := range c.skew {
 		c.skew[i].measure()
+	}
+	groups, top := c.groups, c.top
+	if c.common != nil {
+		c.common.follow()
+		groups, top = c.common.groups, c.topInCommon
 	}
 	var best *candidate
 	var at *group
 	var liked int32
-	for i := range c.groups {
-		g := &c.groups[i]
-		if len(g.heap) == 0 || at != nil && c.compareSpread(g, at) > 0 || !c.groupFits(g.member) {
+	for i := range groups {
+		g := &groups[i]
+		if at != nil && c.compareSpread(g, at) > 0 || !c.groupFits(g.member) {
 			continue
 		}
-		n := c.top(g)
+		n := top(g)
 		if n == nil {
 			continue
 		}
@@ -195,12 +203,12 @@ func (c *class) groupPrefers(node int32) (sum int32) {
 // domains, one that is still to come counts as empty.
 func (s *skewRule) measure() {
 	s.least = -1
-	for d, ok := range s.eligible {
+	for d, ok := range s.eligible.has {
 		if ok && (s.least < 0 || s.in[d] < s.least) {
 			s.least = s.in[d]
 		}
 	}
-	if s.domains < s.MinDomains || s.least < 0 {
+	if s.eligible.count < s.MinDomains || s.least < 0 {
 		s.least = 0
 	}
 }

@@ -34,7 +34,7 @@ type NodeView struct {
 	Going     []Occupant
 
 	index int32
-	hash  uint64
+	tie   uint64
 }
 
 // Occupant is an instance on a node.
@@ -144,33 +144,37 @@ type placer struct {
 	whole   model.Resources // what all nodes have
 	classes map[classKey]*class
 	last    *class
-	fitting map[*model.Template]*fitting
+	fitting map[string]*fitting
+	commons map[commonKey]*class
+	ordered int // nodes in all of those
 	domains map[string]*domains
 	parts   map[string]*partition
 	// counters are those that a workload's instances count in, by its ID.
 	counters map[string][]*counter
 	shared   map[string]*counter
-	where    map[string][]int32 // nodes that run, or ran, instances of a workload
+	running  finder[int]      // nodes that run, or ran, instances of a workload
+	holding  finder[int64]    // nodes that have an image
+	byID     map[string]int32 // positions of nodes; made when first asked for
 	// taken and freed are nodes in the order in which something was put there or taken away.
 	taken, freed []int32
 	spareNodes   []candidate  // memory of a class that is done, for the next
 	spareHeaps   []*candidate // the same
 	lowest       int          // priority of the least important occupant
 	occupied     bool
+	going        bool // something is ending somewhere
 }
 
 func newPlacer(cluster Cluster, seed uint64) *placer {
 	p := &placer{
-		Cluster: cluster, seed: seed, nodes: cluster.Nodes, classes: map[classKey]*class{}, fitting: map[*model.Template]*fitting{},
+		Cluster: cluster, seed: seed, nodes: cluster.Nodes, classes: map[classKey]*class{}, fitting: map[string]*fitting{}, commons: map[commonKey]*class{},
 		domains: map[string]*domains{}, parts: map[string]*partition{}, counters: map[string][]*counter{}, shared: map[string]*counter{},
-		where: map[string][]int32{},
+		running: finder[int]{nodes: cluster.Nodes, of: func(v *NodeView) map[string]int { return v.Instances }},
+		holding: finder[int64]{nodes: cluster.Nodes, of: func(v *NodeView) map[string]int64 { return v.Images }},
 	}
 	for i, n := range p.nodes {
-		n.index, n.hash = int32(i), hash(n.Node.ID)
+		n.index, n.tie = int32(i), tie(seed, hash(n.Node.ID))
 		add(&p.whole, &n.Node.Capacity, 1)
-		for w := range n.Instances {
-			p.where[w] = append(p.where[w], n.index)
-		}
+		p.going = p.going || len(n.Going) > 0
 		for j := range n.Occupants {
 			if pr := n.Occupants[j].Priority; !p.occupied || pr < p.lowest {
 				p.lowest, p.occupied = pr, true
@@ -178,6 +182,20 @@ func newPlacer(cluster Cluster, seed uint64) *placer {
 		}
 	}
 	return p
+}
+
+// indexOf is the position of a node, -1 when there is none of that ID.
+func (p *placer) indexOf(id string) int32 {
+	if p.byID == nil {
+		p.byID = make(map[string]int32, len(p.nodes))
+		for _, n := range p.nodes {
+			p.byID[n.Node.ID] = n.index
+		}
+	}
+	if at, ok := p.byID[id]; ok {
+		return at
+	}
+	return -1
 }
 
 // classKey is equal for requests that every node answers alike.
@@ -198,7 +216,7 @@ func (p *placer) classOf(r *Request) *class {
 	}
 	c := p.classes[key]
 	if c == nil {
-		c = &class{Request: r, key: key, p: p, wanted: Wanted(r.Template)}
+		c = newClass(p, r, key)
 		p.classes[key] = c
 	}
 	p.last = c
@@ -230,7 +248,7 @@ func (p *placer) place(c *class, r *Request) Placement {
 
 func (p *placer) take(c *class, v *NodeView) {
 	if _, known := v.Instances[c.WorkloadID]; !known {
-		p.where[c.WorkloadID] = append(p.where[c.WorkloadID], v.index)
+		p.running.add(c.WorkloadID, v.index)
 	}
 	v.Take(c.WorkloadID, &c.wanted, c.HostPorts)
 	p.count(c, v, 1)
@@ -378,9 +396,9 @@ func hash(s string) uint64 {
 	return h
 }
 
-// tie orders what is equal otherwise, differently for each workload and seed.
-func tie(seed, workload, node uint64) uint64 {
-	h := seed*0x9e3779b97f4a7c15 ^ workload ^ node*0xbf58476d1ce4e5b9
+// tie orders nodes that are equal otherwise, differently for each seed.
+func tie(seed, node uint64) uint64 {
+	h := seed*0x9e3779b97f4a7c15 ^ node*0xbf58476d1ce4e5b9
 	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 	h = (h ^ h>>27) * 0x94d049bb133111eb
 	return h ^ h>>31

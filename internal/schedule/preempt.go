@@ -64,6 +64,7 @@ func (p *placer) preempt(c *class) *victims {
 		}
 		v.Going = append(v.Going, *o)
 	}
+	p.going = true
 	for i := len(best.who) - 1; i >= 0; i-- { // from the end, so that positions hold
 		v.Occupants = without(v.Occupants, best.who[i])
 	}
@@ -193,6 +194,10 @@ func (p *placer) reprieve(v *NodeView, e *eviction, leave func(*Occupant, int64)
 
 // bestEviction finds the node on which the least has to give way.
 func (c *class) bestEviction() *eviction {
+	if p := c.p; !p.going && (!p.occupied || p.lowest >= c.Template.Placement.Priority) {
+		return nil
+	}
+	c.leave()
 	if c.bounded() { // which domains take one more changes with every placement
 		var best *eviction
 		for i := range c.nodes {

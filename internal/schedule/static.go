@@ -1,6 +1,7 @@
 package schedule
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 
@@ -37,28 +38,54 @@ func tolerates(tolerations []model.Toleration, taint model.Taint) bool {
 }
 
 // static returns why a node can never run a template as the node is set up, "" when it can.
-func static(n *model.Node, t *model.Template) string {
-	pl := &t.Placement
-	for i := range pl.Constraints {
-		c := &pl.Constraints[i]
-		if problem := Problem(c); problem != "" {
-			return problem
+func static(n *model.Node, t *model.Template) string { return filtersOf(t).reject(n) }
+
+// filters are what a template asks of nodes as they are set up, made ready to be asked of many.
+type filters struct {
+	*model.Placement
+	problem  string // with the constraints themselves
+	asked    []asked
+	required []string
+}
+
+// asked is a constraint with its regular expressions.
+type asked struct {
+	*model.Constraint
+	patterns []*regexp.Regexp
+}
+
+func filtersOf(t *model.Template) *filters {
+	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement)}
+	for i := range f.Constraints {
+		c := &f.Constraints[i]
+		if f.problem = Problem(c); f.problem != "" {
+			break
 		}
-		if !Satisfies(n, c) {
-			return "do not satisfy " + describeConstraint(c)
+		f.asked = append(f.asked, asked{c, patternsOf(c)})
+	}
+	return f
+}
+
+func (f *filters) reject(n *model.Node) string {
+	for i := range f.asked {
+		if a := &f.asked[i]; !satisfies(n, a.Constraint, a.patterns) {
+			return "do not satisfy " + describeConstraint(a.Constraint)
 		}
 	}
-	if len(pl.Platforms) > 0 {
-		if have := n.Attributes["os"] + "/" + n.Attributes["arch"]; !slices.Contains(pl.Platforms, have) {
-			return "are not " + strings.Join(pl.Platforms, " or ")
+	if f.problem != "" {
+		return f.problem
+	}
+	if len(f.Platforms) > 0 {
+		if have := n.Attributes["os"] + "/" + n.Attributes["arch"]; !slices.Contains(f.Platforms, have) {
+			return "are not " + strings.Join(f.Platforms, " or ")
 		}
 	}
-	for _, key := range requiredKeys(pl) {
+	for _, key := range f.required {
 		if _, ok := Value(n, key); !ok {
 			return "have no " + key + ", which instances are distributed by"
 		}
 	}
-	if key, ok := tolerated(n, pl.Tolerations); !ok {
+	if key, ok := tolerated(n, f.Tolerations); !ok {
 		return "have the taint " + key + ", which is not tolerated"
 	}
 	return ""

@@ -58,7 +58,9 @@ func KnownKey(key string) bool {
 }
 
 // Satisfies reports whether a node meets a constraint.
-func Satisfies(n *model.Node, c *model.Constraint) bool {
+func Satisfies(n *model.Node, c *model.Constraint) bool { return satisfies(n, c, patternsOf(c)) }
+
+func satisfies(n *model.Node, c *model.Constraint, patterns []*regexp.Regexp) bool {
 	v, ok := Value(n, c.Key)
 	switch c.Operator {
 	case model.Exists:
@@ -70,9 +72,9 @@ func Satisfies(n *model.Node, c *model.Constraint) bool {
 	case model.NotEqual, model.NotIn:
 		return !ok || !slices.Contains(c.Values, v)
 	case model.Matches:
-		return ok && matches(v, c.Values)
+		return ok && matches(v, patterns)
 	case model.NotMatches:
-		return !ok || !matches(v, c.Values)
+		return !ok || !matches(v, patterns)
 	}
 	if !ok || len(c.Values) != 1 {
 		return false
@@ -94,11 +96,21 @@ func Satisfies(n *model.Node, c *model.Constraint) bool {
 	return false
 }
 
-func matches(v string, patterns []string) bool {
-	return slices.ContainsFunc(patterns, func(p string) bool {
-		re, err := regexp.Compile("^(?:" + p + ")$")
-		return err == nil && re.MatchString(v)
-	})
+// patternsOf compiles the regular expressions of a constraint; those that are none match nothing.
+func patternsOf(c *model.Constraint) (out []*regexp.Regexp) {
+	if c.Operator != model.Matches && c.Operator != model.NotMatches {
+		return nil
+	}
+	for _, p := range c.Values {
+		if re, err := regexp.Compile("^(?:" + p + ")$"); err == nil {
+			out = append(out, re)
+		}
+	}
+	return out
+}
+
+func matches(v string, patterns []*regexp.Regexp) bool {
+	return slices.ContainsFunc(patterns, func(re *regexp.Regexp) bool { return re.MatchString(v) })
 }
 
 var versionPattern = regexp.MustCompile(`^v[0-9]+(\.[0-9]+)*$`)
