@@ -110,7 +110,9 @@ type Deps struct {
 	Secrets      SecretFiles
 	Artifacts    Artifacts
 	Network      []NetworkState // synced in this order
-	Log          *slog.Logger
+	// Requests counts those that came to this node's ingress, by service ID; nil: there is no ingress.
+	Requests func(context.Context) (map[string]uint64, error)
+	Log      *slog.Logger
 }
 
 // Agent runs the instances of one node.
@@ -526,6 +528,26 @@ func (a *Agent) Stats(ctx context.Context, instance, task string) (driver.Stats,
 	}
 	addHost(&out, pid)
 	return out, nil
+}
+
+// Usage reads what all instances use that run here, and what came to the ingress. An instance with a task
+// that cannot be read is left out.
+func (a *Agent) Usage(ctx context.Context) (wire.NodeUsage, error) {
+	out := wire.NodeUsage{Time: time.Now(), Instances: map[string]wire.InstanceUsage{}}
+	a.mu.Lock()
+	workers := maps.Clone(a.workers)
+	a.mu.Unlock()
+	for id, w := range workers {
+		if used, ok := w.usage(ctx); ok {
+			out.Instances[id] = used
+		}
+	}
+	if a.Requests == nil {
+		return out, nil
+	}
+	var err error
+	out.Requests, err = a.Requests(ctx)
+	return out, err
 }
 
 // Processes lists the processes of a task.

@@ -36,6 +36,9 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathStats, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) (driver.Stats, error) {
 		return a.Stats(ctx, r.Instance, r.Task)
 	}), wire.RoleServer)
+	p.Handle(wire.PathUsage, wire.HandleCall(func(ctx context.Context, _ wire.Empty) (wire.NodeUsage, error) {
+		return a.Usage(ctx)
+	}), wire.RoleServer)
 	p.Handle(wire.PathProcesses, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) ([]driver.Process, error) {
 		return a.Processes(ctx, r.Instance, r.Task)
 	}), wire.RoleServer)

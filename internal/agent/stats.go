@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // addHost adds what the host tells: of itself, and, unless pid is 0, of the network that a task's process is in.
@@ -70,4 +72,29 @@ func linkStats(text string) []driver.LinkStats {
 func number(s string) uint64 {
 	n, _ := strconv.ParseUint(s, 10, 64)
 	return n
+}
+
+// usage adds up what the tasks of an instance use; false: one of them cannot be read, or none runs.
+func (w *worker) usage(ctx context.Context) (sum wire.InstanceUsage, ok bool) {
+	w.mu.Lock()
+	var names []string
+	for name, runs := range w.runs {
+		if len(runs) > 0 {
+			names = append(names, name)
+		}
+	}
+	w.mu.Unlock()
+	for _, name := range names {
+		d, id, err := w.latestRun(name)
+		if err != nil {
+			return sum, false
+		}
+		st, err := d.Stats(ctx, id)
+		if err != nil {
+			return sum, false
+		}
+		sum.CPUNanoseconds += st.CPUNanoseconds
+		sum.MemoryBytes += st.MemoryBytes
+	}
+	return sum, len(names) > 0
 }

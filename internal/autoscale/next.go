@@ -21,7 +21,8 @@ const (
 // Reading is what a metric measured.
 type Reading struct {
 	Metric model.ScaleMetric
-	// Total is the sum over instances in percent of what each may use, or the value of the query.
+	// Total is the sum over instances in percent of what each may use, the requests a second, or the
+	// value of the query.
 	Total float64
 	// Of is how many instances Total is of, for cpu and memory.
 	Of  int
@@ -125,8 +126,11 @@ func (in *Input) wish() (count int, reason string, unknown bool) {
 // started, count as idle where that keeps others from being added, and as busy where it keeps them.
 func (in *Input) asked(r *Reading) (int, string) {
 	target := r.Metric.Target
-	if r.Metric.Kind == model.ScalePrometheus {
+	if kind := r.Metric.Kind; kind == model.ScalePrometheus || kind == model.ScaleRequests {
 		words := fmt.Sprintf("the query yields %.4g, and an instance is for %.4g", r.Total, target)
+		if kind == model.ScaleRequests {
+			words = fmt.Sprintf("%.4g requests come a second, and an instance is for %.4g", r.Total, target)
+		}
 		if in.Count > 0 && math.Abs(r.Total/(target*float64(in.Count))-1) <= tolerance {
 			return in.Count, words
 		}
@@ -223,6 +227,11 @@ func Check(a *model.Autoscale) string {
 			if m.Target <= 0 || m.Target > 1000 {
 				return fmt.Sprintf("%s: %g is not a percentage from 1 to 1000", m.Kind, m.Target)
 			}
+		case model.ScaleRequests:
+			asksWithout = true // the ingress counts those that nobody answers
+			if m.Target <= 0 {
+				return fmt.Sprintf("requests: %g a second is not above 0", m.Target)
+			}
 		case model.ScalePrometheus:
 			asksWithout = true
 			switch {
@@ -232,11 +241,11 @@ func Check(a *model.Autoscale) string {
 				return "prometheus: server and query are needed"
 			}
 		default:
-			return fmt.Sprintf("metric %q is none of cpu, memory and prometheus", m.Kind)
+			return fmt.Sprintf("metric %q is none of cpu, memory, requests and prometheus", m.Kind)
 		}
 	}
 	if a.Min == 0 && !asksWithout {
-		return "min 0: cpu and memory say nothing of a service without instances; 1 is accepted, or a prometheus query"
+		return "min 0: cpu and memory say nothing of a service without instances; 1 is accepted, or requests or a prometheus query beside them"
 	}
 	if a.DownAfter < 0 {
 		return "down_after is negative"

@@ -13,6 +13,7 @@ import (
 var (
 	noon = time.Date(2026, 3, 2, 12, 0, 0, 0, time.UTC) // a Monday
 	cpu  = model.ScaleMetric{Kind: model.ScaleCPU, Target: 50}
+	hits = model.ScaleMetric{Kind: model.ScaleRequests, Target: 20}
 	jobs = model.ScaleMetric{Kind: model.ScalePrometheus, Target: 10, Server: "http://p", Query: "q"}
 )
 
@@ -40,6 +41,9 @@ func TestNext(t *testing.T) {
 		"not less than what is not known":    {policy: model.Autoscale{Min: 1, Max: 9}, count: 4, readings: []Reading{{Metric: cpu, Total: 4, Of: 4}, {Metric: jobs, Err: errors.New("refused")}}, past: quiet, want: 4},
 		"more, whatever is not known":        {policy: model.Autoscale{Min: 1, Max: 9}, count: 4, readings: []Reading{{Metric: cpu, Err: errors.New("refused")}, {Metric: jobs, Total: 75}}, past: quiet, want: 8},
 		"nothing is known":                   {policy: model.Autoscale{Min: 1, Max: 9}, count: 4, readings: []Reading{{Metric: cpu, Of: 0}}, past: quiet, want: 4},
+		"requests":                           {policy: model.Autoscale{Min: 1, Max: 9}, count: 2, readings: []Reading{{Metric: hits, Total: 75}}, want: 4, says: "75 requests come a second, and an instance is for 20"},
+		"requests that nobody answers":       {policy: model.Autoscale{Min: 0, Max: 9}, count: 0, readings: []Reading{{Metric: hits, Total: 0.2}}, want: 1, says: "0.2 requests"},
+		"no requests":                        {policy: model.Autoscale{Min: 0, Max: 9}, count: 2, readings: []Reading{{Metric: hits}}, past: quiet, want: 0},
 		"to zero":                            {policy: model.Autoscale{Min: 0, Max: 9}, count: 2, readings: []Reading{{Metric: jobs, Total: 0}}, past: quiet, want: 0},
 		"from zero":                          {policy: model.Autoscale{Min: 0, Max: 9}, count: 0, readings: []Reading{{Metric: jobs, Total: 1}}, want: 1},
 		"turned off by people":               {policy: model.Autoscale{Min: 1, Max: 9}, count: 0, readings: []Reading{{Metric: jobs, Total: 100}}, want: 0},
@@ -112,7 +116,8 @@ func TestCheck(t *testing.T) {
 		"cpu: 0 is not a percentage":    {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: model.ScaleCPU}}},
 		"target 0 is not above 0":       {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: model.ScalePrometheus}}},
 		"server and query are needed":   {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: model.ScalePrometheus, Target: 1, Query: "q"}}},
-		"none of cpu, memory and":       {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: "luck", Target: 1}}},
+		"requests: 0 a second":          {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: model.ScaleRequests}}},
+		"none of cpu, memory, requests": {Min: 1, Max: 3, Metrics: []model.ScaleMetric{{Kind: "luck", Target: 1}}},
 		"cpu and memory say nothing of": {Min: 0, Max: 3, Metrics: []model.ScaleMetric{cpu}},
 		"down_after is negative":        {Min: 1, Max: 3, DownAfter: -1},
 		"is not a schedule":             {Min: 1, Max: 3, Hours: []model.ScaleHours{{At: "now"}}},

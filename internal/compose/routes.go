@@ -24,6 +24,7 @@ type routeEntry struct {
 	StripPath   bool              `json:"strip_path"`
 	Sticky      bool              `json:"sticky"`
 	Timeout     string            `json:"timeout"`
+	Wait        string            `json:"wait"`
 	Retries     *int              `json:"retries"`
 }
 
@@ -67,7 +68,7 @@ func (o *one) extraRoutes(x *extras) {
 		}
 		r := model.Route{
 			Host: strings.ToLower(e.Host), Path: e.Path, Exact: e.Exact, Headers: e.Headers, Target: o.routeTarget(e.Target), Protocol: e.Protocol,
-			Weight: e.Weight, Insecure: e.Insecure, StripPath: e.StripPath, Sticky: e.Sticky, Timeout: o.duration("routes.timeout", e.Timeout), Retries: e.Retries,
+			Weight: e.Weight, Insecure: e.Insecure, StripPath: e.StripPath, Sticky: e.Sticky, Timeout: o.duration("routes.timeout", e.Timeout), Wait: o.duration("routes.wait", e.Wait), Retries: e.Retries,
 		}
 		if e.Certificate != "" {
 			ref, ok := o.ref("secrets", e.Certificate, o.src.item(o.sub(key), e.Certificate), o.sub(key)+".certificate")

@@ -35,7 +35,7 @@ var tuttiRules = keys{
 	"min_available": well,
 	"rebalance":     well,
 	"autoscale": within(keys{
-		"min": well, "max": well, "cpu": well, "memory": well, "down_after": well,
+		"min": well, "max": well, "cpu": well, "memory": well, "requests": well, "down_after": well,
 		"prometheus": within(keys{"server": well, "query": well, "target": well}),
 		"hours":      within(keys{"at": well, "time_zone": well, "for": well, "min": well, "max": well}),
 	}),
@@ -48,7 +48,7 @@ var tuttiRules = keys{
 	"balance": within(keys{"sticky": well, "local": well}),
 	"routes": within(keys{
 		"host": well, "path": well, "exact": well, "headers": well, "target": well, "protocol": well, "weight": well, "certificate": well,
-		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "retries": well,
+		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "wait": well, "retries": well,
 	}),
 
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
@@ -142,6 +142,7 @@ type autoscaleEntry struct {
 	Max        int          `json:"max"`
 	CPU        float64      `json:"cpu"`
 	Memory     float64      `json:"memory"`
+	Requests   float64      `json:"requests"`
 	DownAfter  string       `json:"down_after"`
 	Prometheus []queryEntry `json:"prometheus"`
 	Hours      []hoursEntry `json:"hours"`
@@ -300,6 +301,9 @@ func (o *one) extraRebalance(x *extras) {
 	}
 }
 
+// wakeWait is how long a request waits for a service that may have been scaled to zero, unless the route says.
+const wakeWait = time.Minute
+
 // extraAutoscale reads between which bounds, and by what, the cluster chooses the count.
 func (o *one) extraAutoscale(x *extras) {
 	e := x.Autoscale
@@ -325,6 +329,17 @@ func (o *one) extraAutoscale(x *extras) {
 		a.Metrics = append(a.Metrics, model.ScaleMetric{Kind: kind, Target: target})
 	}
 	slices.SortFunc(a.Metrics, func(a, b model.ScaleMetric) int { return strings.Compare(string(a.Kind), string(b.Kind)) })
+	if e.Requests != 0 {
+		a.Metrics = append(a.Metrics, model.ScaleMetric{Kind: model.ScaleRequests, Target: e.Requests})
+		if len(o.svc.Routes) == 0 {
+			o.invalid(key+".requests", "requests are counted where hosts lead them to the service: give it routes, below x-tutti")
+		}
+		for i := range o.svc.Routes { // the request that wakes a service waits for it
+			if r := &o.svc.Routes[i]; a.Min == 0 && r.Wait == 0 {
+				r.Wait = wakeWait
+			}
+		}
+	}
 	for _, q := range e.Prometheus {
 		a.Metrics = append(a.Metrics, model.ScaleMetric{Kind: model.ScalePrometheus, Target: q.Target, Server: q.Server, Query: q.Query})
 	}

@@ -35,6 +35,7 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "autoscale.max":               {with: "x-tutti: {autoscale: {max: 3}}"},
 	ours + "autoscale.cpu":               {with: limits + "x-tutti: {autoscale: {max: 3, cpu: 70}}", without: limits + "x-tutti: {autoscale: {max: 3}}"},
 	ours + "autoscale.memory":            {with: limits + "x-tutti: {autoscale: {max: 3, memory: 70}}", without: limits + "x-tutti: {autoscale: {max: 3}}"},
+	ours + "autoscale.requests":          {with: "x-tutti: {routes: [{target: 80}], autoscale: {max: 3, requests: 20}}", without: "x-tutti: {routes: [{target: 80}], autoscale: {max: 3}}"},
 	ours + "autoscale.down_after":        {with: "x-tutti: {autoscale: {max: 3, down_after: 1m}}", without: "x-tutti: {autoscale: {max: 3}}"},
 	ours + "autoscale.prometheus.server": {with: "x-tutti: {autoscale: {max: 3, prometheus: [{server: 'http://p:9090', query: q, target: 5}]}}", without: "x-tutti: {autoscale: {max: 3}}"},
 	ours + "autoscale.prometheus.query":  {with: "x-tutti: {autoscale: {max: 3, prometheus: [{server: 'http://p:9090', query: q2, target: 5}]}}", without: "x-tutti: {autoscale: {max: 3, prometheus: [{server: 'http://p:9090', query: q, target: 5}]}}"},
@@ -66,6 +67,7 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "routes.strip_path":           {with: "x-tutti: {routes: [{path: /a, strip_path: true, target: 80}]}", without: "x-tutti: {routes: [{path: /a, target: 80}]}"},
 	ours + "routes.sticky":               {with: "x-tutti: {routes: [{sticky: true, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.timeout":              {with: "x-tutti: {routes: [{timeout: 5s, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
+	ours + "routes.wait":                 {with: "x-tutti: {routes: [{wait: 5s, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.retries":              {with: "x-tutti: {routes: [{retries: 0, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 
 	ours + "parallelism":    {with: job + "x-tutti: {parallelism: 2}", without: job},

@@ -40,12 +40,17 @@ type Scaler struct {
 	Store *store.Store
 	// Usage asks a node what a task uses.
 	Usage func(ctx context.Context, nodeID, instance, task string) (TaskUsage, error)
-	HTTP  *http.Client // to Prometheus servers
-	Log   *slog.Logger
+	// Node asks a node what all of its instances use, and what came to its ingress.
+	Node func(ctx context.Context, nodeID string) (NodeUsage, error)
+	HTTP *http.Client // to Prometheus servers
+	Log  *slog.Logger
 
 	last map[taskKey]TaskUsage
 	past map[string][]autoscale.Wish // by workload ID
 	told map[string]string           // by workload ID: what could not be measured, as it was told last
+
+	nodes map[string]nodeTold // by node ID, of this look; nil: not asked yet
+	were  map[string]nodeTold // of the look before
 }
 
 type taskKey struct{ instance, task string }
@@ -53,6 +58,7 @@ type taskKey struct{ instance, task string }
 // Run works until ctx, the leadership, is done.
 func (s *Scaler) Run(ctx context.Context) error {
 	s.last, s.past, s.told = map[taskKey]TaskUsage{}, map[string][]autoscale.Wish{}, map[string]string{}
+	s.nodes, s.were = nil, nil
 	tick := time.NewTicker(scaleEvery)
 	defer tick.Stop()
 	for {
@@ -68,6 +74,7 @@ func (s *Scaler) Run(ctx context.Context) error {
 // look takes one step with every service that asks for it.
 func (s *Scaler) look(ctx context.Context, now time.Time) {
 	snap := s.Store.Snapshot()
+	s.nodes, s.were = nil, s.nodes
 	seen, past := map[taskKey]TaskUsage{}, map[string][]autoscale.Wish{}
 	for w := range store.List[*model.Workload](snap) {
 		if w.Autoscale == nil || w.Type != model.ServiceWorkload || w.Suspended || w.Paused {
@@ -124,6 +131,11 @@ func (s *Scaler) measure(ctx context.Context, snap *store.Snapshot, w *model.Wor
 		switch m.Kind {
 		case model.ScalePrometheus:
 			r.Total, r.Err = s.Query(ctx, m.Server, m.Query)
+		case model.ScaleRequests:
+			var known bool
+			if r.Total, known, r.Err = s.requests(ctx, snap, w); !known && r.Err == nil {
+				continue // nothing to compare with yet
+			}
 		default:
 			if shares == nil {
 				shares = s.usage(ctx, snap, w, seen)

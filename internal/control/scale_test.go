@@ -82,6 +82,67 @@ func TestAServiceFollowsItsLoad(t *testing.T) {
 	})
 }
 
+// TestAServiceFollowsItsRequests lets requests come to two of three hosts, one of whose ingresses begins
+// anew, and then to none, until the service is scaled to zero; the first request after that wakes it.
+func TestAServiceFollowsItsRequests(t *testing.T) {
+	inCluster(t, 3, func(c *cluster) {
+		var mu sync.Mutex
+		rate, came := 0.0, map[string]float64{}
+		last := time.Now()
+		count := func() { // under mu
+			span := time.Since(last).Seconds()
+			last = time.Now()
+			came["n01"] += rate * span * 3 / 4
+			came["n02"] += rate * span / 4
+		}
+		s := &control.Scaler{Store: c.store, Log: slog.New(slog.DiscardHandler)}
+		s.Node = func(_ context.Context, node string) (control.NodeUsage, error) {
+			mu.Lock()
+			defer mu.Unlock()
+			count()
+			return control.NodeUsage{Time: time.Now(), Requests: map[string]uint64{"s-web": uint64(came[node]), "s-other": 1 << 30}}, nil
+		}
+		ctx, cancel := context.WithCancel(c.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- s.Run(ctx) }()
+		defer func() {
+			cancel()
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+		}()
+		c.deploy(workload("web", 1, func(w *model.Workload) {
+			w.Autoscale = &model.Autoscale{Min: 0, Max: 8, DownAfter: time.Minute, Metrics: []model.ScaleMetric{{Kind: model.ScaleRequests, Target: 20}}}
+		}))
+		c.put(&model.Service{
+			Meta: model.Meta{ID: "s-web", Namespace: "default", Application: "shop", Name: "web"}, WorkloadID: "w-web", Routes: []model.Route{{Target: 80}},
+		})
+		go1 := func(r float64, d time.Duration, want int) {
+			t.Helper()
+			mu.Lock()
+			count()
+			rate = r
+			mu.Unlock()
+			for end := time.Now().Add(d); time.Now().Before(end); {
+				c.agents()
+				time.Sleep(time.Second)
+			}
+			synctest.Wait()
+			if w := get[*model.Workload](c, "w-web"); w.Count != want {
+				t.Fatalf("at %g requests a second there are %d, want %d; %v", r, w.Count, want, c.events("workload scaled"))
+			}
+		}
+		go1(110, 30*time.Second, 6)
+		mu.Lock()
+		clear(came)
+		mu.Unlock()
+		go1(110, 30*time.Second, 6)
+		go1(20, 2*time.Minute, 1)
+		go1(0, 2*time.Minute, 0)
+		go1(1, 20*time.Second, 1)
+	})
+}
+
 func TestQueries(t *testing.T) {
 	answer := ""
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

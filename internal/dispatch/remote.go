@@ -106,6 +106,12 @@ func (r *Remote) Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (st
 	return st, err
 }
 
+// Usage reads what all instances of a node use, and how many requests its ingress has had.
+func (r *Remote) Usage(ctx context.Context, nodeID string) (used wire.NodeUsage, err error) {
+	err = r.call(ctx, nodeID, wire.PathUsage, wire.Empty{}, &used)
+	return used, err
+}
+
 // Processes lists the processes of a task on a node.
 func (r *Remote) Processes(ctx context.Context, nodeID string, ref wire.TaskRef) (list []driver.Process, err error) {
 	err = r.call(ctx, nodeID, wire.PathProcesses, ref, &list)

@@ -22,15 +22,17 @@ type Autoscale struct {
 type ScaleMetricKind string
 
 // The metrics: what instances use of the processors and the memory that they reserve (of their limit
-// where they reserve none), and the value of a query to a Prometheus server.
+// where they reserve none), how many requests a second come to the ingress for them, and the value of a
+// query to a Prometheus server.
 const (
 	ScaleCPU        ScaleMetricKind = "cpu"
 	ScaleMemory     ScaleMetricKind = "memory"
+	ScaleRequests   ScaleMetricKind = "requests"
 	ScalePrometheus ScaleMetricKind = "prometheus"
 )
 
 // ScaleMetric asks for so many instances that each has no more than Target: percent of cpu or memory,
-// or an equal share of what the query yields.
+// requests a second, or an equal share of what the query yields.
 type ScaleMetric struct {
 	Kind   ScaleMetricKind `json:"kind"`
 	Target float64         `json:"target"`

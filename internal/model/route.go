@@ -37,6 +37,8 @@ type Route struct {
 	Sticky bool `json:"sticky,omitempty"`
 	// Timeout is how long an instance may take to begin its answer; 0: a minute.
 	Timeout time.Duration `json:"timeout,omitempty"`
+	// Wait is how long a request waits while no instance is ready; 0: not at all.
+	Wait time.Duration `json:"wait,omitempty"`
 	// Retries is how often a request that surely had no effect is tried with another instance; nil: twice.
 	Retries *int `json:"retries,omitempty"`
 }
@@ -62,6 +64,8 @@ func (r *Route) Check() error {
 		return fault.New(fault.Invalid, "of an exact path nothing would be left to pass on")
 	case r.Timeout < 0:
 		return fault.New(fault.Invalid, "timeout %s is negative", r.Timeout)
+	case r.Wait < 0 || r.Wait > time.Hour:
+		return fault.New(fault.Invalid, "wait %s is not between 0 and an hour", r.Wait)
 	case r.Retries != nil && (*r.Retries < 0 || *r.Retries > 10):
 		return fault.New(fault.Invalid, "retries %d is not between 0 and 10", *r.Retries)
 	}

@@ -80,14 +80,16 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	if err != nil {
 		return nil, err
 	}
+	leads := ingressProcess(cfg, id.NodeID)
 	balancer := balance.New(balance.Config{NodeID: id.NodeID, Log: cfg.Log})
 	a, err := agent.New(agent.Deps{
 		NodeID: id.NodeID, NodeName: cfg.Name, Address: cfg.Address,
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
 		SandboxDir: cfg.sandboxDir(),
 		Drivers:    drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
-		Network: []agent.NetworkState{links, balancer, namesProcess(cfg), ingressProcess(cfg, id.NodeID)},
-		Log:     cfg.Log,
+		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
+		Requests: leads.Requests,
+		Log:      cfg.Log,
 	})
 	if err != nil {
 		return nil, err

@@ -182,6 +182,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathAttach:       {wire.RoleServer},
 	wire.PathSignal:       {wire.RoleServer},
 	wire.PathStats:        {wire.RoleServer},
+	wire.PathUsage:        {wire.RoleServer},
 	wire.PathEnsureImage:  {wire.RoleServer},
 	wire.PathRemoveImage:  {wire.RoleServer},
 	wire.PathRemoveVolume: {wire.RoleServer},

@@ -134,6 +134,14 @@ func New(cfg Config) (*Server, error) {
 		st, err := remote.Stats(ctx, nodeID, wire.TaskRef{Instance: instance, Task: task})
 		return control.TaskUsage{Time: st.Time, CPUNanoseconds: st.CPUNanoseconds, MemoryBytes: st.MemoryBytes}, err
 	}
+	s.scaler.Node = func(ctx context.Context, nodeID string) (control.NodeUsage, error) {
+		used, err := remote.Usage(ctx, nodeID)
+		out := control.NodeUsage{Time: used.Time, Requests: used.Requests, Instances: make(map[string]control.InstanceUsage, len(used.Instances))}
+		for id, u := range used.Instances {
+			out.Instances[id] = control.InstanceUsage(u)
+		}
+		return out, err
+	}
 	s.core = core.New(core.Deps{
 		Store: s.store, Trust: s.trust, Remote: remote,
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,

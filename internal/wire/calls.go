@@ -14,6 +14,7 @@ const (
 	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
+	PathUsage        = "/agent/usage"         // call: Empty → NodeUsage
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
 	PathFileStat     = "/agent/files/stat"    // call: FilesRequest → FileStat
@@ -33,6 +34,21 @@ type Empty struct{}
 type TaskRef struct {
 	Instance string `json:"instance"`
 	Task     string `json:"task,omitempty"`
+}
+
+// NodeUsage is what the tasks of a node have used so far, and how many requests its ingress has had.
+type NodeUsage struct {
+	Time time.Time `json:"time"`
+	// Instances are those that run, by ID.
+	Instances map[string]InstanceUsage `json:"instances,omitempty"`
+	// Requests are those that came for services with routes since the ingress began, by service ID.
+	Requests map[string]uint64 `json:"requests,omitempty"`
+}
+
+// InstanceUsage is what all tasks of an instance use together: processors since they began, memory now.
+type InstanceUsage struct {
+	CPUNanoseconds uint64 `json:"cpuNanoseconds"`
+	MemoryBytes    uint64 `json:"memoryBytes"`
 }
 
 // ImageRef names an image and pins its content.

@@ -25,6 +25,7 @@ type Route struct {
 	Exact     bool              `json:"exact,omitempty"`
 	Headers   map[string]string `json:"headers,omitempty"`
 	Service   string            `json:"service"` // full name, for metrics
+	ServiceID string            `json:"serviceID"`
 	Protocol  string            `json:"protocol,omitempty"`
 	Weight    int               `json:"weight"`
 	Secure    bool              `json:"secure,omitempty"`   // there is a certificate
@@ -32,6 +33,7 @@ type Route struct {
 	StripPath bool              `json:"stripPath,omitempty"`
 	Sticky    bool              `json:"sticky,omitempty"`
 	Timeout   time.Duration     `json:"timeout"`
+	Wait      time.Duration     `json:"wait,omitempty"` // for an instance, while there is none
 	Retries   int               `json:"retries"`
 	Backends  []Backend         `json:"backends"`
 }
@@ -55,7 +57,7 @@ func Compute(n *wire.Network, nodeID string) *Config {
 		s := &n.Services[i]
 		for _, r := range s.Routes {
 			route := Route{
-				Host: r.Host, Path: r.Path, Exact: r.Exact, Headers: r.Headers, Service: s.Name, Protocol: r.Protocol, Weight: max(1, r.Weight),
+				Host: r.Host, Path: r.Path, Exact: r.Exact, Headers: r.Headers, Service: s.Name, ServiceID: s.ID, Wait: r.Wait, Protocol: r.Protocol, Weight: max(1, r.Weight),
 				Insecure: r.Insecure, StripPath: r.StripPath, Sticky: r.Sticky, Timeout: cmp.Or(r.Timeout, defaultTimeout), Retries: defaultRetries,
 			}
 			if s.Application != "" {

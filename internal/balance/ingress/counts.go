@@ -17,6 +17,7 @@ var bounds = [...]float64{0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 1
 type counts struct {
 	mu        sync.RWMutex
 	byService map[string]*count
+	asked     map[string]*atomic.Uint64 // by service ID: requests that came, answered or not
 }
 
 type count struct {
@@ -25,7 +26,36 @@ type count struct {
 	nanos    atomic.Int64
 }
 
-func newCounts() *counts { return &counts{byService: map[string]*count{}} }
+func newCounts() *counts {
+	return &counts{byService: map[string]*count{}, asked: map[string]*atomic.Uint64{}}
+}
+
+// came counts a request for a service when it comes, which may be long before it is answered.
+func (c *counts) came(serviceID string) {
+	c.mu.RLock()
+	n := c.asked[serviceID]
+	c.mu.RUnlock()
+	if n == nil {
+		c.mu.Lock()
+		if n = c.asked[serviceID]; n == nil {
+			n = &atomic.Uint64{}
+			c.asked[serviceID] = n
+		}
+		c.mu.Unlock()
+	}
+	n.Add(1)
+}
+
+// requests are those that came, by service ID.
+func (c *counts) requests() map[string]uint64 {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	out := make(map[string]uint64, len(c.asked))
+	for id, n := range c.asked {
+		out[id] = n.Load()
+	}
+	return out
+}
 
 func (c *counts) add(service string, status int, took time.Duration) {
 	c.mu.RLock()

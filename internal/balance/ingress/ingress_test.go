@@ -425,3 +425,43 @@ func TestProcess(t *testing.T) {
 		t.Errorf("started again it answers %q", got)
 	}
 }
+
+// TestARequestWaitsForAnInstance sends a request to a service without instances, which is answered once it
+// has one; it is counted when it comes.
+func TestARequestWaitsForAnInstance(t *testing.T) {
+	r := route("", "/", "shop/web")
+	r.ServiceID, r.Wait = "s1", 30*time.Second
+	in, plain, _ := front(t, &Config{Routes: []Route{r}})
+	answer := make(chan string, 1)
+	go func() {
+		resp, err := http.Get("http://" + plain + "/x")
+		if err != nil {
+			answer <- err.Error()
+			return
+		}
+		defer resp.Body.Close()
+		body, _ := io.ReadAll(resp.Body)
+		answer <- fmt.Sprint(resp.StatusCode, " ", string(body))
+	}()
+	for deadline := time.Now().Add(20 * time.Second); in.counts.requests()["s1"] == 0 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := in.requests(); got != `{"s1":1}` {
+		t.Errorf("counted %s", got)
+	}
+	r.Backends = []Backend{backend(t, "a")}
+	in.put(&Config{Routes: []Route{r}})
+	if got := <-answer; !strings.HasPrefix(got, "200 a ") {
+		t.Errorf("answered %q", got)
+	}
+	r.Backends, r.Wait = nil, time.Millisecond
+	in.put(&Config{Routes: []Route{r}})
+	resp, err := http.Get("http://" + plain + "/x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusServiceUnavailable {
+		t.Errorf("without an instance in time: %s", resp.Status)
+	}
+}

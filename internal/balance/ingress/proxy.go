@@ -31,8 +31,10 @@ const (
 // began with.
 type proxy struct {
 	table   atomic.Pointer[table]
-	plain   *http.Transport // instances that speak HTTP/1
-	h2c     *http.Transport // instances that speak HTTP/2 without TLS
+	changed atomic.Pointer[chan struct{}] // closed when the table is replaced
+	waiting atomic.Int64                  // requests that wait for an instance
+	plain   *http.Transport               // instances that speak HTTP/1
+	h2c     *http.Transport               // instances that speak HTTP/2 without TLS
 	forward *httputil.ReverseProxy
 	counts  *counts
 
@@ -51,6 +53,8 @@ func newProxy() *proxy {
 	p := &proxy{plain: transport(), h2c: transport(), counts: newCounts(), shunned: map[string]time.Time{}}
 	p.h2c.Protocols = new(http.Protocols)
 	p.h2c.Protocols.SetUnencryptedHTTP2(true)
+	first := make(chan struct{})
+	p.changed.Store(&first)
 	p.table.Store(newTable(nil))
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: rewrite, Transport: p, BufferPool: newBuffers(), ErrorHandler: failed, ErrorLog: log.New(io.Discard, "", 0),
@@ -90,6 +94,10 @@ func (p *proxy) handler(secure bool) http.Handler {
 			p.counts.add(route.Service, http.StatusPermanentRedirect, time.Since(began))
 			return
 		}
+		p.counts.came(route.ServiceID)
+		if len(route.Backends) == 0 && route.Wait > 0 {
+			route = p.await(r, route)
+		}
 		v := &visit{route: route}
 		if route.Sticky {
 			if c, err := r.Cookie(cookieOf(route)); err == nil {
@@ -100,6 +108,43 @@ func (p *proxy) handler(secure bool) http.Handler {
 		p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
 		p.counts.add(route.Service, v.status, time.Since(began))
 	})
+}
+
+// waitAtOnce bounds the requests that wait for instances; more are answered as if they did not wait.
+const waitAtOnce = 4096
+
+// await returns a route to a service that has no instance once it has one, or as it is when that takes too
+// long: so a service that was scaled to zero answers the request that wakes it.
+func (p *proxy) await(r *http.Request, route *Route) *Route {
+	if p.waiting.Add(1) > waitAtOnce {
+		p.waiting.Add(-1)
+		return route
+	}
+	defer p.waiting.Add(-1)
+	timer := time.NewTimer(route.Wait)
+	defer timer.Stop()
+	for {
+		changed := *p.changed.Load() // before the look: what comes after it is not missed
+		for _, now := range p.table.Load().find(r) {
+			if now.ServiceID == route.ServiceID && len(now.Backends) > 0 {
+				return now
+			}
+		}
+		select {
+		case <-changed:
+		case <-timer.C:
+			return route
+		case <-r.Context().Done():
+			return route
+		}
+	}
+}
+
+// put replaces what requests are led by.
+func (p *proxy) put(t *table) {
+	p.table.Store(t)
+	next := make(chan struct{})
+	close(*p.changed.Swap(&next))
 }
 
 // weighted draws one of the routes, each as often as its weight says.

@@ -72,8 +72,11 @@ func serve(dir, plain, secure string) error {
 	}
 	close(ready)
 	err = beside.Serve(dir, ready, failed, func(word string) string {
-		if word == "metrics" {
+		switch word {
+		case "metrics":
 			return in.counts.text()
+		case "requests":
+			return in.requests()
 		}
 		if err := load(); err != nil {
 			return err.Error()
@@ -112,7 +115,16 @@ func (in *ingress) put(c *Config) {
 		}
 	}
 	in.certificates.Store(&certificates)
-	in.table.Store(newTable(c.Routes))
+	in.proxy.put(newTable(c.Routes))
+}
+
+// requests is what was counted, for the agent.
+func (in *ingress) requests() string {
+	text, err := json.Marshal(in.counts.requests())
+	if err != nil { // which numbers do not cause
+		return err.Error()
+	}
+	return string(text)
 }
 
 // certificate chooses the one that a client's request fits.
@@ -201,4 +213,20 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 	}
 	p.written = data
 	return nil
+}
+
+// Requests counts those that came for each service, by its ID, since the process began.
+func (p *Process) Requests(ctx context.Context) (map[string]uint64, error) {
+	if _, running := p.Running(); !running {
+		return nil, nil
+	}
+	said, err := beside.Ask(ctx, p.Dir, "requests")
+	if err != nil {
+		return nil, fmt.Errorf("ask the ingress for its counts: %w", err)
+	}
+	var out map[string]uint64
+	if err := json.Unmarshal([]byte(said), &out); err != nil {
+		return nil, fmt.Errorf("read the counts of the ingress: %w", err)
+	}
+	return out, nil
 }
