@@ -195,9 +195,40 @@ type pool struct {
 	subnet  netip.Prefix
 	err     error
 	used    map[uint32]bool
-	blocks  []model.Block
 	fixed6  map[netip.Addr]bool // given out in this pass
 	top     uint32              // no virtual IP above is free
+	*blocks                     // made when first asked for
+}
+
+// blocks are those of a network, by the node that holds them.
+type blocks struct {
+	of      map[string][]netip.Prefix
+	held    map[uint32]bool // by first address
+	orphans []int           // positions of those that a node held which is gone
+	next    uint32          // none before is free
+}
+
+// parcels are the blocks of the network.
+func (po *pool) parcels() *blocks {
+	if po.blocks != nil {
+		return po.blocks
+	}
+	po.blocks = &blocks{of: map[string][]netip.Prefix{}, held: map[uint32]bool{}, next: number(po.subnet.Addr())}
+	size := uint32(1) << (32 - blockBits(po.subnet))
+	for i, b := range po.network.Status.Blocks {
+		p, err := netip.ParsePrefix(b.CIDR)
+		if err != nil {
+			continue
+		}
+		po.of[b.NodeID] = append(po.of[b.NodeID], p)
+		if po.pass.allNodes().byID[b.NodeID] == nil {
+			po.orphans = append(po.orphans, i)
+		}
+		for n := number(p.Addr()) &^ (size - 1); n <= last(p); n += size {
+			po.held[n] = true
+		}
+	}
+	return po.blocks
 }
 
 func (p *pass) pool(networkID string) *pool {
@@ -223,7 +254,7 @@ func (p *pass) pool(networkID string) *pool {
 		}
 		return po
 	}
-	po.subnet, po.blocks, po.top = subnet, n.Status.Blocks, last(subnet)-1
+	po.subnet, po.top = subnet, last(subnet)-1
 	return po
 }
 
@@ -297,10 +328,7 @@ func (po *pool) take(nodeID, fixed string) (string, error) {
 		return fixed, nil
 	}
 	cursor := po.network.ID + " " + nodeID
-	for _, b := range po.blocks {
-		if b.NodeID != nodeID {
-			continue
-		}
+	for _, b := range po.parcels().of[nodeID] {
 		if ip, ok := po.fromBlock(b, po.pass.c.cursors[cursor]); ok {
 			po.pass.c.cursors[cursor] = ip
 			return address(ip).String(), nil
@@ -327,8 +355,8 @@ func (po *pool) takeAgain(nodeID, address string) bool {
 	if po.err != nil || err != nil || !ip.Is4() || po.used[number(ip)] {
 		return false
 	}
-	for _, b := range po.blocks {
-		if p, err := netip.ParsePrefix(b.CIDR); err == nil && b.NodeID == nodeID && p.Contains(ip) {
+	for _, p := range po.parcels().of[nodeID] {
+		if p.Contains(ip) {
 			po.used[number(ip)] = true
 			return true
 		}
@@ -340,12 +368,8 @@ func (po *pool) takeAgain(nodeID, address string) bool {
 // stay free.
 func (po *pool) first() uint32 { return number(po.subnet.Addr()) + 2 }
 
-func (po *pool) fromBlock(b model.Block, after uint32) (uint32, bool) {
-	p, err := netip.ParsePrefix(b.CIDR)
-	if err != nil {
-		return 0, false
-	}
-	first, end := number(p.Addr()), last(p)
+func (po *pool) fromBlock(b netip.Prefix, after uint32) (uint32, bool) {
+	first, end := number(b.Addr()), last(b)
 	size := end - first + 1
 	start := first
 	if after >= first && after < end {
@@ -364,38 +388,45 @@ func (po *pool) fromBlock(b model.Block, after uint32) (uint32, bool) {
 
 // newBlock gives a node a free block of the first three quarters of the subnet, or one of a node
 // that is gone.
-func (po *pool) newBlock(nodeID string) (model.Block, bool) {
+func (po *pool) newBlock(nodeID string) (netip.Prefix, bool) {
+	bl := po.parcels()
+	for len(bl.orphans) > 0 {
+		i := bl.orphans[0]
+		bl.orphans = bl.orphans[1:]
+		if p := netip.MustParsePrefix(po.network.Status.Blocks[i].CIDR); !po.inUse(p) {
+			po.claimed().Status.Blocks[i].NodeID = nodeID
+			bl.of[nodeID] = append(bl.of[nodeID], p)
+			return p, true
+		}
+	}
 	bits := blockBits(po.subnet)
 	size := uint32(1) << (32 - bits)
-	held := map[uint32]bool{} // by first address
-	for i, b := range po.blocks {
-		p, err := netip.ParsePrefix(b.CIDR)
-		if err != nil {
+	for ; bl.next < po.virtualFrom(); bl.next += size {
+		if bl.held[bl.next] {
 			continue
 		}
-		if po.pass.allNodes().byID[b.NodeID] == nil && !po.inUse(p) {
-			c := po.network.Clone()
-			c.Status.Blocks[i].NodeID = nodeID
-			return po.putBlocks(c, i), true
-		}
-		for n := number(p.Addr()) &^ (size - 1); n <= last(p); n += size {
-			held[n] = true
-		}
+		p := netip.PrefixFrom(address(bl.next), bits)
+		bl.held[bl.next] = true
+		n := po.claimed()
+		n.Status.Blocks = append(n.Status.Blocks, model.Block{NodeID: nodeID, CIDR: p.String()})
+		bl.of[nodeID] = append(bl.of[nodeID], p)
+		return p, true
 	}
-	for n := number(po.subnet.Addr()); n < po.virtualFrom(); n += size {
-		if !held[n] {
-			c := po.network.Clone()
-			c.Status.Blocks = append(c.Status.Blocks, model.Block{NodeID: nodeID, CIDR: netip.PrefixFrom(address(n), bits).String()})
-			return po.putBlocks(c, len(c.Status.Blocks)-1), true
-		}
-	}
-	return model.Block{}, false
+	return netip.Prefix{}, false
 }
 
-func (po *pool) putBlocks(n *model.Network, index int) model.Block {
-	po.network, po.blocks = n, n.Status.Blocks
-	po.pass.cs.PutStatus(n)
-	return n.Status.Blocks[index]
+// claimed is the network as it is when the pass has ended; blocks that nodes get are written once a
+// pass, before addresses of them are.
+func (po *pool) claimed() *model.Network {
+	if n := po.pass.claims[po.network.ID]; n != nil {
+		return n
+	}
+	if po.pass.claims == nil {
+		po.pass.claims = map[string]*model.Network{}
+	}
+	po.network = po.network.Clone()
+	po.pass.claims[po.network.ID] = po.network
+	return po.network
 }
 
 func (po *pool) inUse(p netip.Prefix) bool {

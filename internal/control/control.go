@@ -223,13 +223,8 @@ func (c *Controller) pass(ctx context.Context, snap *store.Snapshot, batches []s
 	p.rebalance()
 	draining := p.drain()
 	p.tidy()
-	for _, cs := range append(p.full, p.cs) {
-		if cs.Len() == 0 {
-			continue
-		}
-		if _, err := c.Store.Commit(ctx, cs); err != nil {
-			return 0, err // what has been committed is built upon in the next pass
-		}
+	if err := p.commit(ctx); err != nil {
+		return 0, err // what has been committed is built upon in the next pass
 	}
 	clear(c.dirty)
 	clear(c.touched)
@@ -284,6 +279,9 @@ type pass struct {
 	cs   *store.ChangeSet
 	full []*store.ChangeSet // to be committed before cs
 	now  time.Time
+	// loose are those of full that do not depend on each other, from one position to before another.
+	loose [2]int
+	homes bool // volumes got a home, upon which what follows depends
 	// changed holds objects that this pass has changed already, by ID, so that a later step
 	// builds on it.
 	changed map[string]model.Object
@@ -302,6 +300,7 @@ type pass struct {
 	pools    map[string]*pool            // by network ID
 	taken6   []netip.Prefix              // subnets of IPv6 in use
 	taken    map[string]map[uint32]bool  // addresses in use, by network ID
+	claims   map[string]*model.Network   // networks of which nodes got blocks, by ID
 	removed  map[string]bool             // workloads that this pass removes, by ID
 
 	chosen    map[string]bool         // ports of nodes that this pass chose
@@ -317,18 +316,6 @@ type pass struct {
 func (p *pass) put(o model.Object) {
 	p.changed[o.GetMeta().ID] = o
 	p.cs.Put(o)
-}
-
-// setChanges is about how many changes a pass makes in one set. Tens of thousands at once would be
-// one log entry of many megabytes, over which the leader would lose the lead.
-const setChanges = 500
-
-// cut ends the change set if it is large. It is called where what was decided so far may happen
-// without what follows, as if the pass had ended here.
-func (p *pass) cut() {
-	if p.cs.Len() >= setChanges {
-		p.full, p.cs = append(p.full, p.cs), &store.ChangeSet{}
-	}
 }
 
 // current returns the object as this pass left it.

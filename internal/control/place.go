@@ -61,8 +61,18 @@ func (p *pass) place() {
 	if len(requests) == 0 {
 		return
 	}
+	var placed *tally
+	if len(requests) > fewPlaced {
+		placed = &tally{}
+		p.split()
+	}
+	from := len(p.full)
 	in := schedule.Cluster{Nodes: views, Spare: p.contest(byID, requests), Namespaces: p.shares(requests)}
 	for n, pl := range schedule.Place(in, requests, p.snap.Revision()) {
+		if placed != nil && p.cs.Len() >= setChanges {
+			p.tell(placed)
+			placed = &tally{}
+		}
 		p.cut()
 		c := instances[pl.InstanceID].Clone()
 		for _, victim := range pl.Victims {
@@ -81,7 +91,57 @@ func (p *pass) place() {
 			continue
 		}
 		p.put(c)
-		p.event("instance placed", c, "on "+node.Name+": "+pl.Reason)
+		if placed == nil {
+			p.event("instance placed", c, "on "+node.Name+": "+pl.Reason)
+		} else {
+			placed.add(c, pl.Reason)
+		}
+	}
+	if placed != nil {
+		p.tell(placed)
+		p.split()
+		if !p.homes {
+			p.loose = [2]int{from, len(p.full)}
+		}
+	}
+}
+
+// fewPlaced is how many placements of one pass are told one by one; more of them are told by
+// workload, as each says of itself where it is and why.
+const fewPlaced = 100
+
+// tally sums up placements by workload, in the order in which workloads had their turn.
+type tally struct {
+	order []string
+	by    map[string]*placements
+}
+
+type placements struct {
+	count  int
+	nodes  map[string]bool
+	reason string // of the first
+}
+
+func (t *tally) add(i *model.Instance, reason string) {
+	s := t.by[i.WorkloadID]
+	if s == nil {
+		if t.by == nil {
+			t.by = map[string]*placements{}
+		}
+		s = &placements{nodes: map[string]bool{}, reason: reason}
+		t.by[i.WorkloadID] = s
+		t.order = append(t.order, i.WorkloadID)
+	}
+	s.count++
+	s.nodes[i.NodeID] = true
+}
+
+func (p *pass) tell(t *tally) {
+	for _, id := range t.order {
+		if w, ok := store.Get[*model.Workload](p.snap, id); ok {
+			s := t.by[id]
+			p.event("instances placed", w, fmt.Sprintf("%d on %d nodes; the first: %s", s.count, len(s.nodes), s.reason))
+		}
 	}
 }
 
@@ -240,10 +300,12 @@ func (p *pass) hostPorts(workloadID string) []model.HostPort {
 
 func volumeIDs(t *model.Template) []string {
 	var out []string
-	for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
-		for _, m := range task.Mounts {
-			if m.Type == model.MountVolume && m.Source != "" {
-				out = append(out, m.Source)
+	for _, tasks := range [...][]model.TaskSpec{t.InitTasks, t.Tasks} {
+		for n := range tasks {
+			for i := range tasks[n].Mounts {
+				if m := &tasks[n].Mounts[i]; m.Type == model.MountVolume && m.Source != "" {
+					out = append(out, m.Source)
+				}
 			}
 		}
 	}

@@ -145,6 +145,7 @@ func (p *pass) settleVolumes(i *model.Instance, t *model.Template, n *model.Node
 			c.NodeID = n.ID
 			p.cs.Expect(model.KindVolume, c.ID, c.Revision)
 			p.put(c)
+			p.homes = true
 		}
 		i.Leased = false
 		if m.ID != m.named {

@@ -1,8 +1,10 @@
 package store
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -55,6 +57,7 @@ type ChangeSet struct {
 	puts    int
 	made    madeBy
 	err     error
+	encoded bytes.Buffer // the latest object
 }
 
 // madeBy is an object that only this set makes.
@@ -73,9 +76,13 @@ func (c *ChangeSet) Put(obj model.Object) { c.add(opPut, obj) }
 func (c *ChangeSet) PutStatus(obj model.Object) { c.add(opPutStatus, obj) }
 
 func (c *ChangeSet) add(t opType, obj model.Object) {
-	data, err := codec.Marshal(obj)
-	if err != nil {
+	c.encoded.Reset()
+	if err := codec.MarshalToBuffer(obj, &c.encoded); err != nil {
 		c.fail(fmt.Errorf("encode %s %s: %w", obj.Kind(), obj.GetMeta().ID, err))
+	}
+	data := c.encoded.Bytes()
+	if need := len(c.changes) + len(data) + 128; need > cap(c.changes) { // a large set grows often
+		c.changes = slices.Grow(c.changes, max(need, 2*cap(c.changes))-len(c.changes))
 	}
 	c.change(t, string(obj.Kind()), obj.GetMeta().ID)
 	c.changes = appendBytes(c.changes, data)
