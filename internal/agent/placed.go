@@ -1,14 +1,15 @@
 package agent
 
 import (
+	"runtime"
 	"strconv"
 	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
 
-// placedEnv fills in what is known of an instance once it has a node: {instance.id}, {instance.name},
-// {slot}, {run}, {node.id}, {node.name}, {node.address}, {address} of the instance, {sandbox} of a process, and {port.N}, the
+// placedEnv fills in what is known of an instance once it has a node: {instance.id}, {instance.name}, {workload.id},
+// {slot}, {run}, {node.id}, {node.name}, {node.address}, {node.machine}, {address} of the instance, {sandbox} of a process, and {port.N}, the
 // number of the N-th port that it asked for, from 0. What else stands in braces stays.
 func (w *worker) placedEnv(i *model.Instance, t *model.TaskSpec, id string) []string {
 	return w.fillIn(i, t, id, t.PlacedEnv)
@@ -18,20 +19,10 @@ func (w *worker) fillIn(i *model.Instance, t *model.TaskSpec, id string, list []
 	if len(list) == 0 {
 		return nil
 	}
-	address := w.agent.Address
-	if len(i.Addresses) > 0 {
-		address = i.Addresses[0].IP
-	}
 	_, _, run := splitRunID(id)
-	known := []string{
-		"{instance.id}", i.ID, "{instance.name}", i.Name, "{slot}", strconv.Itoa(i.Slot), "{run}", strconv.Itoa(run),
-		"{node.id}", w.agent.NodeID, "{node.name}", w.agent.NodeName, "{node.address}", w.agent.Address, "{address}", address,
-	}
+	known := append(w.known(i), "{run}", strconv.Itoa(run))
 	if driverName(t) == "process" {
 		known = append(known, "{sandbox}", w.sandbox(t))
-	}
-	for n, p := range i.HostPorts {
-		known = append(known, "{port."+strconv.Itoa(n)+"}", strconv.Itoa(p.Published))
 	}
 	r := strings.NewReplacer(known...)
 	out := make([]string, len(list))
@@ -39,6 +30,37 @@ func (w *worker) fillIn(i *model.Instance, t *model.TaskSpec, id string, list []
 		out[n] = r.Replace(e)
 	}
 	return out
+}
+
+// place fills in what is known of an instance, whatever the task.
+func (w *worker) place(i *model.Instance, text string) string {
+	return strings.NewReplacer(w.known(i)...).Replace(text)
+}
+
+func (w *worker) known(i *model.Instance) []string {
+	address := w.agent.Address
+	if len(i.Addresses) > 0 {
+		address = i.Addresses[0].IP
+	}
+	known := []string{
+		"{instance.id}", i.ID, "{instance.name}", i.Name, "{workload.id}", i.WorkloadID, "{slot}", strconv.Itoa(i.Slot),
+		"{node.id}", w.agent.NodeID, "{node.name}", w.agent.NodeName, "{node.address}", w.agent.Address, "{node.machine}", machine(), "{address}", address,
+	}
+	for n, p := range i.HostPorts {
+		known = append(known, "{port."+strconv.Itoa(n)+"}", strconv.Itoa(p.Published))
+	}
+	return known
+}
+
+// machine is the processor's architecture as the kernel calls it.
+func machine() string {
+	switch runtime.GOARCH {
+	case "amd64":
+		return "x86_64"
+	case "arm64":
+		return "aarch64"
+	}
+	return runtime.GOARCH
 }
 
 // portOf is where the port request of a number, from 1, leads inside the instance; otherwise the

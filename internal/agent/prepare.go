@@ -43,7 +43,7 @@ type prepared struct {
 // taken over.
 func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, error) {
 	p := &prepared{
-		template: as.Template, hostname: hostname(as), ports: as.Instance.HostPorts,
+		template: as.Template, hostname: w.hostname(as), ports: as.Instance.HostPorts,
 		images: map[string]*image.Info{}, digests: map[string]string{},
 		rootfs: map[string]string{}, mounts: map[string][]driver.Mount{},
 	}
@@ -94,7 +94,10 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 }
 
 // hostname is the template's, or the instance's name as a DNS label.
-func hostname(as *wire.Assignment) string {
+func (w *worker) hostname(as *wire.Assignment) string {
+	if as.Template.PlacedHostname {
+		return w.place(as.Instance, as.Template.Hostname)
+	}
 	if as.Template.Hostname != "" {
 		return as.Template.Hostname
 	}
@@ -361,6 +364,10 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 		case model.MountTmpfs:
 			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode}
 		case model.MountBind:
+			if m.Placed {
+				m.Source, m.Target = w.place(as.Instance, m.Source), w.place(as.Instance, m.Target)
+				dm.Target = m.Target
+			}
 			if err := w.bindSource(&m); err != nil {
 				return err
 			}

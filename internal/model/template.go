@@ -8,13 +8,15 @@ type Template struct {
 	InitTasks []TaskSpec `json:"initTasks,omitempty"` // run one after the other, to completion, before Tasks
 	Tasks     []TaskSpec `json:"tasks"`
 
-	Hostname    string       `json:"hostname,omitempty"`
-	Domainname  string       `json:"domainname,omitempty"`
-	HostNetwork bool         `json:"hostNetwork,omitempty"`
-	NoNetwork   bool         `json:"noNetwork,omitempty"`
-	Networks    []Attachment `json:"networks,omitempty"`
-	DNS         DNSConfig    `json:"dns,omitzero"`
-	ExtraHosts  []HostEntry  `json:"extraHosts,omitempty"`
+	Hostname   string `json:"hostname,omitempty"`
+	Domainname string `json:"domainname,omitempty"`
+	// PlacedHostname lets Hostname have what is known once the instance has a node: see TaskSpec.PlacedEnv.
+	PlacedHostname bool         `json:"placedHostname,omitempty"`
+	HostNetwork    bool         `json:"hostNetwork,omitempty"`
+	NoNetwork      bool         `json:"noNetwork,omitempty"`
+	Networks       []Attachment `json:"networks,omitempty"`
+	DNS            DNSConfig    `json:"dns,omitzero"`
+	ExtraHosts     []HostEntry  `json:"extraHosts,omitempty"`
 	// Ports are ports of the instance's node that it holds, by number or any that is free.
 	Ports []PortRequest `json:"ports,omitempty"`
 	// Sysctls apply to the namespaces that the tasks share.
@@ -170,6 +172,8 @@ type Mount struct {
 	// Unlike otherwise, what the secret holds later on is followed, all files at once, unless SubPath is
 	// given.
 	Folder string `json:"folder,omitempty"`
+	// Placed lets a bind's source and target have what is known once the instance has a node: see TaskSpec.PlacedEnv.
+	Placed bool `json:"placed,omitempty"`
 	// HostKind is what must be at a bind's source: "directory", "file", "socket", "charDevice",
 	// "blockDevice", or "fileOrCreate"; "" is anything.
 	HostKind string `json:"hostKind,omitempty"`

@@ -118,6 +118,7 @@ var departures = map[string]string{
 	"internal/api/marathon -> internal/store":      "the same",
 	"internal/api/marathon -> internal/store/tree": "apps by path are kept as the store keeps its indexes",
 	"internal/api/marathon -> internal/cron":       "a schedule is checked before it is kept",
+	"internal/api/docker -> internal/compose":      "labels ask for what Swarm has no word for, in those of Compose files, read in one place",
 	"internal/api/docker -> internal/driver":       "logs, exec and attached streams, as core has them",
 	"internal/api/docker -> internal/image":        "images, as core has them",
 	"internal/api/native -> internal/trust":        "how the authority is, as core has it",

@@ -22,6 +22,7 @@ import (
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
+	roots "github.com/tutti-run/tutti/internal/trust"
 )
 
 // house is the API over a store of its own; what the test does not play panics.
@@ -78,6 +79,10 @@ type trust struct{ core.Trust }
 
 func (trust) SecretKey() ([]byte, error)     { return make([]byte, 32), nil }
 func (trust) JoinToken(bool) (string, error) { return "tutti1-token", nil }
+func (trust) View() (roots.View, error)      { return roots.View{}, nil }
+func (trust) RotateTokens(context.Context, bool, bool) error {
+	return nil
+}
 
 // quorum plays the servers; what the test does not play panics.
 type quorum struct{ core.Servers }
@@ -368,7 +373,7 @@ func TestAServiceIsAWorkload(t *testing.T) {
 		t.Errorf("rolled back: %+v", s)
 	}
 	h.want("POST", fmt.Sprintf("/services/shop_web/update?version=%d", s.Version.Index), spec("other", "busybox:1", 2), 501)
-	h.want("POST", "/services/create", `{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1","Hostname":"{{.Node.Hostname}}"}}}`, 501)
+	h.want("POST", "/services/create", `{"Name":"x","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1","Hostname":"{{range $i := .Service.Labels}}{{end}}"}}}`, 501)
 	h.want("DELETE", "/secrets/key", "", 400)
 	h.want("DELETE", "/services/shop_web", "", 200)
 	h.want("GET", "/services/shop_web", "", 404)

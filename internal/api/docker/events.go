@@ -151,7 +151,7 @@ func (a *API) workloadEvents(ch store.Change, of *followed, action events.Action
 		if old.Status.Rollout.State == w.Status.Rollout.State {
 			return nil
 		}
-		attributes["updatestate.new"], attributes["updatestate.old"] = string(updateState(&w.Status.Rollout)), string(updateState(&old.Status.Rollout))
+		attributes["updatestate.new"], attributes["updatestate.old"] = string(updateState(w)), string(updateState(old))
 	}
 	return []*message{newMessage(events.ServiceEventType, action, w.ID, "swarm", attributes)}
 }

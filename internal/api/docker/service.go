@@ -151,8 +151,8 @@ func serviceView(snap *store.Snapshot, w *model.Workload, status bool) swarm.Ser
 			s.Endpoint.VirtualIPs = append(s.Endpoint.VirtualIPs, vip)
 		}
 	}
-	if u := &w.Status.Rollout; updateState(u) != "" {
-		s.UpdateStatus = &swarm.UpdateStatus{State: updateState(u), StartedAt: &u.Started, Message: cmp.Or(u.Message, "update "+string(updateState(u)))}
+	if u := &w.Status.Rollout; updateState(w) != "" {
+		s.UpdateStatus = &swarm.UpdateStatus{State: updateState(w), StartedAt: &u.Started, Message: cmp.Or(u.Message, updateMessages[updateState(w)])}
 		if !u.Finished.IsZero() {
 			s.UpdateStatus.CompletedAt = &u.Finished
 		}
@@ -232,7 +232,7 @@ func (a *API) serviceCreate(w http.ResponseWriter, r *request) error {
 			return fault.New(fault.Conflict, "rpc error: code = AlreadyExists desc = name conflicts with an existing object: service %s already exists", spec.Name)
 		}
 	}
-	if err := a.deploy(r, &spec, nil); err != nil {
+	if err := a.deploy(r, &spec, nil, false); err != nil {
 		return err
 	}
 	wl, err := findService(a.snapshot(), spec.Name)
@@ -260,7 +260,8 @@ func (a *API) serviceUpdate(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	present := specOf(snap, wl)
-	switch rollback := r.query.Get("rollback"); rollback {
+	rollback := r.query.Get("rollback")
+	switch rollback {
 	case "":
 	case "previous":
 		previous := specifiedOf(wl).Previous
@@ -280,7 +281,7 @@ func (a *API) serviceUpdate(w http.ResponseWriter, r *request) error {
 	if specifiedOf(wl).Spec == nil && wl.Application != "" {
 		return a.updateForeign(w, r, wl, present, &spec)
 	}
-	if err := a.deploy(r, &spec, present); err != nil {
+	if err := a.deploy(r, &spec, present, rollback != ""); err != nil {
 		return err
 	}
 	return answer(w, http.StatusOK, swarm.ServiceUpdateResponse{Warnings: []string{}})

@@ -9,6 +9,7 @@ import (
 
 	"github.com/moby/moby/api/types/swarm"
 
+	"github.com/tutti-run/tutti/internal/compose"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -19,6 +20,8 @@ import (
 type specified struct {
 	Spec     *swarm.ServiceSpec `json:"spec"`
 	Previous *swarm.ServiceSpec `json:"previous,omitempty"`
+	// RolledBack says that the specification was returned to.
+	RolledBack bool `json:"rolledBack,omitempty"`
 }
 
 // serviceTranslation turns a service's specification into a workload and a service of ours.
@@ -29,14 +32,15 @@ type serviceTranslation struct {
 	app      string
 	workload model.Workload
 	service  model.Service
+	rollback bool // to what it was before
 }
 
-// deploy decides about a service and makes it so.
-func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec) error {
+// deploy decides about a service and makes it so, or so again when it is rolled back.
+func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec, rollback bool) error {
 	if spec.Name == "" {
 		return fault.New(fault.Invalid, "service name must be provided")
 	}
-	t := &serviceTranslation{api: a, r: r, spec: spec}
+	t := &serviceTranslation{api: a, r: r, spec: spec, rollback: rollback}
 	var name string
 	t.app, name = placeOf(spec.Name, spec.Labels)
 	if model.CheckName(name) != nil {
@@ -49,7 +53,10 @@ func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec) error {
 			return err
 		}
 	}
-	data, err := json.Marshal(specified{Spec: spec, Previous: previous})
+	if err := compose.ApplyLabels(spec.Labels, &t.workload, &t.service); err != nil {
+		return err
+	}
+	data, err := json.Marshal(specified{Spec: spec, Previous: previous, RolledBack: rollback})
 	if err != nil {
 		return err
 	}
@@ -118,10 +125,8 @@ func (t *serviceTranslation) container() error {
 	if c.StopGracePeriod != nil {
 		tpl.StopGrace = *c.StopGracePeriod
 	}
-	for _, text := range append([]string{c.Hostname}, c.Env...) {
-		if strings.Contains(text, "{{") {
-			return notHonoured("templates in services", text)
-		}
+	if err := t.templates(&task); err != nil {
+		return err
 	}
 	if !c.Isolation.IsDefault() {
 		return notHonoured("--isolation", c.Isolation)
@@ -139,6 +144,9 @@ func (t *serviceTranslation) container() error {
 	for _, m := range c.Mounts {
 		mm, err := typedMount(m)
 		if err != nil {
+			return err
+		}
+		if err := t.mountTemplates(&mm); err != nil {
 			return err
 		}
 		if mm.Type == model.MountVolume && mm.Source != "" {
@@ -439,7 +447,9 @@ func (t *serviceTranslation) updates() (err error) {
 	if t.workload.Update, err = updatePolicy(t.spec.UpdateConfig); err != nil {
 		return err
 	}
-	t.workload.Rollback, err = updatePolicy(t.spec.RollbackConfig)
+	if t.workload.Rollback, err = updatePolicy(t.spec.RollbackConfig); err == nil && t.rollback {
+		t.workload.Update = t.workload.Rollback
+	}
 	return err
 }
 
