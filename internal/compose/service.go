@@ -59,6 +59,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.extraRollout(&extra)
 	o.extraRebalance(&extra)
 	o.extraAutoscale(&extra)
+	o.extraPatience(&extra)
 	o.dependsOn()
 	o.hints()
 	t.out.Workloads = append(t.out.Workloads, o.w)

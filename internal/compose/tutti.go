@@ -34,6 +34,8 @@ var tuttiRules = keys{
 	"class":         well,
 	"min_available": well,
 	"rebalance":     well,
+	"lost_after":    well,
+	"maintenance":   within(keys{"at": well, "time_zone": well, "for": well}),
 	"autoscale": within(keys{
 		"min": well, "max": well, "cpu": well, "memory": well, "requests": well, "down_after": well,
 		"prometheus": within(keys{"server": well, "query": well, "target": well}),
@@ -76,6 +78,8 @@ type extras struct {
 	Class        string          `json:"class"`
 	MinAvailable int             `json:"min_available"`
 	Rebalance    bool            `json:"rebalance"`
+	LostAfter    string          `json:"lost_after"`
+	Maintenance  []windowEntry   `json:"maintenance"`
 	Autoscale    *autoscaleEntry `json:"autoscale"`
 
 	Rollout struct {
@@ -160,6 +164,12 @@ type hoursEntry struct {
 	For      string `json:"for"`
 	Min      int    `json:"min"`
 	Max      int    `json:"max"`
+}
+
+type windowEntry struct {
+	At       string `json:"at"`
+	TimeZone string `json:"time_zone"`
+	For      string `json:"for"`
 }
 
 type tolerated struct {
@@ -298,6 +308,30 @@ func (o *one) extraJob(x *extras) {
 func (o *one) extraRebalance(x *extras) {
 	if o.w.Rebalance = x.Rebalance; x.Rebalance && (o.w.Type != model.ServiceWorkload || o.safeOrder() != model.StartFirst || o.w.Update.Order != model.StartFirst) {
 		o.invalid(tuttiKey+".rebalance", "only services move whose new instance may start before the old one ends: no shared folder or volume, no port or address of the node, order start-first")
+	}
+}
+
+// extraPatience reads for how long an instance is waited for whose node is silent, and when instances move.
+func (o *one) extraPatience(x *extras) {
+	given := map[string]bool{"lost_after": x.LostAfter != "", "maintenance": len(x.Maintenance) > 0}
+	for key := range given {
+		if given[key] && o.w.Type.Ends() {
+			o.invalid(tuttiKey+"."+key, "it is for services; this is of kind %s", o.w.Type)
+			return
+		}
+	}
+	switch x.LostAfter {
+	case "never":
+		o.w.Unreachable.Never = true
+	default:
+		o.w.Unreachable.ReplaceAfter = o.duration("lost_after", x.LostAfter)
+	}
+	for _, e := range x.Maintenance {
+		w := model.Window{At: e.At, TimeZone: e.TimeZone, For: o.duration("maintenance", e.For)}
+		if why := cron.CheckWindow(&w); why != "" {
+			o.invalid(tuttiKey+".maintenance", "%s", why)
+		}
+		o.w.Maintenance = append(o.w.Maintenance, w)
 	}
 }
 

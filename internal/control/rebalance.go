@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/store"
@@ -31,8 +32,12 @@ func (p *pass) rebalance() {
 		if !w.Rebalance {
 			continue
 		}
+		open, _ := cron.Open(w.Maintenance, p.now)
 		movable, moving := p.movable(w)
 		under += moving
+		if !open {
+			continue
+		}
 		for _, i := range movable {
 			r, ok := store.Get[*model.Revision](p.snap, i.RevisionID)
 			if !ok {

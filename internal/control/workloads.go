@@ -5,6 +5,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/rollout"
 	"github.com/tutti-run/tutti/internal/schedule"
@@ -20,7 +21,7 @@ func (p *pass) workload(w *model.Workload) error {
 	status := w.Status
 	status.Generation = w.Generation
 	held := p.hold(w, &status)
-	in := rollout.Input{Workload: w, Now: p.now, Leaving: p.allNodes().leaving, Held: held}
+	in := rollout.Input{Workload: w, Now: p.now, Leaving: p.leavingFor(w), Held: held}
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		in.Instances = append(in.Instances, i)
 	}
@@ -41,6 +42,10 @@ func (p *pass) workload(w *model.Workload) error {
 	status.Rollout = out.Rollout
 	delete(p.c.timers, w.ID)
 	p.revisit(w, out.Revisit)
+	if len(in.Leaving) < len(p.allNodes().leaving) {
+		_, next := cron.Open(w.Maintenance, p.now)
+		p.revisit(w, next)
+	}
 	for i := range out.Actions {
 		if err := p.act(w, &out.Actions[i]); err != nil {
 			return err
@@ -49,6 +54,14 @@ func (p *pass) workload(w *model.Workload) error {
 	}
 	p.putStatus(w, status)
 	return nil
+}
+
+// leavingFor are the nodes that a workload is to leave: none outside of its maintenance windows.
+func (p *pass) leavingFor(w *model.Workload) map[string]bool {
+	if open, _ := cron.Open(w.Maintenance, p.now); !open {
+		return nil
+	}
+	return p.allNodes().leaving
 }
 
 // revisit asks for a workload to be looked at again at a time, unless that is zero.
@@ -65,9 +78,11 @@ func (p *pass) nodesOf(w *model.Workload, instances []*model.Instance) []*model.
 	for _, i := range instances {
 		had[i.NodeID] = true
 	}
+	leaving := p.leavingFor(w)
 	var out []*model.Node
 	for _, n := range p.allNodes().list {
-		stays := n.Availability == model.Cordoned && n.Status.State == model.NodeReady && had[n.ID]
+		kept := n.Availability == model.Cordoned || n.Availability == model.Draining && !leaving[n.ID]
+		stays := kept && n.Status.State == model.NodeReady && had[n.ID]
 		if schedule.Eligible(n, &w.Template) || stays && schedule.Suits(n, &w.Template) {
 			out = append(out, n)
 		}

@@ -102,6 +102,11 @@ func checkDeployment(d *Deployment) error {
 				bad("workload %s: only services are scaled; it is of kind %s", w.Name, w.Type)
 			}
 		}
+		for i := range w.Maintenance {
+			if why := cron.CheckWindow(&w.Maintenance[i]); why != "" {
+				bad("workload %s: maintenance: %s", w.Name, why)
+			}
+		}
 		switch {
 		case w.Exclusive && w.Type != model.SingleWorkload:
 			bad("workload %s: exclusive is for single workloads; it is of kind %s", w.Name, w.Type)

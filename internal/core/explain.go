@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/autoscale"
+	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/trust"
@@ -186,6 +187,7 @@ func (e *explainer) instance(i *model.Instance) {
 	if i.Moving != "" {
 		e.say("    is to move: %s", i.Moving)
 	}
+	e.drained(i)
 	if i.Cause != "" {
 		e.say("    to be ended: %s", i.Cause)
 	}
@@ -199,6 +201,27 @@ func (e *explainer) instance(i *model.Instance) {
 	}
 	if st.State == model.InstanceFailed {
 		e.advise("look at what it said: `tutti logs %s`", i.FullName())
+	}
+}
+
+// drained tells why an instance is still on a node that is being drained.
+func (e *explainer) drained(i *model.Instance) {
+	n, ok := store.Get[*model.Node](e.snap, i.NodeID)
+	w, known := store.Get[*model.Workload](e.snap, i.WorkloadID)
+	if !ok || !known || n.Availability != model.Draining || !i.WantsToRun() {
+		return
+	}
+	open, next := cron.Open(w.Maintenance, time.Now())
+	switch {
+	case w.Type.Ends():
+		e.say("    its node is being drained; a job is left to finish")
+	case !open:
+		e.say("    its node is being drained; it stays until its maintenance window opens, at %s", next.UTC().Format("2006-01-02 15:04 MST"))
+		e.advise("move it now: `tutti restart %s`", w.FullName())
+	case w.MinAvailable > 0:
+		e.say("    its node is being drained; %d instances of %s are to stay ready meanwhile (min_available)", w.MinAvailable, w.FullName())
+	default:
+		e.say("    its node is being drained; it is replaced elsewhere")
 	}
 }
 

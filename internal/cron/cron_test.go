@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/cron"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 func at(t *testing.T, text string) time.Time {
@@ -84,5 +85,40 @@ func TestWhatIsNoSchedule(t *testing.T) {
 	}
 	if _, err := cron.Parse("@daily", "Mars/Olympus"); err == nil || !strings.Contains(err.Error(), "Europe/Berlin") {
 		t.Errorf("an unknown zone: %v", err)
+	}
+}
+
+func TestWindows(t *testing.T) {
+	night := model.Window{At: "0 2 * * *", TimeZone: "Europe/Berlin", For: 90 * time.Minute} // 1:00 to 2:30 UTC
+	saturday := model.Window{At: "0 12 * * 6", For: 24 * time.Hour}
+	friday := time.Date(2026, 1, 9, 0, 0, 0, 0, time.UTC)
+	for _, c := range []struct {
+		windows []model.Window
+		at      time.Duration // after midnight
+		open    bool
+		next    time.Duration
+	}{
+		{nil, 0, true, 0},
+		{[]model.Window{night}, 59 * time.Minute, false, time.Hour},
+		{[]model.Window{night}, time.Hour, true, 25 * time.Hour},
+		{[]model.Window{night}, 149 * time.Minute, true, 25 * time.Hour},
+		{[]model.Window{night}, 150 * time.Minute, false, 25 * time.Hour},
+		{[]model.Window{night, saturday}, 30 * time.Hour, false, 36 * time.Hour},
+		{[]model.Window{night, saturday}, 50 * time.Hour, true, 73 * time.Hour},
+		{[]model.Window{{At: "never"}}, 0, false, 0},
+	} {
+		open, next := cron.Open(c.windows, friday.Add(c.at))
+		want := friday.Add(c.next)
+		if c.next == 0 {
+			want = time.Time{}
+		}
+		if open != c.open || !next.Equal(want) {
+			t.Errorf("%v after %s: open %v, next %s; want %v, %s", c.windows, c.at, open, next, c.open, want)
+		}
+	}
+	for want, w := range map[string]model.Window{"": night, "not between a minute": {At: "@daily"}, "is not a schedule": {At: "now", For: time.Hour}} {
+		if got := cron.CheckWindow(&w); (got == "") != (want == "") || !strings.Contains(got, want) {
+			t.Errorf("%+v: %q, want %q", w, got, want)
+		}
 	}
 }

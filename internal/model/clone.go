@@ -51,6 +51,7 @@ func (w *Workload) Clone() *Workload {
 	c.DependsOn = slices.Clone(w.DependsOn)
 	c.Plan.Canary = slices.Clone(w.Plan.Canary)
 	c.Autoscale = w.Autoscale.Clone()
+	c.Maintenance = slices.Clone(w.Maintenance)
 	c.StopWithin = clonePointer(w.StopWithin)
 	return &c
 }

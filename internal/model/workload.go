@@ -61,7 +61,7 @@ type Workload struct {
 	// Rebalance lets instances move to nodes that came, or came back, where they would be placed now.
 	Rebalance bool `json:"rebalance,omitempty"`
 	// MinAvailable is how many instances stay ready when others are to give way to more important
-	// work; 0 lets all of them.
+	// work, or to end before they are replaced as their node is drained; 0 lets all of them.
 	MinAvailable int        `json:"minAvailable,omitempty"`
 	Autoscale    *Autoscale `json:"autoscale,omitempty"` // of a service; chooses Count
 	Job          JobPolicy  `json:"job,omitzero"`        // of job, globalJob and cron
@@ -69,6 +69,9 @@ type Workload struct {
 	// EndFirst chooses which instances of a service go when it is scaled down; "" is those in the
 	// highest slots.
 	EndFirst EndOrder `json:"endFirst,omitempty"`
+	// Maintenance are the times in which instances move that the cluster, or a drain, moves; without
+	// any they do at any time.
+	Maintenance []Window `json:"maintenance,omitempty"`
 	// Unreachable says what becomes of instances whose node is down.
 	Unreachable UnreachablePolicy `json:"unreachable,omitzero"`
 	// OwnerID is the cron workload that a job is a run of.
@@ -108,6 +111,13 @@ const (
 type UnreachablePolicy struct {
 	ReplaceAfter time.Duration `json:"replaceAfter,omitempty"`
 	Never        bool          `json:"never,omitempty"` // it is waited for until its node is removed
+}
+
+// Window is a span of time that begins at each time of a schedule.
+type Window struct {
+	At       string        `json:"at"` // five fields, as of a cron workload
+	TimeZone string        `json:"timeZone,omitempty"`
+	For      time.Duration `json:"for"`
 }
 
 // WorkloadStatus is observed; its writer is the leader.

@@ -645,7 +645,7 @@ func (p *plan) advance() {
 			leaving = append(leaving, s)
 		}
 	}
-	if p.stateful() {
+	if p.stateful() || p.fixed() {
 		p.vacate(leaving, busy-unplaced+begun)
 		return
 	}

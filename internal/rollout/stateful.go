@@ -43,15 +43,33 @@ func (p *plan) followed(s *slot) bool {
 	})
 }
 
+// fixed reports whether instances have addresses of their own choice, which the old one of a slot holds until
+// it has ended.
+func (p *plan) fixed() bool {
+	return slices.ContainsFunc(p.Workload.Template.Networks, func(a model.Attachment) bool { return a.Address != "" })
+}
+
 // vacate ends what runs on leaving nodes, as many at once as may be out of service, of which busy
-// are already; the slots are filled elsewhere once it has ended.
+// are already, and as long as so many stay ready as are to; the slots are filled elsewhere once it has
+// ended.
 func (p *plan) vacate(leaving []*slot, busy int) {
 	room := len(leaving)
 	if n := p.atOnce(); n > 0 {
 		room = max(0, min(room, n-busy))
 	}
 	slices.SortFunc(leaving, func(a, b *slot) int { return b.number - a.number })
+	spare := -p.Workload.MinAvailable
+	for _, s := range p.slots {
+		if s.wanted && s.serves() {
+			spare++
+		}
+	}
 	for _, s := range leaving[:room] {
+		if s.serves() {
+			if spare--; spare < 0 && p.Workload.MinAvailable > 0 {
+				continue
+			}
+		}
 		p.endAll("its node is being drained", s.leaving)
 	}
 }

@@ -2,6 +2,7 @@ package rollout_test
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"testing"
 
@@ -97,6 +98,47 @@ func TestStateful(t *testing.T) {
 			out := rollout.Next(rollout.Input{Workload: c.workload, Instances: c.instances, Leaving: map[string]bool{"gone": true}, Now: dawn})
 			if got := told(out); !slices.Equal(got, c.want) {
 				t.Errorf("to do: %q, want %q (%s)", got, c.want, fmt.Sprint(out.Rollout))
+			}
+		})
+	}
+}
+
+// TestADrainKeepsEnough drains the nodes of what has to end before it is replaced; so many stay ready as
+// the workload asks for.
+func TestADrainKeepsEnough(t *testing.T) {
+	for name, c := range map[string]struct {
+		kind model.WorkloadKind
+		keep int
+		ends int
+	}{
+		"slots":               {model.StatefulWorkload, 2, 1},
+		"all of them at once": {model.StatefulWorkload, 0, 3},
+		"none":                {model.StatefulWorkload, 3, 0},
+		"fixed addresses":     {model.ServiceWorkload, 1, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, rand.New(rand.NewPCG(1, 1)), c.kind, 3)
+			w.w.Start, w.w.MinAvailable = model.Parallel, c.keep
+			if c.kind == model.ServiceWorkload {
+				w.w.Start, w.w.Template.Networks = "", []model.Attachment{{Network: "n", Address: "10.0.0.7"}}
+			}
+			w.deploy(probed)
+			w.settle()
+			for _, n := range w.nodes {
+				n.Availability = model.Draining
+			}
+			out := rollout.Next(w.input())
+			ends := 0
+			for _, a := range out.Actions {
+				switch a.Type {
+				case rollout.Drain, rollout.Stop:
+					ends++
+				case rollout.Create:
+					t.Errorf("%+v: another one starts before the old one has ended", a)
+				}
+			}
+			if ends != c.ends {
+				t.Errorf("%d end, want %d: %+v", ends, c.ends, out.Actions)
 			}
 		})
 	}
