@@ -106,8 +106,8 @@ func parseTaints(args []string) (set []model.Taint, remove []string, err error) 
 		if effect == "" {
 			effect = "noSchedule"
 		}
-		if key == "" || effect != "noSchedule" && effect != "preferNoSchedule" {
-			return nil, nil, usagef("%q: give KEY[=VALUE][:EFFECT] to set a taint, with the effect noSchedule or preferNoSchedule, or KEY- to remove it", arg)
+		if key == "" || effect != "noSchedule" && effect != "preferNoSchedule" && effect != "noExecute" {
+			return nil, nil, usagef("%q: give KEY[=VALUE][:EFFECT] to set a taint, with the effect noSchedule, preferNoSchedule or noExecute, or KEY- to remove it", arg)
 		}
 		set = append(set, model.Taint{Key: key, Value: value, Effect: effect})
 	}
@@ -119,7 +119,8 @@ func taintCommand(g *globals) *cobra.Command {
 		Use: "taint NODE KEY[=VALUE][:EFFECT]… KEY-…", Short: "Keep work off a node that does not tolerate its taints",
 		Long: "Set and remove taints of a node. With the effect noSchedule, which counts when none is given,\n" +
 			"only services that tolerate a taint are placed there; with preferNoSchedule others are placed\n" +
-			"there when nothing else fits. What runs there already stays.",
+			"there when nothing else fits. What runs there already stays, unless the effect is noExecute:\n" +
+			"then it is moved away as from a node that is drained, if it does not tolerate the taint.",
 		Example: "  tutti node taint node-2 gpu=a100:noSchedule\n  tutti node taint node-2 gpu-",
 		Args:    arguments(2, -1, "a node and taints"), ValidArgsFunction: g.complete(1, nodeNames),
 		RunE: func(cmd *cobra.Command, args []string) error {

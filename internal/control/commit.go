@@ -15,7 +15,7 @@ const (
 	// one log entry of many megabytes, over which the leader would lose the lead.
 	setChanges = 500
 	// setsAtOnce is how many sets that do not depend on each other are under way.
-	setsAtOnce = 4
+	setsAtOnce = 8
 )
 
 // cut ends the change set if it is large. It is called where what was decided so far may happen

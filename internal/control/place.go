@@ -182,6 +182,8 @@ type nodes struct {
 	list    []*model.Node
 	byID    map[string]*model.Node
 	leaving map[string]bool // IDs of those that are being drained
+	// evicting are those with a taint that ends what runs there and does not tolerate it.
+	evicting []*model.Node
 }
 
 func (p *pass) allNodes() *nodes {
@@ -192,6 +194,9 @@ func (p *pass) allNodes() *nodes {
 			p.nodes.byID[n.ID] = n
 			if n.Availability == model.Draining {
 				p.nodes.leaving[n.ID] = true
+			}
+			if schedule.Evicts(n, &model.Template{}) {
+				p.nodes.evicting = append(p.nodes.evicting, n)
 			}
 		}
 	}

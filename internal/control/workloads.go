@@ -2,6 +2,7 @@ package control
 
 import (
 	"fmt"
+	"maps"
 	"strings"
 	"time"
 
@@ -56,14 +57,6 @@ func (p *pass) workload(w *model.Workload) error {
 	return nil
 }
 
-// leavingFor are the nodes that a workload is to leave: none outside of its maintenance windows.
-func (p *pass) leavingFor(w *model.Workload) map[string]bool {
-	if open, _ := cron.Open(w.Maintenance, p.now); !open {
-		return nil
-	}
-	return p.allNodes().leaving
-}
-
 // revisit asks for a workload to be looked at again at a time, unless that is zero.
 func (p *pass) revisit(w *model.Workload, at time.Time) {
 	if have, ok := p.c.timers[w.ID]; !at.IsZero() && (!ok || at.Before(have)) {
@@ -71,8 +64,28 @@ func (p *pass) revisit(w *model.Workload, at time.Time) {
 	}
 }
 
+// leavingFor are the nodes that a workload is to leave: those that are drained, and those with a taint
+// that evicts it; none outside of its maintenance windows.
+func (p *pass) leavingFor(w *model.Workload) map[string]bool {
+	if open, _ := cron.Open(w.Maintenance, p.now); !open {
+		return nil
+	}
+	all := p.allNodes()
+	out := all.leaving
+	for _, n := range all.evicting {
+		if out[n.ID] || !schedule.Evicts(n, &w.Template) {
+			continue
+		}
+		if len(out) == len(all.leaving) {
+			out = maps.Clone(out)
+		}
+		out[n.ID] = true
+	}
+	return out
+}
+
 // nodesOf returns where a global workload should run: on nodes that take work, and on those that
-// take no new work but had it before.
+// take no new work, or none like it, but had it before.
 func (p *pass) nodesOf(w *model.Workload, instances []*model.Instance) []*model.Node {
 	had := map[string]bool{}
 	for _, i := range instances {
@@ -81,9 +94,8 @@ func (p *pass) nodesOf(w *model.Workload, instances []*model.Instance) []*model.
 	leaving := p.leavingFor(w)
 	var out []*model.Node
 	for _, n := range p.allNodes().list {
-		kept := n.Availability == model.Cordoned || n.Availability == model.Draining && !leaving[n.ID]
-		stays := kept && n.Status.State == model.NodeReady && had[n.ID]
-		if schedule.Eligible(n, &w.Template) || stays && schedule.Suits(n, &w.Template) {
+		stays := n.Status.State == model.NodeReady && had[n.ID] && !leaving[n.ID]
+		if schedule.Eligible(n, &w.Template) || stays && schedule.SuitsApartFromTaints(n, &w.Template) {
 			out = append(out, n)
 		}
 	}

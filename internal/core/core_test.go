@@ -799,6 +799,7 @@ func TestNamespacesAndTaints(t *testing.T) {
 	}{
 		{taint("gpu", "noSchedule"), nil, "[{gpu  noSchedule}]"},
 		{taint("gpu", "preferNoSchedule"), nil, "[{gpu  preferNoSchedule}]"},
+		{taint("gpu", "noExecute"), nil, "[{gpu  noExecute}]"},
 		{nil, []string{"gpu"}, "[]"},
 	} {
 		if err := b.TaintNode(b.Context(), anna, "node-n2", step.set, step.remove); err != nil {

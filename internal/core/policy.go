@@ -110,8 +110,8 @@ func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []mode
 		switch {
 		case t.Key == "":
 			return fault.New(fault.Invalid, "a taint needs a key")
-		case t.Effect != "noSchedule" && t.Effect != "preferNoSchedule":
-			return fault.New(fault.Invalid, "taint %s: effect %q is neither noSchedule nor preferNoSchedule", t.Key, t.Effect)
+		case t.Effect != "noSchedule" && t.Effect != "preferNoSchedule" && t.Effect != "noExecute":
+			return fault.New(fault.Invalid, "taint %s: effect %q is none of noSchedule, preferNoSchedule and noExecute", t.Key, t.Effect)
 		}
 	}
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {

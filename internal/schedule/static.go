@@ -8,9 +8,16 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
+// Effects of taints.
+const (
+	noSchedule       = "noSchedule"
+	preferNoSchedule = "preferNoSchedule"
+	noExecute        = "noExecute"
+)
+
 func tolerated(n *model.Node, tolerations []model.Toleration) (string, bool) {
 	for _, taint := range n.Taints {
-		if taint.Effect == "preferNoSchedule" {
+		if taint.Effect == preferNoSchedule {
 			continue
 		}
 		if !tolerates(tolerations, taint) {
@@ -24,7 +31,7 @@ func tolerated(n *model.Node, tolerations []model.Toleration) (string, bool) {
 func avoided(n *model.Node, tolerations []model.Toleration) int {
 	count := 0
 	for _, taint := range n.Taints {
-		if taint.Effect == "preferNoSchedule" && !tolerates(tolerations, taint) {
+		if taint.Effect == preferNoSchedule && !tolerates(tolerations, taint) {
 			count++
 		}
 	}
@@ -116,9 +123,20 @@ func DomainKey(a *model.Affinity) string {
 	return a.Key
 }
 
-// Suits reports whether a node is one that instances of the template may run on, whatever its
-// state and however full it may be.
-func Suits(n *model.Node, t *model.Template) bool { return static(n, t) == "" }
+// SuitsApartFromTaints reports whether a node is one that instances of the template may run on,
+// whatever its state, its taints and how full it may be.
+func SuitsApartFromTaints(n *model.Node, t *model.Template) bool {
+	lenient := *t
+	lenient.Placement.Tolerations = []model.Toleration{{}}
+	return static(n, &lenient) == ""
+}
+
+// Evicts reports whether a node has a taint that ends instances of the template there.
+func Evicts(n *model.Node, t *model.Template) bool {
+	return slices.ContainsFunc(n.Taints, func(taint model.Taint) bool {
+		return taint.Effect == noExecute && !tolerates(t.Placement.Tolerations, taint)
+	})
+}
 
 // Eligible reports whether a node takes work, and instances of the template in particular,
 // however full it may be.
