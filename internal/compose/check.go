@@ -2,6 +2,7 @@ package compose
 
 import (
 	"fmt"
+	"maps"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -11,6 +12,7 @@ import (
 	"go.yaml.in/yaml/v4"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // walker goes through a file's tree: it notes where everything is said, and what the table has
@@ -296,39 +298,9 @@ func (w *walker) base(at *yaml.Node, name, merged string) *file {
 
 // suggestion names the key that somebody may have meant.
 func suggestion(key string, among keys) string {
-	best, least := "", max(2, len(key)/3)+1
-	for candidate := range among {
-		d := distance(strings.ToLower(key), candidate)
-		if d < least || d == least && candidate < best {
-			best, least = candidate, d
-		}
-	}
-	if best == "" || len(key) < 3 && least > 1 {
+	best := model.Nearest(key, maps.Keys(among))
+	if best == "" {
 		return ""
 	}
 	return "; did you mean " + best + "?"
-}
-
-// distance counts the letters to insert, remove, replace or swap between two words.
-func distance(a, b string) int {
-	rows := [3][]int{make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)}
-	for j := range rows[1] {
-		rows[1][j] = j
-	}
-	for i := range len(a) {
-		before, last, now := rows[0], rows[1], rows[2]
-		now[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			now[j+1] = min(last[j]+cost, last[j+1]+1, now[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				now[j+1] = min(now[j+1], before[j-1]+1)
-			}
-		}
-		rows = [3][]int{last, now, before}
-	}
-	return rows[1][len(b)]
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/trust"
 )
@@ -165,6 +166,7 @@ func (e *explainer) instance(i *model.Instance) {
 	if i.Reason != "" {
 		if i.NodeID == "" {
 			e.say("    no node: %s", i.Reason)
+			e.hint(i)
 			e.adviseUnplaced(i.Reason)
 		} else {
 			e.say("    placed there as %s", i.Reason)
@@ -233,6 +235,7 @@ var remedies = []struct{ words, advice string }{
 	{"give way to it", "nothing: it starts as soon as they have ended"},
 	{"waits for what is ending", "nothing: it starts as soon as that has ended"},
 	{"which a constraint names", "nodes have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME and node.attributes.NAME: correct the constraint"},
+	{"do not satisfy node.attributes.", "ask for what nodes have, or add a host that has it: `tutti join`"},
 	{"do not satisfy", "label a node so that it matches (`tutti node label NODE KEY=VALUE`), or change the constraint"},
 	{"which instances are distributed by", "label the nodes with it (`tutti node label NODE KEY=VALUE`), or distribute by something that they have"},
 	{"which is not tolerated", "let the service tolerate the taint (x-tutti.tolerations), or take it off a node"},
@@ -248,6 +251,23 @@ var remedies = []struct{ words, advice string }{
 	{"cordoned", "let the nodes take work again: `tutti node activate NODE`"},
 	{"draining", "let the nodes take work again: `tutti node activate NODE`"},
 	{"are down", "bring the nodes back: `tutti nodes` lists them"},
+}
+
+// hint says which constraints of an instance no node meets, and what may have been meant.
+func (e *explainer) hint(i *model.Instance) {
+	r, ok := store.Get[*model.Revision](e.snap, i.RevisionID)
+	if !ok {
+		return
+	}
+	var nodes []*model.Node
+	for n := range store.List[*model.Node](e.snap) {
+		nodes = append(nodes, n)
+	}
+	for n := range r.Template.Placement.Constraints {
+		if text := schedule.Hint(nodes, &r.Template.Placement.Constraints[n]); text != "" {
+			e.say("    %s", text)
+		}
+	}
 }
 
 func (e *explainer) adviseUnplaced(reason string) {

@@ -9,12 +9,13 @@ import (
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/schedule"
+	"github.com/tutti-run/tutti/internal/store"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // TestTenMistakes holds what people read who ask why something does not start, word for word: for
-// each of ten typical mistakes the scheduler's reason and what to do.
+// each of ten typical mistakes, and some more, the scheduler's reason and what to do.
 func TestTenMistakes(t *testing.T) {
 	type mistake struct {
 		name   string
@@ -70,6 +71,20 @@ func TestTenMistakes(t *testing.T) {
 			r.Template.Tasks[0].Reserve.MemoryBytes = 1 << 30
 		}, false},
 		{"a quota used up", nil, reserve(model.Resources{NanoCPUs: 2e9}), true},
+		{"a label that is spelled otherwise", label("disk", "hdd", "ssd", "hdd"), place(model.Placement{Constraints: []model.Constraint{{Key: "node.labels.dsik", Operator: model.Equal, Values: []string{"ssd"}}}}), false},
+		{"a value that is spelled otherwise", label("region", "frankfurt", "frankfurt", "paris"), place(model.Placement{Constraints: []model.Constraint{{Key: "node.labels.region", Operator: model.Equal, Values: []string{"frankfrut"}}}}), false},
+		{"a kernel that is too old", nil, place(model.Placement{Constraints: []model.Constraint{{Key: "node.attributes.kernel", Operator: model.AtLeast, Values: []string{"v6.8"}}}}), false},
+		{"an image for another platform", nil, place(model.Placement{Platforms: []string{"linux/arm64"}}), false},
+		{"a volume whose node is down", func(n []*schedule.NodeView) { n[1].Node.Status.State = model.NodeDown },
+			func(r *schedule.Request) {
+				r.PinnedTo, r.PinReason = "h1", "do not hold the volume shop/data, which lives on host-1"
+			}, false},
+		{"a gang that does not fit as a whole", used, func(r *schedule.Request) {
+			r.Template.Placement.Gang, r.Template.Tasks[0].Reserve.MemoryBytes = true, 7<<30
+		}, false},
+		{"close to what does not run", nil, func(r *schedule.Request) {
+			r.Near = []schedule.Relation{{Workloads: []string{"w-db"}, Names: "shop/db", Key: "node.id"}}
+		}, false},
 	}
 	var out strings.Builder
 	for _, m := range mistakes {
@@ -77,7 +92,7 @@ func TestTenMistakes(t *testing.T) {
 		var nodes []*schedule.NodeView
 		for i := range 3 {
 			nodes = append(nodes, &schedule.NodeView{Node: &model.Node{
-				Meta: model.Meta{ID: fmt.Sprint("h", i), Name: fmt.Sprint("host-", i)}, Attributes: map[string]string{"os": "linux", "arch": "amd64"},
+				Meta: model.Meta{ID: fmt.Sprint("h", i), Name: fmt.Sprint("host-", i)}, Attributes: map[string]string{"os": "linux", "arch": "amd64", "kernel": "6.1.9"},
 				Capacity: model.Resources{NanoCPUs: 4e9, MemoryBytes: 8 << 30}, Status: model.NodeStatus{State: model.NodeReady},
 			}})
 		}
@@ -91,11 +106,27 @@ func TestTenMistakes(t *testing.T) {
 		if m.quota {
 			cluster.Namespaces = map[string]*schedule.Share{"default": {Quota: model.Resources{NanoCPUs: 3e9}, Used: model.Resources{NanoCPUs: 2e9}}}
 		}
-		p := schedule.Place(cluster, []schedule.Request{r}, 1)[0]
+		requests := []schedule.Request{r}
+		if template.Placement.Gang {
+			requests = []schedule.Request{r, r}
+		}
+		p := schedule.Place(cluster, requests, 1)[0]
 		meta := model.Meta{Namespace: model.DefaultNamespace, Application: "shop"}
 		w := &model.Workload{Meta: meta, Type: model.ServiceWorkload, Count: 1}
 		w.ID, w.Name = "w-web", "web"
-		i := &model.Instance{Meta: meta, WorkloadID: "w-web", Reason: p.Reason, NodeID: p.NodeID, Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending}}
+		revision := &model.Revision{Meta: model.Meta{ID: "w-web.1", Name: "w-web.1"}, WorkloadID: "w-web", Template: *template}
+		b.put(revision)
+		var cs store.ChangeSet // in place of the bench's nodes
+		for _, id := range []string{"n1", "n2"} {
+			cs.Delete(model.KindNode, id)
+		}
+		for _, v := range nodes {
+			cs.Put(v.Node)
+		}
+		if _, err := b.Store.Commit(b.Context(), &cs); err != nil {
+			t.Fatal(err)
+		}
+		i := &model.Instance{Meta: meta, WorkloadID: "w-web", RevisionID: "w-web.1", Reason: p.Reason, NodeID: p.NodeID, Desired: model.DesiredRun, Status: model.InstanceStatus{State: model.InstancePending}}
 		i.ID, i.Name = "i1", "web.1"
 		b.put(w)
 		b.put(i)
