@@ -17,11 +17,7 @@ type Instance struct {
 	// Reason explains the placement, or why there is none yet.
 	Reason  string       `json:"reason,omitempty"`
 	Desired DesiredState `json:"desired"`
-	// DrainRevision is the store revision at which Desired became drain: balancers that have
-	// applied it send no new connections.
-	Cause string `json:"cause,omitempty"` // why Desired is no longer run
-	// Standby keeps it out of traffic, ready as it may be, until its revision takes over.
-	Standby bool `json:"standby,omitempty"`
+	Cause   string       `json:"cause,omitempty"` // why Desired is no longer run
 	// Moving says why it is to run elsewhere, though its node would do: it serves until the instance
 	// that replaces it is ready.
 	Moving string `json:"moving,omitempty"`
@@ -35,6 +31,8 @@ type Instance struct {
 	// it can be replaced elsewhere once the lease has surely ended. A stateful instance without one
 	// has a volume that lives on its node, and is replaced nowhere else.
 	Leased bool `json:"leased,omitempty"`
+	// Standby keeps it out of traffic, ready as it may be, until its revision takes over.
+	Standby bool `json:"standby,omitempty"`
 	// Volumes are the slot's own volumes: the volume that the template names → the one that is
 	// mounted in its place, both by ID. They are decided with the node.
 	Volumes map[string]string `json:"volumes,omitempty"`
@@ -138,18 +136,19 @@ type TaskStatus struct {
 	Started  time.Time `json:"started,omitzero"`
 	Finished time.Time `json:"finished,omitzero"`
 	ExitCode int       `json:"exitCode"`
-	OOM      bool      `json:"oom,omitempty"`
 	Error    string    `json:"error,omitempty"`
 	Image    string    `json:"image,omitempty"` // digest that runs
+	OOM      bool      `json:"oom,omitempty"`
+
+	// What follows is told of separate tasks.
+	Up      bool   `json:"up,omitempty"` // see TaskSpec
+	Ready   bool   `json:"ready,omitempty"`
+	Waiting string `json:"waiting,omitempty"` // for what it waits before its next run
 
 	Message  string `json:"message,omitempty"` // the last words of a run that has ended
 	Restarts int    `json:"restarts,omitempty"`
 	// Before is the run before this one, of which there is none for most.
 	Before *TaskEnd `json:"before,omitempty"`
-	// What follows is told of separate tasks.
-	Up      bool   `json:"up,omitempty"` // see TaskSpec
-	Ready   bool   `json:"ready,omitempty"`
-	Waiting string `json:"waiting,omitempty"` // for what it waits before its next run
 }
 
 // TaskEnd is how a run of a task ended.

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"os"
 	"runtime"
 	"runtime/debug"
@@ -24,11 +25,41 @@ func collectAt(live uint64) int {
 	return int(100 * max(leastRoom, live/roomPart) / live)
 }
 
+// usage is how this process's memory is used, in bytes.
+type usage struct {
+	live    uint64 // at the end of the latest collection
+	objects uint64 // those that will be found dead included
+	unused  uint64 // between objects
+	other   uint64 // than the heap
+}
+
+func used() usage {
+	sample := []metrics.Sample{
+		{Name: "/gc/heap/live:bytes"}, {Name: "/memory/classes/heap/objects:bytes"}, {Name: "/memory/classes/heap/unused:bytes"},
+		{Name: "/memory/classes/heap/free:bytes"}, {Name: "/memory/classes/heap/released:bytes"}, {Name: "/memory/classes/total:bytes"},
+	}
+	metrics.Read(sample)
+	n := func(k int) uint64 { return sample[k].Value.Uint64() }
+	return usage{live: n(0), objects: n(1), unused: n(2), other: n(5) - n(1) - n(2) - n(3) - n(4)}
+}
+
+// keepTo returns how much memory the process keeps at most, in bytes: what it needs until the next
+// collection, whose growth is given in percent of what is live. More that it had is given back to the
+// kernel; the runtime by itself keeps a tenth of the heap. A small process may keep what it likes.
+func keepTo(u usage, percent int) int64 {
+	if u.live <= leastRoom || u.objects == 0 {
+		return math.MaxInt64
+	}
+	goal := float64(u.live) * (1 + float64(percent)/100)
+	goal *= 1 + float64(u.unused)/float64(u.objects)
+	return int64((goal + float64(u.other)) / 0.95) // it begins to give back at 95 % of its limit
+}
+
 // BoundHeap keeps this process's memory close to what the state takes, whatever size that has, for
-// as long as the process lives; who sets GOGC has chosen otherwise. It looks after each collection,
-// and costs nothing between them.
+// as long as the process lives; who sets GOGC or GOMEMLIMIT has chosen otherwise. It looks after each
+// collection, and costs nothing between them.
 func BoundHeap() {
-	if os.Getenv("GOGC") == "" {
+	if os.Getenv("GOGC") == "" && os.Getenv("GOMEMLIMIT") == "" {
 		afterCollection(100)
 	}
 }
@@ -38,12 +69,12 @@ func BoundHeap() {
 func afterCollection(percent int) {
 	type marker struct{ _ *byte }
 	runtime.AddCleanup(&marker{new(byte)}, func(percent int) {
-		sample := []metrics.Sample{{Name: "/gc/heap/live:bytes"}}
-		metrics.Read(sample)
-		if want := collectAt(sample[0].Value.Uint64()); want != percent {
+		u := used()
+		if want := collectAt(u.live); want != percent {
 			debug.SetGCPercent(want)
 			percent = want
 		}
+		debug.SetMemoryLimit(keepTo(u, percent))
 		afterCollection(percent)
 	}, percent)
 }

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"math"
 	"os"
 	"os/exec"
 	"runtime"
@@ -21,12 +22,23 @@ func TestCollectAt(t *testing.T) {
 	}
 }
 
+func TestKeepTo(t *testing.T) {
+	if have := keepTo(usage{live: 100 << 20, objects: 120 << 20, unused: 20 << 20}, 100); have != math.MaxInt64 {
+		t.Errorf("with a small heap, %d bytes are kept, want no bound", have)
+	}
+	// It may grow by a fifth, a tenth of all lies unused, and the rest stays.
+	want := (1000*1.2*1.1 + 70) * (1 << 20) / 0.95
+	if have := keepTo(usage{live: 1000 << 20, objects: 1100 << 20, unused: 110 << 20, other: 70 << 20}, 20); math.Abs(float64(have)-want) > 1 {
+		t.Errorf("with a large heap, %d bytes are kept, want %.0f", have, want)
+	}
+}
+
 // TestBoundHeap holds a large heap in a process of its own, whose collections it may set.
 func TestBoundHeap(t *testing.T) {
 	const hold = "TUTTI_TEST_HOLD"
 	if os.Getenv(hold) == "" {
 		cmd := exec.Command(os.Args[0], "-test.run=^TestBoundHeap$", "-test.v")
-		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "GOGC=") }), hold+"=yes")
+		cmd.Env = append(slices.DeleteFunc(os.Environ(), func(e string) bool { return strings.HasPrefix(e, "GOGC=") || strings.HasPrefix(e, "GOMEMLIMIT=") }), hold+"=yes")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("%v: %s", err, out)
 		}
@@ -41,7 +53,7 @@ func TestBoundHeap(t *testing.T) {
 	for range 1000 { // its cleanup runs in a goroutine
 		runtime.GC()
 		have := debug.SetGCPercent(want)
-		if have >= want-1 && have <= want {
+		if limit := debug.SetMemoryLimit(-1); have >= want-1 && have <= want && limit > int64(len(held))<<20 && limit < 2*int64(len(held))<<20 {
 			runtime.KeepAlive(held)
 			return
 		}

@@ -98,12 +98,13 @@ func (c *Client) transport(ofServers bool) *http2.Transport {
 	return &http2.Transport{
 		TLSClientConfig: &tls.Config{}, // not used: see below
 		DialTLSContext: func(ctx context.Context, _, address string, _ *tls.Config) (net.Conn, error) {
-			ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+			ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 			defer cancel()
 			return dialTLS(ctx, c.network, address, c.config(ofServers))
 		},
-		// Without an answer to a ping within these, a silent connection is given up.
-		ReadIdleTimeout: time.Second, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
+		// Without an answer to a ping within these, a silent connection is given up. One with a node
+		// session is not silent for as long, whatever the pace.
+		ReadIdleTimeout: 1500 * time.Millisecond, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
 		IdleConnTimeout:    5 * time.Minute,
 		DisableCompression: true,
 	}

@@ -45,6 +45,7 @@ type Port struct {
 	gate        Gate
 	routes      []Route
 	network     Underlay
+	crowd       crowd
 }
 
 // Gate decides about peers whose certificate is right: whether they are, still, of the cluster.
@@ -87,12 +88,17 @@ func ListenOn(network Underlay, address string, identity *Identity, log *slog.Lo
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", address, err)
 	}
-	p := &Port{log: log, network: network, mux: http.NewServeMux(), open: &openConns{all: map[net.Conn]*openConn{}}}
+	p := &Port{log: log, network: network, crowd: newCrowd(), mux: http.NewServeMux(), open: &openConns{all: map[net.Conn]*openConn{}}}
 	p.identity.Store(identity)
 	p.credentials.Store(c)
 	p.listener = tls.NewListener(inner, &tls.Config{
-		MinVersion:         tls.VersionTLS13,
-		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return p.credentials.Load().server, nil },
+		MinVersion: tls.VersionTLS13,
+		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			if err := awaitTurn(hello); err != nil {
+				return nil, err
+			}
+			return p.credentials.Load().server, nil
+		},
 		// What is asked for by the configuration itself is there for form's sake only.
 		Certificates: []tls.Certificate{c.cert}, NextProtos: c.server.NextProtos,
 	})
@@ -200,7 +206,9 @@ func (p *Port) Serve(ctx context.Context) error {
 
 func (p *Port) serveConn(ctx context.Context, c *tls.Conn, h2 *http2.Server, srv *http.Server) {
 	hctx, cancel := context.WithTimeout(ctx, 5*time.Second)
-	err := c.HandshakeContext(hctx)
+	turn := &turn{crowd: p.crowd}
+	err := c.HandshakeContext(withTurn(hctx, turn))
+	turn.end()
 	cancel()
 	if err != nil {
 		p.log.Debug("handshake failed", "from", c.RemoteAddr(), "error", err)
@@ -336,7 +344,7 @@ func (l *RaftLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net
 	return dialTLS(ctx, l.network, string(address), l.config())
 }
 
-// dialTLS connects and shakes hands.
+// dialTLS connects and shakes hands, which takes no longer than ctx allows.
 func dialTLS(ctx context.Context, network Underlay, address string, config *tls.Config) (net.Conn, error) {
 	inner, err := network.Dial(ctx, address)
 	if err != nil {

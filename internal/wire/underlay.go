@@ -22,6 +22,9 @@ type TCP struct{}
 
 const (
 	dialTimeout = time.Second
+	// handshakeTimeout is how long connecting may take with the handshake: a host that is there may
+	// have many to shake hands with.
+	handshakeTimeout = 2500 * time.Millisecond
 	// deadPeer is how long sent data may stay unacknowledged until a connection is given up.
 	deadPeer = 2 * time.Second
 )
