@@ -105,9 +105,11 @@ func (a *applying) undo(changes []Change, keys []KeyChange) {
 		t := a.table(kinds[c.Kind])
 		switch {
 		case c.Old == nil:
-			t.remove(c.New)
+			t.remove(c.New.GetMeta())
+		case c.New == nil:
+			t.put(nil, c.Old.GetMeta())
 		default:
-			t.put(c.New, c.Old)
+			t.put(c.New.GetMeta(), c.Old.GetMeta())
 		}
 	}
 	for _, c := range slices.Backward(keys) {
@@ -137,7 +139,7 @@ func (a *applying) boundEvents(changes []Change) []string {
 		t := a.table(kinds[model.KindEvent])
 		if old, ok := t.byID.Get(atID(events[0])); ok {
 			t.remove(old)
-			a.changes = append(a.changes, Change{Kind: model.KindEvent, ID: events[0], Old: old})
+			a.changes = append(a.changes, Change{Kind: model.KindEvent, ID: events[0], Old: as[*model.Event](old)})
 		}
 		events = events[1:]
 	}
@@ -153,22 +155,26 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 		return fault.New(fault.Unsupported, "unknown kind of object %q", o.kind)
 	}
 	t := a.table(info)
-	old, _ := t.byID.Get(atID(text(o.id)))
+	var old model.Object
+	was, known := t.byID.Get(atID(text(o.id)))
+	if known {
+		old = info.object(was)
+	}
 	switch o.opType {
 	case opExpect:
 		var have uint64
-		if old != nil {
-			have = old.GetMeta().Revision
+		if known {
+			have = was.Revision
 		}
 		if have != o.revision && !ignoreExpectations {
 			return fault.New(fault.Conflict, "%s %s was changed meanwhile: revision %d was expected, %d is there", info.kind, o.id, o.revision, have)
 		}
 	case opDelete:
-		if old == nil {
+		if !known {
 			return nil
 		}
-		t.remove(old)
-		a.changes = append(a.changes, Change{Kind: info.kind, ID: old.GetMeta().ID, Old: old})
+		t.remove(was)
+		a.changes = append(a.changes, Change{Kind: info.kind, ID: was.ID, Old: old})
 	case opPut, opPutStatus:
 		obj, err := decodeObject(info, o.value)
 		if err != nil {
@@ -181,25 +187,25 @@ func (a *applying) applyObject(o *op, revision uint64) error {
 		if o.opType == opPutStatus && !info.observed {
 			return fault.New(fault.Invalid, "%s %s has no status that could be written", info.kind, o.id)
 		}
-		if o.opType == opPutStatus && (old == nil || info.over != nil && info.over(old, obj)) {
+		if o.opType == opPutStatus && (!known || info.over != nil && info.over(old, obj)) {
 			return nil
 		}
 		a.words.share(obj) // before it adopts what others may be reading
-		if old != nil && o.opType == opPut {
+		if known && o.opType == opPut {
 			obj.AdoptStatus(old)
 		}
-		if old != nil && o.opType == opPutStatus {
+		if known && o.opType == opPutStatus {
 			obj.AdoptDesired(old)
 		}
 		if !info.repeats {
 			other, ok := t.byName.Get(atName(m.Namespace, m.Application, m.Name))
-			if ok && other.GetMeta().ID != m.ID {
+			if ok && other.ID != m.ID {
 				return fault.New(fault.Conflict, "%s %s exists already", info.kind, m.FullName())
 			}
 		}
 		m.Revision = revision
 		shareID(obj)
-		t.put(old, obj)
+		t.put(was, m)
 		a.changes = append(a.changes, Change{Kind: info.kind, ID: m.ID, Old: old, New: obj})
 	}
 	return nil

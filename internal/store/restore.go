@@ -55,15 +55,15 @@ func (s *Store) Restore(r io.Reader) error {
 	}
 	events := slices.Clone(content.objects[model.KindEvent])
 	// By revision, then ID: the same order on every server, whatever happened before.
-	slices.SortFunc(events, func(a, b model.Object) int {
-		return cmp.Or(cmp.Compare(a.GetMeta().Revision, b.GetMeta().Revision), cmp.Compare(a.GetMeta().ID, b.GetMeta().ID))
+	slices.SortFunc(events, func(a, b *model.Meta) int {
+		return cmp.Or(cmp.Compare(a.Revision, b.Revision), cmp.Compare(a.ID, b.ID))
 	})
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	next.revision = max(next.revision, s.state.Load().revision)
 	s.events = make([]string, len(events))
 	for i, e := range events {
-		s.events[i] = e.GetMeta().ID
+		s.events[i] = e.ID
 	}
 	s.history.reset(next, s.state.Store)
 	return nil
@@ -71,13 +71,13 @@ func (s *Store) Restore(r io.Reader) error {
 
 // restored is what a snapshot holds, in order.
 type restored struct {
-	objects map[model.Kind][]model.Object
+	objects map[model.Kind][]*model.Meta
 	keys    []*KeyValue
 }
 
 // readRows reads what follows the header in format 1, which knew no keys.
 func readRows(dec *cbor.Decoder) (restored, error) {
-	out := restored{objects: map[model.Kind][]model.Object{}}
+	out := restored{objects: map[model.Kind][]*model.Meta{}}
 	var w words
 	for {
 		var row struct {
@@ -103,7 +103,7 @@ func errCutShort(err error) error {
 	return fault.New(fault.Invalid, "the snapshot is cut short: %w", err)
 }
 
-func decodeRow(kind model.Kind, revision uint64, data []byte, w *words) (model.Object, error) {
+func decodeRow(kind model.Kind, revision uint64, data []byte, w *words) (*model.Meta, error) {
 	info, ok := kinds[kind]
 	if !ok {
 		return nil, fault.New(fault.Unsupported, "the snapshot holds objects of an unknown kind %q: a newer version wrote it", kind)
@@ -115,7 +115,7 @@ func decodeRow(kind model.Kind, revision uint64, data []byte, w *words) (model.O
 	o.GetMeta().Revision = revision
 	w.share(o)
 	shareID(o)
-	return o, nil
+	return o.GetMeta(), nil
 }
 
 // block is a content and, once done, what it holds.
@@ -123,7 +123,7 @@ type block struct {
 	content []byte
 	done    chan struct{}
 	kind    model.Kind
-	objects []model.Object
+	objects []*model.Meta
 	keys    []*KeyValue
 	end     *ending
 	err     error
@@ -134,7 +134,7 @@ type ending struct{ objects, keys, revision uint64 }
 
 // readBlocks reads what follows the header in format 2. Blocks are decoded on all cores.
 func readBlocks(r io.Reader, revision uint64) (restored, error) {
-	out := restored{objects: map[model.Kind][]model.Object{}}
+	out := restored{objects: map[model.Kind][]*model.Meta{}}
 	workers := runtime.GOMAXPROCS(0)
 	work, order := make(chan *block, 2*workers), make(chan *block, 2*workers)
 	stop := make(chan struct{})
@@ -268,16 +268,16 @@ func inOrder[T any](items []T, compare func(a, b T) int) (tree.Tree[T], error) {
 }
 
 // buildTable makes a table of objects that are in the order of their IDs.
-func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
-	byID := func(a, b model.Object) int { return strings.Compare(a.GetMeta().ID, b.GetMeta().ID) }
+func buildTable(info *kindInfo, objects []*model.Meta) (*table, error) {
+	byID := func(a, b *model.Meta) int { return strings.Compare(a.ID, b.ID) }
 	t := &table{}
 	var errs [5]error
 	var wg sync.WaitGroup
 	wg.Go(func() { t.byID, errs[0] = inOrder(objects, byID) })
-	grouped := func(to *tree.Tree[model.Object], err *error, groupOf func(model.Object) string) {
+	grouped := func(to *tree.Tree[*model.Meta], err *error, groupOf func(*model.Meta) string) {
 		wg.Go(func() {
-			list := inGroups(objects, func(o model.Object) [2]string { return [2]string{groupOf(o)} })
-			*to, *err = inOrder(list, func(a, b model.Object) int {
+			list := inGroups(objects, func(m *model.Meta) [2]string { return [2]string{groupOf(m)} })
+			*to, *err = inOrder(list, func(a, b *model.Meta) int {
 				return cmp.Or(strings.Compare(groupOf(a), groupOf(b)), byID(a, b))
 			})
 		})
@@ -289,15 +289,14 @@ func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
 		grouped(&t.byNode, &errs[2], info.node)
 	}
 	wg.Go(func() {
-		list := inGroups(objects, func(o model.Object) [2]string { return [2]string{o.GetMeta().Application, o.GetMeta().Namespace} })
-		t.byApplication, errs[3] = inOrder(list, func(a, b model.Object) int {
-			return then(inApplication(b.GetMeta().Namespace, b.GetMeta().Application), b.GetMeta().ID)(a)
+		list := inGroups(objects, func(m *model.Meta) [2]string { return [2]string{m.Application, m.Namespace} })
+		t.byApplication, errs[3] = inOrder(list, func(a, b *model.Meta) int {
+			return then(inApplication(b.Namespace, b.Application), b.ID)(a)
 		})
 	})
 	if !info.repeats {
-		named := func(a, b model.Object) int {
-			m := b.GetMeta()
-			return atName(m.Namespace, m.Application, m.Name)(a)
+		named := func(a, b *model.Meta) int {
+			return atName(b.Namespace, b.Application, b.Name)(a)
 		}
 		t.byName, errs[4] = inOrder(slices.SortedFunc(slices.Values(objects), named), named)
 	}
@@ -306,13 +305,13 @@ func buildTable(info *kindInfo, objects []model.Object) (*table, error) {
 }
 
 // inGroups returns objects in the order of their groups, and within these in the given order.
-func inGroups(objects []model.Object, groupOf func(model.Object) [2]string) []model.Object {
-	groups := map[[2]string][]model.Object{}
+func inGroups(objects []*model.Meta, groupOf func(*model.Meta) [2]string) []*model.Meta {
+	groups := map[[2]string][]*model.Meta{}
 	for _, o := range objects {
 		g := groupOf(o)
 		groups[g] = append(groups[g], o)
 	}
-	out := make([]model.Object, 0, len(objects))
+	out := make([]*model.Meta, 0, len(objects))
 	for _, g := range slices.SortedFunc(maps.Keys(groups), func(a, b [2]string) int {
 		return cmp.Or(strings.Compare(a[0], b[0]), strings.Compare(a[1], b[1]))
 	}) {

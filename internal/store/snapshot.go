@@ -99,14 +99,14 @@ func (s *Snapshot) Write(to io.Writer) error {
 	var data bytes.Buffer // reused: a large state would leave as much garbage
 	for _, kind := range slices.Sorted(maps.Keys(kinds)) {
 		var err error
-		s.state.table(kind).byID.All(func(o model.Object) bool {
+		s.state.table(kind).byID.All(func(m *model.Meta) bool {
 			data.Reset()
-			if err = codec.MarshalToBuffer(o, &data); err != nil {
-				err = fmt.Errorf("encode %s %s: %w", kind, o.GetMeta().ID, err)
+			if err = codec.MarshalToBuffer(kinds[kind].object(m), &data); err != nil {
+				err = fmt.Errorf("encode %s %s: %w", kind, m.ID, err)
 				return false
 			}
 			w.begin(blockObjects, kind)
-			w.buf = binary.AppendUvarint(w.buf, o.GetMeta().Revision)
+			w.buf = binary.AppendUvarint(w.buf, m.Revision)
 			w.buf = appendBytes(w.buf, data.Bytes())
 			objects++
 			return w.err == nil
