@@ -133,6 +133,45 @@ func taintCommand(g *globals) *cobra.Command {
 	}
 }
 
+// parseResources reads NAME=COUNT, NAME=DEVICE,DEVICE… and NAME-.
+func parseResources(node string, args []string) (r native.NodeResources, err error) {
+	r = native.NodeResources{Ref: node, Counts: map[string]int64{}, Devices: map[string][]string{}}
+	for _, arg := range args {
+		if k, ok := strings.CutSuffix(arg, "-"); ok && k != "" && !strings.Contains(k, "=") {
+			r.Remove = append(r.Remove, k)
+			continue
+		}
+		name, value, ok := strings.Cut(arg, "=")
+		if !ok || name == "" || value == "" {
+			return r, usagef("%q: give NAME=COUNT, NAME=DEVICE,DEVICE or NAME-, such as gpu=4, gpu=GPU-a1,GPU-b2 or gpu-", arg)
+		}
+		if n, err := strconv.ParseInt(value, 10, 64); err == nil {
+			r.Counts[name] = n
+		} else {
+			r.Devices[name] = strings.Split(value, ",")
+		}
+	}
+	return r, nil
+}
+
+func resourcesCommand(g *globals) *cobra.Command {
+	return &cobra.Command{
+		Use: "resources NODE NAME=COUNT|NAME=DEVICE,…|NAME-…", Short: "Say which devices, or how many of anything, a node has",
+		Long: "Say which devices a node has, by name, or how many of anything that can be counted; NAME- says that\n" +
+			"it has none any more. Services reserve them by number (generic_resources in Compose files,\n" +
+			"--generic-resource in Docker); a task reads in DOCKER_RESOURCE_NAME which devices are its own.",
+		Example: "  tutti node resources node-2 gpu=GPU-a1,GPU-b2 licence=3\n  tutti node resources node-2 gpu-",
+		Args:    arguments(2, -1, "a node and resources"), ValidArgsFunction: g.complete(1, nodeNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r, err := parseResources(args[0], args[1:])
+			if err != nil {
+				return err
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.SetNodeResources(cmd.Context(), r) })
+		},
+	}
+}
+
 func overcommitCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "overcommit NODE TIMES", Short: "Let burstable instances reserve more cores than a node has",

@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"maps"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +30,19 @@ func (w *worker) fillIn(i *model.Instance, t *model.TaskSpec, id string, list []
 	out := make([]string, len(list))
 	for n, e := range list {
 		out[n] = r.Replace(e)
+	}
+	return out
+}
+
+// deviceEnv tells a task which devices it holds, or of what is only counted how many, as Docker does.
+func deviceEnv(i *model.Instance, template *model.Template, t *model.TaskSpec) []string {
+	var out []string
+	for _, kind := range slices.Sorted(maps.Keys(t.Reserve.Custom)) {
+		value := strings.Join(i.DevicesOf(template, t.Name, kind), ",")
+		if len(i.Devices[kind]) == 0 {
+			value = strconv.FormatInt(t.Reserve.Custom[kind], 10)
+		}
+		out = append(out, "DOCKER_RESOURCE_"+strings.ToUpper(kind)+"="+value)
 	}
 	return out
 }

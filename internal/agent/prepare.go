@@ -597,6 +597,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	if as.Template.Indexed {
 		defaults = append(defaults, "JOB_COMPLETION_INDEX="+strconv.Itoa(as.Instance.Slot-1))
 	}
+	defaults = append(defaults, deviceEnv(as.Instance, as.Template, t)...)
 	task.Env = mergeEnv(defaults, env, w.placedEnv(as.Instance, t, id), t.Env)
 	return task, nil
 }

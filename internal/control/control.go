@@ -303,8 +303,9 @@ type pass struct {
 	claims   map[string]*model.Network   // networks of which nodes got blocks, by ID
 	removed  map[string]bool             // workloads that this pass removes, by ID
 
-	chosen    map[string]bool         // ports of nodes that this pass chose
-	published map[model.HostPort]bool // ports that services publish
+	chosen    map[string]bool            // ports of nodes that this pass chose
+	devices   map[string]map[device]bool // held on nodes, by their IDs
+	published map[model.HostPort]bool    // ports that services publish
 
 	asked    map[*model.Template]schedule.Request
 	avoiding []avoider

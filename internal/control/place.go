@@ -374,6 +374,9 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 	if err != nil {
 		return err
 	}
+	if err := p.chooseDevices(i, t, n); err != nil {
+		return err
+	}
 	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, ports
 	return nil
 }

@@ -89,6 +89,7 @@ var requirements = map[string]requirement{
 	"node labels":       {role: model.RoleOperator, cluster: true},
 	"node taints":       {role: model.RoleOperator, cluster: true},
 	"node overcommit":   {role: model.RoleOperator, cluster: true},
+	"node resources":    {role: model.RoleOperator, cluster: true},
 	"image import":      {role: model.RoleOperator, cluster: true},
 	"image remove":      {role: model.RoleOperator, cluster: true},
 

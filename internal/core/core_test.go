@@ -810,6 +810,23 @@ func TestNamespacesAndTaints(t *testing.T) {
 			t.Errorf("taints are %v, want %s", n.Taints, step.want)
 		}
 	}
+	for _, bad := range []struct {
+		counts  map[string]int64
+		devices map[string][]string
+	}{{counts: map[string]int64{"gpu": 0}}, {devices: map[string][]string{"gpu": {"a", "a"}}}, {devices: map[string][]string{"gpu": {"a b"}}}, {counts: map[string]int64{"g=u": 1}}} {
+		if err := b.SetNodeResources(b.Context(), anna, "node-n2", bad.counts, bad.devices, nil); !fault.Is(err, fault.Invalid) {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+	if err := errors.Join(
+		b.SetNodeResources(b.Context(), anna, "node-n2", map[string]int64{"gpu": 3, "fpga": 1}, nil, nil),
+		b.SetNodeResources(b.Context(), anna, "node-n2", map[string]int64{"licence": 9}, map[string][]string{"gpu": {"a", "b"}}, []string{"fpga"}),
+	); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := store.ByName[*model.Node](b.Store.Snapshot(), "", "", "node-n2"); fmt.Sprint(n.Capacity.Custom, n.Devices) != "map[gpu:2 licence:9] map[gpu:[a b]]" {
+		t.Errorf("the node has %v and %v", n.Capacity.Custom, n.Devices)
+	}
 	if err := b.Overcommit(b.Context(), anna, "node-n2", 0.5); !fault.Is(err, fault.Invalid) {
 		t.Errorf("half of what is there: %v", err)
 	}

@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -119,6 +120,57 @@ func (c *Core) TaintNode(ctx context.Context, who Caller, ref string, set []mode
 			return slices.Contains(remove, have.Key) || slices.ContainsFunc(set, func(t model.Taint) bool { return t.Key == have.Key })
 		})
 		n.Taints = append(n.Taints, set...)
+	})
+}
+
+// SetNodeResources says of which devices or metrics a node has how many, or which by name, and which
+// it has no longer. What instances hold of a device that is gone they keep until they end.
+func (c *Core) SetNodeResources(ctx context.Context, who Caller, ref string, counts map[string]int64, devices map[string][]string, remove []string) (err error) {
+	a, err := c.begin(who, "node resources", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	counted := maps.Clone(counts)
+	if counted == nil {
+		counted = map[string]int64{}
+	}
+	for kind, names := range devices {
+		counted[kind] = int64(len(names))
+		seen := map[string]bool{}
+		for _, n := range names {
+			if n == "" || strings.ContainsAny(n, ", \t\n") || seen[n] {
+				return fault.New(fault.Invalid, "device %q of %s: names that differ, without spaces and commas, are accepted", n, kind)
+			}
+			seen[n] = true
+		}
+	}
+	for kind, n := range counted {
+		switch {
+		case kind == "" || strings.ContainsAny(kind, "=, \t\n"):
+			return fault.New(fault.Invalid, "resource %q: a name without spaces, commas and equals signs is accepted", kind)
+		case n < 1:
+			return fault.New(fault.Invalid, "resource %s: a count from 1, or names of devices, is accepted", kind)
+		}
+	}
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
+		if n.Capacity.Custom == nil {
+			n.Capacity.Custom = map[string]int64{}
+		}
+		if n.Devices == nil {
+			n.Devices = map[string][]string{}
+		}
+		for _, kind := range remove {
+			delete(n.Capacity.Custom, kind)
+			delete(n.Devices, kind)
+		}
+		for kind, count := range counted {
+			n.Capacity.Custom[kind] = count
+			delete(n.Devices, kind)
+			if names := devices[kind]; len(names) > 0 {
+				n.Devices[kind] = names
+			}
+		}
 	})
 }
 

@@ -489,6 +489,10 @@ func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Nod
 	c.Server = peer.Role == wire.RoleServer // its certificate says so, not the node
 	c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
 	c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
+	c.Overcommit, c.Reserved = old.Overcommit, old.Reserved
+	if len(c.Capacity.Custom) == 0 { // people say what there is
+		c.Capacity.Custom, c.Devices = old.Capacity.Custom, old.Devices
+	}
 	a, err := wire.Marshal(c)
 	if err != nil {
 		return err

@@ -624,11 +624,13 @@ func TestNodesRegisterWhatTheyKnow(t *testing.T) {
 	c := n.Clone()
 	c.Availability, c.Labels, c.OverlayAddress = model.Cordoned, map[string]string{"zone": "b"}, "10.0.0.1"
 	c.Taints = []model.Taint{{Key: "k", Effect: "noSchedule"}}
+	c.Overcommit, c.Capacity.Custom, c.Devices = 1.5, map[string]int64{"gpu": 1}, map[string][]string{"gpu": {"a"}}
 	h.commit(c)
 	hello.Node.Attributes = map[string]string{"kernel": "7"}
 	h.connect("n1", hello).assign()
 	n = h.node("n1")
-	if n.Availability != model.Cordoned || n.Labels["zone"] != "b" || n.OverlayAddress != "10.0.0.1" || len(n.Taints) != 1 || n.Attributes["kernel"] != "7" {
+	if n.Availability != model.Cordoned || n.Labels["zone"] != "b" || n.OverlayAddress != "10.0.0.1" || len(n.Taints) != 1 || n.Attributes["kernel"] != "7" ||
+		n.Overcommit != 1.5 || n.Capacity.Custom["gpu"] != 1 || len(n.Devices["gpu"]) != 1 {
 		t.Errorf("a known node is registered as %+v; want what people set kept, and what it says taken over", n)
 	}
 	before := h.store.Snapshot().Revision()

@@ -31,6 +31,7 @@ func (n *Node) Clone() *Node {
 	c.Taints = slices.Clone(n.Taints)
 	c.Capacity = n.Capacity.clone()
 	c.Reserved = n.Reserved.clone()
+	c.Devices = cloneNames(n.Devices)
 	c.Attributes = maps.Clone(n.Attributes)
 	c.Certificate.Trusts = slices.Clone(n.Certificate.Trusts)
 	return &c
@@ -71,9 +72,18 @@ func (i *Instance) Clone() *Instance {
 	c.Addresses = slices.Clone(i.Addresses)
 	c.HostPorts = slices.Clone(i.HostPorts)
 	c.Volumes = maps.Clone(i.Volumes)
+	c.Devices = cloneNames(i.Devices)
 	c.Status.Tasks = slices.Clone(i.Status.Tasks)
 	c.StopWithin = clonePointer(i.StopWithin)
 	return &c
+}
+
+func cloneNames(m map[string][]string) map[string][]string {
+	out := maps.Clone(m)
+	for k, v := range out {
+		out[k] = slices.Clone(v)
+	}
+	return out
 }
 
 func clonePointer[T any](p *T) *T {

@@ -36,6 +36,9 @@ type Instance struct {
 	// Volumes are the slot's own volumes: the volume that the template names → the one that is
 	// mounted in its place, both by ID. They are decided with the node.
 	Volumes map[string]string `json:"volumes,omitempty"`
+	// Devices are the names of the node's devices that it holds, by kind; see DevicesOf. They are
+	// decided with the node.
+	Devices map[string][]string `json:"devices,omitempty"`
 	// Replaces is the instance whose slot this one takes over.
 	Replaces string `json:"replaces,omitempty"`
 	// Folders identifies what secrets hold of which it follows the content.
@@ -204,6 +207,29 @@ func (i *Instance) OwnVolume(named string) string {
 		return own
 	}
 	return named
+}
+
+// DevicesOf are the names of the devices of a kind that a task holds. The tasks share out what the
+// instance holds, in their order; each of the initial tasks, which are over before, begins anew.
+func (i *Instance) DevicesOf(t *Template, task, kind string) []string {
+	all := i.Devices[kind]
+	part := func(from int, spec *TaskSpec) []string {
+		return all[min(from, len(all)):min(from+int(spec.Reserve.Custom[kind]), len(all))]
+	}
+	for n := range t.InitTasks {
+		if spec := &t.InitTasks[n]; spec.Name == task {
+			return part(0, spec)
+		}
+	}
+	from := 0
+	for n := range t.Tasks {
+		spec := &t.Tasks[n]
+		if spec.Name == task {
+			return part(from, spec)
+		}
+		from += int(spec.Reserve.Custom[kind])
+	}
+	return nil
 }
 
 // Serving reports whether balancers should send it new connections.

@@ -21,6 +21,9 @@ type Node struct {
 	// Capacity is what the host has; Reserved is kept back from instances.
 	Capacity Resources `json:"capacity"`
 	Reserved Resources `json:"reserved,omitzero"`
+	// Devices are the names of what is counted in Capacity.Custom, by kind; kinds that are only counted
+	// have none.
+	Devices map[string][]string `json:"devices,omitempty"`
 	// Overcommit stretches the cores that burstable instances may set aside: 1.5 lets them have
 	// half as much again. Up to 1: not at all.
 	Overcommit float64           `json:"overcommit,omitempty"`

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"maps"
 	"net/http"
 	"slices"
 	"strconv"
@@ -60,10 +61,7 @@ func (a *API) nodeView(n *model.Node) swarm.Node {
 		Resources: swarm.Resources{NanoCPUs: n.Capacity.NanoCPUs, MemoryBytes: n.Capacity.MemoryBytes},
 		Engine:    swarm.EngineDescription{EngineVersion: n.Attributes["version"]},
 	}
-	for kind, count := range n.Capacity.Custom {
-		v.Description.Resources.GenericResources = append(v.Description.Resources.GenericResources,
-			swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: kind, Value: count}})
-	}
+	v.Description.Resources.GenericResources = genericResources(n.Capacity.Custom, n.Devices)
 	v.Status = swarm.NodeStatus{State: swarm.NodeStateUnknown, Message: n.Status.Message, Addr: n.HostAddress}
 	switch n.Status.State {
 	case model.NodeReady:
@@ -72,6 +70,19 @@ func (a *API) nodeView(n *model.Node) swarm.Node {
 		v.Status.State = swarm.NodeStateDown
 	}
 	return v
+}
+
+// genericResources are what is counted, or has names.
+func genericResources(counts map[string]int64, names map[string][]string) (out []swarm.GenericResource) {
+	for _, kind := range slices.Sorted(maps.Keys(counts)) {
+		for _, name := range names[kind] {
+			out = append(out, swarm.GenericResource{NamedResourceSpec: &swarm.NamedGenericResource{Kind: kind, Value: name}})
+		}
+		if len(names[kind]) == 0 {
+			out = append(out, swarm.GenericResource{DiscreteResourceSpec: &swarm.DiscreteGenericResource{Kind: kind, Value: counts[kind]}})
+		}
+	}
+	return out
 }
 
 func (a *API) nodeList(w http.ResponseWriter, r *request) error {

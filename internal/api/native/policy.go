@@ -13,6 +13,7 @@ const (
 	pathNamespaces = "/v1/namespaces"       // GET → []core.Namespace; POST NamespaceChange
 	pathTaints     = "/v1/nodes/taints"     // POST Taints
 	pathOvercommit = "/v1/nodes/overcommit" // POST Overcommit
+	pathResources  = "/v1/nodes/resources"  // POST NodeResources
 )
 
 // NamespaceChange gives a namespace a share of the cluster.
@@ -34,6 +35,14 @@ type Overcommit struct {
 	Times float64 `json:"times"`
 }
 
+// NodeResources says which devices or metrics a node has, and has no longer.
+type NodeResources struct {
+	Ref     string              `json:"ref"`
+	Counts  map[string]int64    `json:"counts,omitempty"`
+	Devices map[string][]string `json:"devices,omitempty"` // names by kind
+	Remove  []string            `json:"remove,omitempty"`
+}
+
 func (s *server) policyRoutes(mux *http.ServeMux) {
 	c := s.Core
 	mux.HandleFunc("GET "+pathNamespaces, func(w http.ResponseWriter, r *http.Request) {
@@ -48,6 +57,9 @@ func (s *server) policyRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathOvercommit, change(s, func(ctx context.Context, who core.Caller, r Overcommit) (done, error) {
 		return done{}, c.Overcommit(ctx, who, r.Ref, r.Times)
+	}))
+	mux.HandleFunc("POST "+pathResources, change(s, func(ctx context.Context, who core.Caller, r NodeResources) (done, error) {
+		return done{}, c.SetNodeResources(ctx, who, r.Ref, r.Counts, r.Devices, r.Remove)
 	}))
 }
 
@@ -64,6 +76,11 @@ func (c *Client) SetNamespace(ctx context.Context, name string, share model.Name
 // TaintNode sets and removes taints of a node.
 func (c *Client) TaintNode(ctx context.Context, node string, set []model.Taint, remove []string) error {
 	return postDone(ctx, c, pathTaints, Taints{Ref: node, Set: set, Remove: remove})
+}
+
+// SetNodeResources says which devices or metrics a node has.
+func (c *Client) SetNodeResources(ctx context.Context, r NodeResources) error {
+	return postDone(ctx, c, pathResources, r)
 }
 
 // Overcommit lets burstable instances set aside so many times the cores of a node.
