@@ -101,6 +101,8 @@ func shapes(brief bool) []shape {
 			{basic, 1_000, 10, 10_000},
 			{basic, 5_000, 10, 50_000},
 			{spread, 5_000, 10, 50_000},
+			{basic, 5_000, 1_000, 50_000},
+			{spread, 5_000, 1_000, 50_000},
 			{even, 5_000, 1_000, 50_000},
 			shapeOf(preempt, 1_000),
 			shapeOf(gang, 1_000),
@@ -109,6 +111,13 @@ func shapes(brief bool) []shape {
 	var out []shape
 	for _, k := range []kind{basic, spread, constrained, apart, mixed, full, even, near, gang, preempt} {
 		for _, nodes := range []int{1_000, 5_000, 10_000} {
+			switch k {
+			case basic, spread, constrained, apart:
+			default:
+				if nodes > 5_000 {
+					continue
+				}
+			}
 			out = append(out, shapeOf(k, nodes))
 		}
 	}
@@ -119,10 +128,22 @@ func shapes(brief bool) []shape {
 		shape{spread, 100_000, 10, 100_000},
 		shape{even, 5_000, 1_000, 50_000},
 		shape{apart, 5_000, 1_000, 50_000},
+		shape{mixed, 5_000, 1_000, 50_000},
+		shape{constrained, 100_000, 10, 100_000},
+		shape{apart, 100_000, 10, 100_000},
+		shape{basic, 100_000, 1_000, 100_000},
 		shape{mixed, 100_000, 10, 100_000},
 		shape{even, 100_000, 10, 100_000},
 	)
 	return out
+}
+
+// sizes are the numbers of nodes on which clusters that are in use are measured.
+func sizes(brief bool) []int {
+	if brief {
+		return []int{1_000}
+	}
+	return []int{1_000, 5_000, 10_000}
 }
 
 // shapeOf is the usual shape of a kind: workloads of many instances, or where that is the point of
@@ -145,15 +166,40 @@ type run struct {
 	sheet *report.Sheet
 	brief bool
 	peer  map[shape]peerResult // what SwarmKit did
+	kubernetes
 }
 
 // Run measures all shapes.
 func Run(ctx context.Context, sheet *report.Sheet, brief bool) error {
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
 	r := &run{sheet: sheet, brief: brief, peer: map[shape]peerResult{}}
+	if !brief {
+		sheet.Say("building Kubernetes' scheduler")
+		var err error
+		if r.kubernetes, err = buildKubernetes(ctx); err != nil {
+			return err
+		}
+		defer r.kubernetes.remove()
+	}
 	for _, s := range shapes(brief) {
 		if err := r.compare(ctx, s); err != nil {
 			return fmt.Errorf("place %s: %w", s, err)
+		}
+	}
+	for _, nodes := range sizes(brief) {
+		if err := r.daemon(nodes); err != nil {
+			return fmt.Errorf("place global workloads on %d nodes: %w", nodes, err)
+		}
+		if err := r.churn(nodes); err != nil {
+			return fmt.Errorf("replace instances on %d nodes: %w", nodes, err)
+		}
+	}
+	for i, m := range mixes {
+		if brief && i > 0 {
+			break
+		}
+		if err := r.packing(m); err != nil {
+			return fmt.Errorf("pack the mix %s: %w", m.name, err)
 		}
 	}
 	for _, s := range latencyShapes(brief) {
@@ -178,7 +224,7 @@ func (r *run) compare(ctx context.Context, s shape) error {
 	r.sheet.Say("placing %s", s)
 	var rates []float64
 	var all time.Duration
-	for len(rates) < 5 && all < 2*time.Second {
+	for len(rates) < 5 && all < time.Second {
 		took, err := place(s)
 		if err != nil {
 			return err
@@ -186,9 +232,15 @@ func (r *run) compare(ctx context.Context, s shape) error {
 		all += took
 		rates = append(rates, float64(s.instances)/took.Seconds())
 	}
+	rate := report.Median(rates)
+	if r.kubernetes.takes(s) {
+		if err := r.compareKubernetes(ctx, s, rate); err != nil {
+			return err
+		}
+	}
 	if s.kind.alone() {
 		return r.sheet.Add(report.Row{
-			Name: "schedule/" + s.String(), Value: report.Median(rates), Unit: "placements/s",
+			Name: "schedule/" + s.String(), Value: rate, Unit: "placements/s",
 			Counted: "Tutti: decided by schedule.Place, nothing committed; processor time of one core; SwarmKit has no such shape",
 		})
 	}
@@ -197,7 +249,7 @@ func (r *run) compare(ctx context.Context, s shape) error {
 		return err
 	}
 	return r.sheet.Add(report.Row{
-		Name: "schedule/" + s.String(), Value: report.Median(rates), Unit: "placements/s",
+		Name: "schedule/" + s.String(), Value: rate, Unit: "placements/s",
 		Peer: swarmKitName, PeerValue: peer.rate(),
 		Counted: "Tutti: decided by schedule.Place, nothing committed; " + peer.counted(s) + "; processor time of one core",
 	})
@@ -211,10 +263,7 @@ func (r *run) swarmKit(ctx context.Context, s shape) (peerResult, error) {
 	if p, ok := r.peer[s]; ok {
 		return p, nil
 	}
-	patience := 4 * time.Second
-	if r.brief {
-		patience = 2 * time.Second
-	}
+	const patience = 2 * time.Second
 	r.sheet.Say("the same by SwarmKit")
 	p, err := swarmKit(ctx, s, patience)
 	r.peer[s] = p

@@ -1,9 +1,14 @@
 package placing
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"io"
 	"testing"
 	"time"
+
+	"github.com/tutti-run/tutti/bench/internal/report"
 )
 
 // Both sides place everything of a small shape of every kind.
@@ -26,6 +31,18 @@ func TestBothSidesPlaceEverything(t *testing.T) {
 		if err != nil || p.instances != s.instances {
 			t.Errorf("SwarmKit placed %d of %s: %v", p.instances, s, err)
 		}
+	}
+}
+
+// Clusters in use take further instances.
+func TestRunning(t *testing.T) {
+	var rows bytes.Buffer
+	r := &run{sheet: report.New(&rows, io.Discard)}
+	if err := errors.Join(r.daemon(48), r.churn(200)); err != nil {
+		t.Error(err)
+	}
+	if n := bytes.Count(rows.Bytes(), []byte("\n")); n != 3 {
+		t.Errorf("there are %d rows:\n%s", n, rows.Bytes())
 	}
 }
 
