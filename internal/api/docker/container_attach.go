@@ -5,9 +5,11 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
+	"golang.org/x/net/websocket"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -17,18 +19,11 @@ import (
 const attachWait = time.Hour
 
 func (a *API) containerAttach(w http.ResponseWriter, r *request) error {
-	b, err := a.box(r)
+	at, keys, err := a.attaching(r)
 	if err != nil {
 		return err
 	}
-	keys, err := detachKeys(r.query.Get("detachKeys"))
-	if err != nil {
-		return err
-	}
-	if b.state() == container.StatePaused {
-		return fault.New(fault.Conflict, "container %s is paused, unpause the container before attach", b.id)
-	}
-	tty := b.spec().TTY
+	tty := at.b.spec().TTY
 	conn, err := hijack(w, r, mediaOf(r, tty))
 	if err != nil {
 		return err
@@ -36,24 +31,83 @@ func (a *API) containerAttach(w http.ResponseWriter, r *request) error {
 	defer conn.end()
 	ctx, cancel := context.WithCancel(r.lifetime)
 	defer cancel()
-	at := &attached{api: a, r: r, b: b, out: &frames{w: conn, raw: tty}}
-	at.stdout, at.stderr = r.flag("stdout"), r.flag("stderr")
-	if r.flag("logs") && b.instance != nil {
-		_ = at.log(ctx, b, false)
+	go conn.watch(ctx, cancel)
+	at.out = &frames{w: conn, raw: tty}
+	at.attach(ctx, conn, keys, cancel)
+	return nil
+}
+
+// containerAttachSocket is the same over a WebSocket: both outputs as they come, without frames.
+func (a *API) containerAttachSocket(w http.ResponseWriter, r *request) error {
+	at, keys, err := a.attaching(r)
+	if err != nil {
+		return err
 	}
-	if !r.flag("stream") {
-		return nil
+	if !strings.EqualFold(r.Header.Get("Upgrade"), "websocket") {
+		return fault.New(fault.Invalid, "attaching by WebSocket begins with the header Upgrade: websocket")
 	}
-	if r.flag("stdin") && b.spec().Stdin {
+	websocket.Server{Handler: func(conn *websocket.Conn) {
+		conn.PayloadType = websocket.BinaryFrame
+		ctx, cancel := context.WithCancel(r.lifetime)
+		defer cancel()
+		defer conn.Close()
+		at.out = &frames{w: conn, raw: true}
+		in := &cutReader{r: conn, cut: cancel}
+		if !r.flag("stdin") {
+			go func() { _, _ = io.Copy(io.Discard, in) }() // it ends with the connection
+		}
+		at.attach(ctx, in, keys, cancel)
+	}}.ServeHTTP(w, r.Request)
+	return nil
+}
+
+// cutReader says when there is no more to read.
+type cutReader struct {
+	r   io.Reader
+	cut func()
+}
+
+func (c *cutReader) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	if err != nil {
+		c.cut()
+	}
+	return n, err
+}
+
+// attaching reads who wants to be attached to what, and by which keys they leave again.
+func (a *API) attaching(r *request) (*attached, []byte, error) {
+	b, err := a.box(r)
+	if err != nil {
+		return nil, nil, err
+	}
+	keys, err := detachKeys(r.query.Get("detachKeys"))
+	if err != nil {
+		return nil, nil, err
+	}
+	if b.state() == container.StatePaused {
+		return nil, nil, fault.New(fault.Conflict, "container %s is paused, unpause the container before attach", b.id)
+	}
+	return &attached{api: a, r: r, b: b, stdout: r.flag("stdout"), stderr: r.flag("stderr")}, keys, nil
+}
+
+// attach passes on what is asked for, until the container, the client or the context ends.
+func (at *attached) attach(ctx context.Context, conn io.Reader, keys []byte, detached func()) {
+	if at.r.flag("logs") && at.b.instance != nil {
+		_ = at.log(ctx, at.b, false) // what cannot be read is not there
+	}
+	if !at.r.flag("stream") {
+		return
+	}
+	if at.r.flag("stdin") && at.b.spec().Stdin {
 		at.stdin = conn
-		if tty {
-			at.stdin = &detachReader{r: conn, keys: keys, detached: cancel}
+		if at.b.spec().TTY {
+			at.stdin = &detachReader{r: conn, keys: keys, detached: detached}
 		}
 	}
 	if err := at.follow(ctx); err != nil && ctx.Err() == nil {
-		a.Log.Debug("attached client", "container", b.id, "error", err)
+		at.api.Log.Debug("attached client", "container", at.b.id, "error", err)
 	}
-	return nil
 }
 
 // attached is a client attached to a container.

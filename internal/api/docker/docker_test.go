@@ -39,8 +39,7 @@ func newHouse(t testing.TB) *house {
 	h := &house{t: t}
 	h.store = store.New(slog.New(slog.DiscardHandler))
 	h.store.SetProposer(h)
-	h.core = core.New(core.Deps{Store: h.store, Trust: trust{}, Remote: h, Images: h, Servers: quorum{}, NodeID: "n1", Log: slog.New(slog.DiscardHandler)})
-	h.api = docker.New(docker.Deps{Core: h.core, NodeName: "node1", NodeID: "n1", Version: "test", Caller: func(context.Context) core.Caller { return core.Local("test", "docker") }, Log: slog.New(slog.DiscardHandler)})
+	h.answer(h)
 	h.put(&model.Cluster{Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.210.0.0/16", CACertificate: []byte("ca")})
 	h.put(&model.Node{
 		Meta: model.Meta{ID: "n1", Name: "node1"}, Server: true, Availability: model.Active,
@@ -48,6 +47,16 @@ func newHouse(t testing.TB) *house {
 	})
 	h.put(&model.Image{Meta: model.Meta{ID: model.NewID(), Name: "docker.io/library/busybox:1"}, Digest: "sha256:" + strings.Repeat("ab", 32)})
 	return h
+}
+
+// answer makes the API, with what reaches into nodes.
+func (h *house) answer(remote core.Remote) {
+	log := slog.New(slog.DiscardHandler)
+	h.core = core.New(core.Deps{Store: h.store, Trust: trust{}, Remote: remote, Images: h, Servers: quorum{}, NodeID: "n1", Log: log})
+	h.api = docker.New(docker.Deps{
+		Core: h.core, NodeName: "node1", NodeID: "n1", Version: "test", Log: log,
+		Caller: func(context.Context) core.Caller { return core.Local("test", "docker") },
+	})
 }
 
 func (h *house) Propose(_ context.Context, data []byte) (store.Result, error) {

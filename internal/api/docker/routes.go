@@ -21,7 +21,7 @@ func (a *API) table() []route {
 		get("/containers/{name}/stats", a.containerStats),
 		get("/containers/{name}/changes", a.containerChanges),
 		get("/containers/{name}/export", a.containerExport),
-		get("/containers/{name}/attach/ws", unsupported("attaching by WebSocket")),
+		get("/containers/{name}/attach/ws", a.containerAttachSocket),
 		get("/containers/{name}/archive", a.archiveRead),
 		head("/containers/{name}/archive", a.archiveStat),
 		{method: "PUT", pattern: "/containers/{name}/archive", handle: a.archiveWrite},

@@ -3,6 +3,7 @@ package docker
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -10,6 +11,10 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -99,6 +104,42 @@ func (h *hijacked) end() {
 		_ = c.CloseWrite()
 	}
 	h.Conn.Close()
+}
+
+// cutEvery is how often a connection is looked at for whether its client has gone: one that says nothing is
+// not read from, or may have ended its side only.
+const cutEvery = time.Second
+
+// watch calls gone once the client's side is closed for both directions, as far as the connection tells, until
+// the context ends. A client that only has no more to send is still there.
+func (h *hijacked) watch(ctx context.Context, gone func()) {
+	c, ok := h.Conn.(syscall.Conn)
+	if !ok {
+		return // over TLS it shows when something is written
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return
+	}
+	tick := time.NewTicker(cutEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		cut := false
+		err := raw.Control(func(fd uintptr) {
+			list := []unix.PollFd{{Fd: int32(fd)}}
+			n, err := unix.Poll(list, 0)
+			cut = err == nil && n > 0 && list[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
+		})
+		if cut || err != nil {
+			gone()
+			return
+		}
+	}
 }
 
 // detachReader passes input on until the keys that detach a client from a terminal.
