@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage e2e-kube e2e e2e-docker e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage e2e-kube e2e e2e-docker e2e-docker-clients e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -68,6 +68,9 @@ e2e-compose: build ## Docker Compose and docker stack deploy bring up the shop o
 
 e2e-docker: build ## a session of the docker command line against Tutti and a Docker Engine, compared
 	@scripts/e2e-docker.sh
+
+e2e-docker-clients: build ## clients of the Docker API that others wrote, through every call that they have
+	@scripts/e2e-docker-clients.sh
 
 e2e-marathon: build ## public clients of Marathon, a host that dies, and the shop as a Marathon group, on three virtual hosts
 	@scripts/e2e-marathon.sh

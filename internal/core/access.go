@@ -91,6 +91,7 @@ var requirements = map[string]requirement{
 	"node overcommit":   {role: model.RoleOperator, cluster: true},
 	"node resources":    {role: model.RoleOperator, cluster: true},
 	"image import":      {role: model.RoleOperator, cluster: true},
+	"image push":        {role: model.RoleOperator, cluster: true},
 	"image remove":      {role: model.RoleOperator, cluster: true},
 
 	"node remove":    {role: model.RoleAdmin, cluster: true},

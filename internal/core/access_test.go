@@ -33,7 +33,7 @@ var needs = map[string]string{
 	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "RemoveNetwork": "namespace operator",
 	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "Rollout": "namespace viewer",
 	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
-	"PullImage": "cluster operator", "TagImage": "cluster operator",
+	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator",
 	"GetKey": "cluster keys", "ListKeys": "cluster keys", "ChangeKeys": "cluster keys", "WatchKeys": "cluster keys",
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 

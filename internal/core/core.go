@@ -7,6 +7,8 @@ import (
 	"math/rand/v2"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
@@ -43,6 +45,7 @@ type Images interface {
 	Tag(ctx context.Context, name, digest, newName string) (image.Info, error)
 	Pull(ctx context.Context, ref string, progress func(image.Progress)) (image.Info, error)
 	Export(ctx context.Context, w io.Writer, names []string) error
+	Push(ctx context.Context, name, digest string, c image.Credentials, progress func(image.Progress)) (ocispec.Descriptor, error)
 }
 
 // Servers tells of the cluster's servers.

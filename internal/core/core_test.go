@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -168,6 +170,10 @@ func (b *bench) Describe(context.Context, string, string) (image.Detail, error) 
 
 func (b *bench) Tag(context.Context, string, string, string) (image.Info, error) {
 	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (b *bench) Push(context.Context, string, string, image.Credentials, func(image.Progress)) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, fault.New(fault.Unavailable, "not played")
 }
 
 func (b *bench) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
@@ -222,6 +224,17 @@ func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress f
 	}
 	c.Log.Info("image pulled", "image", info.Name, "by", who.Name, "via", who.Via)
 	return info, nil
+}
+
+// PushImage sends an image of the cluster to the registry that its name names, and returns what that has then.
+func (c *Core) PushImage(ctx context.Context, who Caller, img *model.Image, as image.Credentials, progress func(image.Progress)) (d ocispec.Descriptor, err error) {
+	a, err := c.begin(who, "image push", "")
+	if err != nil {
+		return d, err
+	}
+	defer a.end(&err)
+	a.what = img.Name
+	return c.Images.Push(ctx, img.Name, img.Digest, as, progress)
 }
 
 // TagImage gives an image of the cluster another name.

@@ -68,8 +68,8 @@ func (p *progress) fail(err error) error {
 }
 
 func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
-	if src := r.query.Get("fromSrc"); src != "" {
-		return notHonoured("docker import", src)
+	if r.query.Get("fromSrc") != "" {
+		return a.imageImport(w, r)
 	}
 	name, tag := r.query.Get("fromImage"), r.query.Get("tag")
 	if name == "" {

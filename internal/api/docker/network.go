@@ -355,7 +355,7 @@ func (a *API) networkConnect(w http.ResponseWriter, r *request) error {
 	}
 	at.Aliases = append([]string{b.name}, at.Aliases...)
 	name := r.vars["id"]
-	return a.changeContainer(w, r, b, func(wl *model.Workload, made *created) error {
+	return a.changed(w, r, b, func(wl *model.Workload, made *created) error {
 		for _, have := range wl.Template.Networks {
 			if have.Network == at.Network {
 				return fault.New(fault.Forbidden, "endpoint with name %s already exists in network %s", b.name, name)
@@ -393,7 +393,7 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 	if b.made == nil || b.instance != nil {
 		return fault.New(fault.Unsupported, "disconnecting the container %s, which has been started or belongs to a service, is not supported by Tutti yet", b.name)
 	}
-	return a.changeContainer(w, r, b, func(wl *model.Workload, made *created) error {
+	return a.changed(w, r, b, func(wl *model.Workload, made *created) error {
 		before := len(wl.Template.Networks)
 		wl.Template.Networks = slices.DeleteFunc(wl.Template.Networks, func(at model.Attachment) bool { return at.Network == n.ID })
 		if len(wl.Template.Networks) == before {
@@ -408,8 +408,15 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 	})
 }
 
+func (a *API) changed(w http.ResponseWriter, r *request, b *box, change func(*model.Workload, *created) error) error {
+	if err := a.changeContainer(r, b, change); err != nil {
+		return err
+	}
+	return done(w, http.StatusOK)
+}
+
 // changeContainer changes a container that has not been started yet, and what is kept of its request.
-func (a *API) changeContainer(w http.ResponseWriter, r *request, b *box, change func(*model.Workload, *created) error) error {
+func (a *API) changeContainer(r *request, b *box, change func(*model.Workload, *created) error) error {
 	wl, made := b.workload.Clone(), decodeRequest(b.workload)
 	if err := change(wl, made); err != nil {
 		return err
@@ -420,8 +427,6 @@ func (a *API) changeContainer(w http.ResponseWriter, r *request, b *box, change 
 	}
 	wl.Extensions[extension] = data
 	d := core.Deployment{Application: application, Source: "docker", KeepOthers: true, Members: true, Workloads: []*model.Workload{wl}}
-	if _, err := a.Core.Deploy(r.Context(), r.who, d); err != nil {
-		return err
-	}
-	return done(w, http.StatusOK)
+	_, err = a.Core.Deploy(r.Context(), r.who, d)
+	return err
 }

@@ -9,7 +9,7 @@ func (a *API) table() []route {
 	return []route{
 		get("/_ping", a.ping), head("/_ping", a.ping),
 		get("/version", a.version), get("/info", a.info), get("/events", a.events), get("/system/df", a.diskUsage),
-		post("/auth", unsupported("docker login")),
+		post("/auth", a.auth),
 		get("/distribution/{name}/json", a.distribution),
 
 		get("/containers/json", a.containerList),
@@ -32,13 +32,13 @@ func (a *API) table() []route {
 		post("/containers/{name}/pause", a.containerPause),
 		post("/containers/{name}/unpause", a.containerUnpause),
 		post("/containers/{name}/rename", a.containerRename),
-		post("/containers/{name}/update", unsupported("docker update")),
+		post("/containers/{name}/update", a.containerUpdate),
 		post("/containers/{name}/resize", a.containerResize),
 		post("/containers/{name}/attach", a.containerAttach),
 		post("/containers/{name}/wait", a.containerWait),
 		post("/containers/{name}/exec", a.execCreate),
 		remove("/containers/{name}", a.containerRemove),
-		post("/commit", unsupported("docker commit")),
+		post("/commit", a.commit),
 
 		post("/exec/{id}/start", a.execStart),
 		post("/exec/{id}/resize", a.execResize),
@@ -54,7 +54,7 @@ func (a *API) table() []route {
 		get("/images/{name}/history", a.imageHistory),
 		get("/images/{name}/get", a.imageSave),
 		get("/images/{name}/attestations", unsupported("attestations of images")),
-		post("/images/{name}/push", unsupported("docker push")),
+		post("/images/{name}/push", a.imagePush),
 		post("/images/{name}/tag", a.imageTag),
 		remove("/images/{name}", a.imageRemove),
 		post("/build", unsupported("docker build")),
