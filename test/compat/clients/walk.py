@@ -173,6 +173,7 @@ if sock:
             wrong.append("attach_socket: it heard %r only" % heard)
             break
         heard += more
+until("the end of what talks", lambda: client.inspect_container("talk")["State"]["Status"] == "exited" and b"got word" in client.logs("talk"))
 call("attach", "talk", logs=True, stream=False, expect=lambda a: b"got word" in a, title="attach, with what was said")
 call("attach_socket", "talk", params={"logs": 1, "stdout": 1, "stream": 1}, ws=True, refuses="scheme http+docker is invalid",  # the client's own, over Unix sockets
      title="attach_socket, by WebSocket")
