@@ -35,6 +35,7 @@ type container struct {
 	filter  *filter          // the profile, compiled; nil: libcontainer does it
 	c       *libcontainer.Container
 	oom     <-chan struct{} // nil when this kernel does not tell
+	strays  strays
 }
 
 func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
@@ -71,15 +72,20 @@ const containerID = "c"
 func (c *container) Start(files *supervisor.Files) (supervisor.Process, error) {
 	p := c.process(c.spec.Process.Args, c.spec.Process.Env, c.spec.Process.Cwd, &c.spec.Process.User)
 	p.Init, p.NoNewPrivileges = true, &c.spec.Process.NoNewPrivileges
-	err := connect(p, files, func() error { return c.run(p) })
+	started, err := c.strays.begin(func() (*process, error) {
+		if err := connect(p, files, func() error { return c.run(p) }); err != nil {
+			return nil, startError(c.task.Args[0], err)
+		}
+		return newProcess(p)
+	})
 	if err != nil {
-		return nil, startError(c.task.Args[0], err)
+		return nil, err
 	}
 	c.config.Seccomp = c.profile // for what is executed later
 	if c.oom, err = c.c.NotifyOOM(); err != nil {
 		c.oom = nil // not every kernel tells; the exit code still does
 	}
-	return newProcess(p)
+	return started, nil
 }
 
 // Exec implements supervisor.Body.
@@ -102,10 +108,16 @@ func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (superviso
 	}
 	p := c.process(e.Args, env, cwd, u)
 	p.ConsoleHeight, p.ConsoleWidth = uint16(files.Rows), uint16(files.Cols)
-	if err := connect(p, files, func() error { return c.c.Run(p) }); err != nil {
-		return nil, startError(e.Args[0], err)
+	started, err := c.strays.begin(func() (*process, error) {
+		if err := connect(p, files, func() error { return c.c.Run(p) }); err != nil {
+			return nil, startError(e.Args[0], err)
+		}
+		return newProcess(p)
+	})
+	if err != nil {
+		return nil, err // and not a nil process in an interface that is none
 	}
-	return newProcess(p)
+	return started, nil
 }
 
 func (c *container) process(args, env []string, cwd string, u *specs.User) *libcontainer.Process {
@@ -202,8 +214,9 @@ func receiveConsole(socket *os.File) (*os.File, error) {
 
 // process is one in a container.
 type process struct {
-	p   *libcontainer.Process
-	pid int
+	p     *libcontainer.Process
+	pid   int
+	ended func() // called once it was waited for
 }
 
 func newProcess(p *libcontainer.Process) (*process, error) {
@@ -211,7 +224,7 @@ func newProcess(p *libcontainer.Process) (*process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the process: %w", err)
 	}
-	return &process{p, pid}, nil
+	return &process{p: p, pid: pid}, nil
 }
 
 // PID implements supervisor.Process.
@@ -220,6 +233,7 @@ func (p *process) PID() int { return p.pid }
 // Wait implements supervisor.Process.
 func (p *process) Wait() (syscall.WaitStatus, error) {
 	ps, err := p.p.Wait()
+	p.ended()
 	if _, exit := errors.AsType[*exec.ExitError](err); err != nil && !exit && ps == nil {
 		return 0, err
 	}
