@@ -30,7 +30,9 @@ type Sessions interface {
 type Deps struct {
 	Store    *store.Store
 	Sessions Sessions
-	Log      *slog.Logger
+	// Heat, unless nil, tells what is measured of nodes.
+	Heat *Heat
+	Log  *slog.Logger
 }
 
 // Controller does the leader's work.

@@ -25,6 +25,7 @@ import (
 type cluster struct {
 	*testing.T
 	store *store.Store
+	heat  *control.Heat
 	stop  func()
 
 	mu      sync.Mutex
@@ -99,7 +100,7 @@ func (c *cluster) Live(id string) bool {
 func inCluster(t *testing.T, nodes int, test func(c *cluster)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		c := &cluster{T: t, store: store.New(slog.New(slog.DiscardHandler)), applied: map[string]uint64{}, fences: map[string]time.Time{}, silent: map[string]bool{}}
+		c := &cluster{T: t, store: store.New(slog.New(slog.DiscardHandler)), heat: control.NewHeat(), applied: map[string]uint64{}, fences: map[string]time.Time{}, silent: map[string]bool{}}
 		c.store.SetProposer(c)
 		c.put(&model.Cluster{
 			Meta: model.Meta{ID: model.ClusterID, Name: model.ClusterID}, AddressPool: "10.210.0.0/16", NetworkBits: 24, NodePool: "10.211.0.0/16",
@@ -120,7 +121,7 @@ func (c *cluster) lead() {
 	}
 	ctx, cancel := context.WithCancel(c.Context())
 	done := make(chan error, 1)
-	ctl := control.New(control.Deps{Store: c.store, Sessions: c, Log: slog.New(slog.DiscardHandler)})
+	ctl := control.New(control.Deps{Store: c.store, Sessions: c, Heat: c.heat, Log: slog.New(slog.DiscardHandler)})
 	go func() { done <- ctl.Run(ctx) }()
 	c.stop = func() {
 		cancel()

@@ -345,7 +345,7 @@ func (p *pass) pin(i *model.Instance, t *model.Template) (nodeID, reason string)
 		}
 	}
 	if first == nil {
-		return "", ""
+		return p.destination(i)
 	}
 	return first.NodeID, fmt.Sprintf("do not hold the volume %s, which lives on %s", first.FullName(), name(first.NodeID))
 }

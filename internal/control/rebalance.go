@@ -66,16 +66,33 @@ func (p *pass) rebalance() {
 		}
 	}
 	moved := map[string]bool{}
-	for _, m := range schedule.Rebalance(schedule.Cluster{Nodes: views}, list, budget, p.snap.Revision()) {
+	move := func(m schedule.Move, to string) bool {
 		i := byID[m.InstanceID]
-		if moved[i.WorkloadID] {
-			continue // one of a workload at a time
+		if moved[i.WorkloadID] || budget <= 0 {
+			return false // one of a workload at a time
 		}
 		moved[i.WorkloadID] = true
+		budget--
 		c := current(p, i).Clone()
-		c.Moving = m.Reason
+		c.Moving, c.MovingTo = m.Reason, to
 		p.put(c)
 		p.event("instance moves", c, m.Reason)
+		return true
+	}
+	cluster := schedule.Cluster{Nodes: views}
+	heat := p.c.Heat.now(p.now)
+	for _, m := range p.relieve(cluster, heat, list, budget) {
+		if i := byID[m.InstanceID]; move(m, m.To) {
+			p.c.Heat.moved(i.WorkloadID, i.Slot, i.NodeID, p.now)
+		}
+	}
+	if m := p.makeRoom(cluster, list); m != nil {
+		move(*m, m.To)
+	}
+	for _, m := range schedule.Rebalance(cluster, list, budget, p.snap.Revision()) {
+		if !heat.forbids(byID[m.InstanceID], p.allNodes().byID[m.To]) {
+			move(m, "")
+		}
 	}
 	p.seen = nil
 }
@@ -104,7 +121,7 @@ func (p *pass) movable(w *model.Workload) (list []*model.Instance, moving int) {
 			rest = false
 			if by := replaced[i.ID]; by != nil && by.NodeID == "" && p.now.Sub(by.Created) > stranded {
 				c := current(p, i).Clone()
-				c.Moving = ""
+				c.Moving, c.MovingTo = "", ""
 				p.put(c)
 			}
 		case !i.Serving() || p.now.Sub(i.Status.ReadySince) < steady || i.RevisionID != w.RevisionID:

@@ -49,6 +49,9 @@ type Scaler struct {
 	past map[string][]autoscale.Wish // by workload ID
 	told map[string]string           // by workload ID: what could not be measured, as it was told last
 
+	// Heat, unless nil, is told what nodes use, while a workload asks to be rebalanced.
+	Heat *Heat
+
 	nodes map[string]nodeTold // by node ID, of this look; nil: not asked yet
 	were  map[string]nodeTold // of the look before
 }
@@ -92,6 +95,7 @@ func (s *Scaler) look(ctx context.Context, now time.Time) {
 		}
 	}
 	s.last, s.past = seen, past
+	s.measureHeat(ctx, snap, now)
 }
 
 // tell logs what cannot be measured, once.

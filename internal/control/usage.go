@@ -92,3 +92,21 @@ func (s *Scaler) requests(ctx context.Context, snap *store.Snapshot, w *model.Wo
 	}
 	return rate, known, nil
 }
+
+// measureHeat measures what nodes use, while some workload may move for it.
+func (s *Scaler) measureHeat(ctx context.Context, snap *store.Snapshot, now time.Time) {
+	if s.Heat == nil {
+		return
+	}
+	for w := range store.List[*model.Workload](snap) {
+		if !w.Rebalance {
+			continue
+		}
+		if s.nodes == nil {
+			s.nodes = s.askNodes(ctx, snap)
+		}
+		s.Heat.note(snap, s.were, s.nodes, now)
+		return
+	}
+	s.Heat.forget()
+}

@@ -21,6 +21,8 @@ type Instance struct {
 	// Moving says why it is to run elsewhere, though its node would do: it serves until the instance
 	// that replaces it is ready.
 	Moving string `json:"moving,omitempty"`
+	// MovingTo is the ID of the node where it is to run; "" for wherever it would be placed.
+	MovingTo string `json:"movingTo,omitempty"`
 	// Addresses are assigned with the node: one per attachment of the template, in its order.
 	Addresses []Address `json:"addresses,omitempty"`
 	// PublishedPorts are host-mode ports held on the node.

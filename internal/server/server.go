@@ -127,9 +127,10 @@ func New(cfg Config) (*Server, error) {
 	s.liveness = dispatch.NewLiveness(s.store, cfg.Log)
 	s.liveness.Reach = s.port.Reach
 	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.trust.OpenSecret, Trust: s.trust.Trust, Log: cfg.Log})
-	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Log: cfg.Log})
+	heat := control.NewHeat()
+	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Heat: heat, Log: cfg.Log})
 	remote := &dispatch.Remote{Store: s.store, Client: s.port.Client()}
-	s.scaler = &control.Scaler{Store: s.store, HTTP: &http.Client{}, Log: cfg.Log}
+	s.scaler = &control.Scaler{Store: s.store, Heat: heat, HTTP: &http.Client{}, Log: cfg.Log}
 	s.scaler.Usage = func(ctx context.Context, nodeID, instance, task string) (control.TaskUsage, error) {
 		st, err := remote.Stats(ctx, nodeID, wire.TaskRef{Instance: instance, Task: task})
 		return control.TaskUsage{Time: st.Time, CPUNanoseconds: st.CPUNanoseconds, MemoryBytes: st.MemoryBytes}, err
