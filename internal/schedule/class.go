@@ -512,8 +512,9 @@ func (c *class) rateNow(n *candidate) { c.rate(n, int32(n.view.Instances[c.Workl
 //
 // For spread it is the larger share of cores and memory taken once the instance is there, plus a
 // little for each instance, so that those that reserve nothing spread too. For binPack it is what
-// the fullest resource would have left. For balance it is how far apart the shares would be, less
-// half of their mean, and more on nodes with devices that the instance has no use for.
+// the fullest resource would have left. For balance it is how little the less used of cores
+// and memory would be used, so that neither is left over alone, and more on nodes with devices that the
+// instance has no use for.
 func (c *class) load(v *NodeView) float64 {
 	have := &v.Node.Capacity
 	cpu := shareOf(v.Used.NanoCPUs+c.wanted.NanoCPUs, have.NanoCPUs)
@@ -523,7 +524,7 @@ func (c *class) load(v *NodeView) float64 {
 	case model.BinPack:
 		out = 1 - max(cpu, memory) - float64(v.Total)*1e-6
 	case model.Balance:
-		out = max(cpu, memory) - min(cpu, memory) - (cpu+memory)/4 - float64(v.Total)*1e-6
+		out = -min(cpu, memory) - float64(v.Total)*1e-6
 		for name, n := range have.Custom {
 			if n > v.Used.Custom[name] && c.wanted.Custom[name] == 0 {
 				out++
