@@ -136,7 +136,7 @@ func (s *show) kinds(t *testing.T) {
 					return err
 				})
 				took := time.Since(began)
-				wait4(t, "show/web", 4)
+				awaitReady(t, "show/web", 4)
 				time.Sleep(time.Second)
 				o := l.stop()
 				s.add(t, kind.name, image, took, &o, state)
@@ -167,8 +167,8 @@ func readyOf(workload string) ([]instance, error) {
 	return out, err
 }
 
-// wait4 waits until so many instances of a workload are ready, no fewer and no more.
-func wait4(t *testing.T, workload string, count int) time.Duration {
+// awaitReady waits until so many instances of a workload are ready, no fewer and no more.
+func awaitReady(t *testing.T, workload string, count int) time.Duration {
 	t.Helper()
 	return eventually(t, 90*time.Second, fmt.Sprintf("%d of %s are ready", count, workload), func() error {
 		list, err := readyOf(workload)
@@ -215,7 +215,7 @@ services:
 
 func (s *show) drain(t *testing.T) {
 	deployFile(t, "show", spread)
-	wait4(t, "show/web", 5)
+	awaitReady(t, "show/web", 5)
 	l := startLoad(t, s.url)
 	time.Sleep(time.Second)
 	began := time.Now()
@@ -251,7 +251,7 @@ func (s *show) hostsReturn(t *testing.T) {
 		return nil
 	})
 	tutti(t, "host", "heal", host)
-	back := wait4(t, "show/calm", 5)
+	back := awaitReady(t, "show/calm", 5)
 	if list, err = readyOf("show/calm"); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +260,7 @@ func (s *show) hostsReturn(t *testing.T) {
 			t.Errorf("%s of calm, which waits for its host, is another one", i.Name)
 		}
 	}
-	wait4(t, "show/web", 5)
+	awaitReady(t, "show/web", 5)
 	o := l.stop()
 	s.add(t, "a host is cut off and returns; a service waits for it", "", back, &o, "the same instances")
 
@@ -290,7 +290,7 @@ func (s *show) hostsReturn(t *testing.T) {
 		return nil
 	})
 	took = time.Since(began)
-	wait4(t, "show/even", 5)
+	awaitReady(t, "show/even", 5)
 	o = l.stop()
 	kept := on(t, "show/web", host)
 	s.add(t, "it returns: with and without rebalancing", "", took, &o, fmt.Sprintf("%d and %d on it", on(t, "show/even", host), kept))
@@ -378,7 +378,7 @@ func (s *show) gang(t *testing.T) {
 		}
 	}
 	tutti(t, "rm", "filler")
-	took := wait4(t, "gang/web", 3)
+	took := awaitReady(t, "gang/web", 3)
 	s.add(t, "a gang of 3 with room for 2, until something ends", "", took, nil, "none before, then 3 of 3")
 	tutti(t, "rm", "gang")
 }
@@ -388,7 +388,7 @@ func (s *show) preemption(t *testing.T) {
 	deployFile(t, "low", fmt.Sprintf(large, 5, memory, "priority: 1, min_available: 3"))
 	began := time.Now()
 	deployFile(t, "high", fmt.Sprintf(large, 3, memory, "priority: 10"), "-d")
-	wait4(t, "high/web", 2)
+	awaitReady(t, "high/web", 2)
 	took := time.Since(began)
 	time.Sleep(2 * time.Second)
 	low, err := readyOf("low/web")
@@ -397,7 +397,7 @@ func (s *show) preemption(t *testing.T) {
 	}
 	s.add(t, "3 of a higher priority come; of 5 lower ones 3 stay", "", took, nil, fmt.Sprintf("2 placed, %d stayed", len(low)))
 	tutti(t, "rm", "high")
-	wait4(t, "low/web", 5)
+	awaitReady(t, "low/web", 5)
 	tutti(t, "rm", "low")
 }
 
