@@ -54,7 +54,7 @@ func (s *Store) Push(ctx context.Context, name, imageDigest string, c Credential
 		}
 		target = children[0]
 	}
-	pusher, err := docker.NewResolver(docker.ResolverOptions{Authorizer: c.authorizer()}).Pusher(ctx, name)
+	pusher, err := docker.NewResolver(docker.ResolverOptions{Hosts: docker.ConfigureDefaultRegistries(docker.WithAuthorizer(c.authorizer()), docker.WithPlainHTTP(docker.MatchLocalhost))}).Pusher(ctx, name)
 	if err != nil {
 		return target, fault.New(fault.Invalid, "push image %s: %w", name, err)
 	}

@@ -22,6 +22,8 @@ import (
 	"testing"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
@@ -129,6 +131,10 @@ func (fakeImages) Tag(context.Context, string, string, string) (image.Info, erro
 
 func (fakeImages) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
 	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Push(context.Context, string, string, image.Credentials, func(image.Progress)) (ocispec.Descriptor, error) {
+	return ocispec.Descriptor{}, fault.New(fault.Unsupported, "not in this test")
 }
 
 func (fakeImages) Export(context.Context, io.Writer, []string) error {
