@@ -247,6 +247,7 @@ var remedies = []struct{ words, advice string }{
 	{"within their", "start the other service first, or give the x-tutti.affinity a weight"},
 	{"uneven", "add a host where there are fewest, raise max_skew, or leave it out to spread as far as possible"},
 	{"as many as", "add a host, scale down, or allow more in one place"},
+	{"(0 free, ", "say which devices nodes have (`tutti node resources NODE NAME=COUNT`), add a host that has some, or lower the reservation"},
 	{"too little", "add a host (`tutti join`), scale something down, or lower the reservation"},
 	{"cordoned", "let the nodes take work again: `tutti node activate NODE`"},
 	{"draining", "let the nodes take work again: `tutti node activate NODE`"},

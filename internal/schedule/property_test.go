@@ -29,7 +29,7 @@ func world(seed uint64) (Cluster, []Request) {
 			n.Overcommit = []float64{0, 1.5}[rng.IntN(2)]
 			n.Status.State = []model.NodeState{model.NodeReady, model.NodeReady, model.NodeReady, model.NodeReady, model.NodeDown}[rng.IntN(5)]
 			if rng.IntN(6) == 0 {
-				n.Taints = []model.Taint{{Key: "t", Effect: pick("noSchedule", "preferNoSchedule")}}
+				n.Taints = []model.Taint{{Key: "t", Effect: pick("noSchedule", "preferNoSchedule", "noExecute")}}
 			}
 		}))
 	}
