@@ -87,7 +87,7 @@ func rootCommand(g *globals) *cobra.Command {
 		removeCommand(g), execCommand(g), copyCommand(g), pauseCommand(g, true), pauseCommand(g, false), imageCommand(g))
 	add(groupRun, suspendCommands(g)...)
 	add(groupLook, statusCommand(g), explainCommand(g), inspectCommand(g), logsCommand(g), eventsCommand(g), statsCommand(g), topCommand(g),
-		servicesCommand(g), networksCommand(g), volumesCommand(g))
+		servicesCommand(g), networksCommand(g), volumesCommand(g), netCommand(g), policiesCommand(g))
 	add(groupCluster, clusterCommands(g)...)
 	add(groupCluster, nodesCommand(g), nodeCommand(g), serverCommand(g), backupCommand(g), restoreCommand(g), recoverCommand(g), namespaceCommand(g),
 		kubernetesCommand(g), keysCommand(g), tokenCommand(g), caCommand(g), userCommand(g), auditCommand(g), autolockCommand(g), unlockKeyCommand(g), unlockCommand(g))

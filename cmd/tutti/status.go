@@ -79,7 +79,7 @@ func statusText(paint painter, s *core.ClusterStatus) string {
 }
 
 func explainCommand(g *globals) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:     "explain REF",
 		Short:   "Say why an application, workload, instance or node is as it is",
 		Example: "  tutti explain shop\n  tutti explain shop/web\n  tutti explain shop/web.2\n  tutti explain node-3",
@@ -99,6 +99,14 @@ func explainCommand(g *globals) *cobra.Command {
 			})
 		},
 	}
+	cmd.AddCommand(reachCommand(g, &cobra.Command{
+		Use: "net FROM TO [PORT[/PROTOCOL]]", Short: "Say whether one end reaches another, and by which rule or against which",
+		Long: "Say whether an instance, a workload or an address reaches another, as far as the cluster knows, and\n" +
+			"by which rule or against which; `tutti net trace` tries it as well. The port is that inside the\n" +
+			"instance. The exit code is 1 if it does not reach.",
+		Example: "  tutti explain net shop/web shop/db 5432\n  tutti explain net 192.0.2.7 shop/web",
+	}, false))
+	return cmd
 }
 
 func explanationText(paint painter, e *core.Explanation) string {

@@ -26,6 +26,7 @@ type networkState struct {
 	networks  map[string]*model.Network
 	services  map[string]wire.NetworkService
 	instances map[string]wire.NetworkInstance
+	policies  map[string]*model.Policy
 
 	byAddress map[string]string // instances, while a state is put together; nil otherwise
 }
@@ -38,11 +39,11 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 		*n = networkState{
 			version: n.version, inForce: n.inForce,
 			nodes: map[string]wire.NetworkNode{}, networks: map[string]*model.Network{},
-			services: map[string]wire.NetworkService{}, instances: map[string]wire.NetworkInstance{},
+			services: map[string]wire.NetworkService{}, instances: map[string]wire.NetworkInstance{}, policies: map[string]*model.Policy{},
 		}
 	case n.revision == 0 || n.revision < m.Since:
 		return false, false
-	case len(m.Nodes)+len(m.Networks)+len(m.Services)+len(m.Instances)+len(m.Gone) == 0 && m.NodePool == "":
+	case len(m.Nodes)+len(m.Networks)+len(m.Services)+len(m.Instances)+len(m.Policies)+len(m.Gone) == 0 && m.NodePool == "":
 		n.revision = max(n.revision, m.Revision) // it only says that nothing changed
 		return true, false
 	}
@@ -60,6 +61,7 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 		delete(n.networks, id)
 		delete(n.services, id)
 		delete(n.instances, id)
+		delete(n.policies, id)
 	}
 	for _, v := range m.Nodes {
 		touch(v.ID)
@@ -77,6 +79,10 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 		touch(v.ID)
 		n.instances[v.ID] = v
 	}
+	for _, v := range m.Policies {
+		touch(v.ID)
+		n.policies[v.ID] = v
+	}
 	return true, true
 }
 
@@ -88,6 +94,9 @@ func (n *networkState) whole() *wire.Network {
 	}
 	for _, id := range slices.Sorted(maps.Keys(n.networks)) {
 		out.Networks = append(out.Networks, n.networks[id])
+	}
+	for _, id := range slices.Sorted(maps.Keys(n.policies)) {
+		out.Policies = append(out.Policies, n.policies[id])
 	}
 	endpoints := map[string][]wire.Endpoint{} // by workload
 	for _, id := range slices.Sorted(maps.Keys(n.instances)) {

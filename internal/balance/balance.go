@@ -94,6 +94,9 @@ func (b *Balance) put(n *wire.Network, s *side, d *Desired) error {
 	}
 	s.begun = true
 	b.cutDead(n, s, left)
+	if !d.Policies.empty() && (old == nil || !old.Policies.sameRules(&d.Policies)) {
+		b.cutRefused(s.family, d)
+	}
 	if old != nil {
 		b.cutMissed(s.family, old, d)
 	}

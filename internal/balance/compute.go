@@ -24,6 +24,7 @@ type Desired struct {
 	Subnets   []netip.Prefix // one per network: inside one, everybody reaches everybody
 	Internal  []netip.Prefix // subnets without a way out
 	Local     []netip.Addr   // addresses of instances on this node
+	Policies  policies
 }
 
 // FrontendKey is what a client speaks to.
@@ -95,6 +96,7 @@ func Compute(n *wire.Network, nodeID string, f *family) (*Desired, error) {
 		r.addService(&n.Services[i])
 	}
 	r.addHeld(n)
+	r.Policies = compilePolicies(n, f)
 	r.Networks = merge(append(slices.Clone(r.Subnets), pool))
 	r.sort()
 	r.settle()

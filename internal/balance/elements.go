@@ -31,6 +31,17 @@ const (
 	internalSet     = "internal"
 	pairsSet        = "same-network"
 	selfSet         = "self"
+	// What policies come to; see type policies.
+	policyFrom     = "policies-from"      // address → profile
+	policyTo       = "policies-to"        // likewise
+	policyClass    = "peers"              // address → class
+	policyRanges   = "peer-ranges"        // likewise, of ranges
+	policyOut      = "policy-out-rules"   // profile, class, protocol, port → verdict
+	policyIn       = "policy-in-rules"    // likewise
+	policyFromOnly = "policies-from-only" // profiles of which nothing begins but what a rule allows
+	policyToOnly   = "policies-to-only"   // likewise, to which
+	chainAllowed   = "allowed"
+	chainRefused   = "refused"
 )
 
 // element is one of a set or map.
@@ -153,6 +164,7 @@ func (d *Desired) elements() (out []element) {
 		from, to := raw(s.Masked().Addr()), raw(lastOf(s))
 		out = append(out, element{set: pairsSet, key: from + from, end: to + to})
 	}
+	out = append(out, d.Policies.elements()...)
 	for _, a := range d.Local {
 		out = append(out, element{set: selfSet, key: raw(a) + raw(a)})
 	}

@@ -238,6 +238,15 @@ func (b *table) sets() map[string]*nftables.Set {
 	add(internalSet, b.addr, nil).Interval = true
 	add(pairsSet, concat(b.addr, b.addr), nil).Interval = true
 	add(selfSet, concat(b.addr, b.addr), nil)
+	for _, name := range []string{policyFrom, policyTo, policyClass, policyRanges} {
+		add(name, b.addr, &number).Interval = name == policyRanges
+	}
+	for _, name := range []string{policyOut, policyIn} {
+		add(name, concat(append([]nftables.SetDatatype{number, number}, service...)...), &toChain).Interval = true
+	}
+	for _, name := range []string{policyFromOnly, policyToOnly} {
+		add(name, number, nil)
+	}
 	return b.all
 }
 
@@ -270,7 +279,9 @@ func (b *table) build(d *Desired) error {
 		b.nowhere(chain)
 	}
 	b.sources(post, d)
+	b.policies()
 	b.isolation(forward, d)
+	b.policiesOfNode(base("arrived", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter))
 	return nil
 }
 
@@ -464,11 +475,15 @@ func (b *table) isolation(forward *nftables.Chain, d *Desired) {
 			b.rule(forward, meta(key, reg1), equal(reg1, name), &expr.Verdict{Kind: expr.VerdictGoto, Chain: instances.Name})
 		}
 	}
-	// Who comes in by a published port was let in by whoever published it.
-	b.rule(instances, meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)), verdict(expr.VerdictAccept))
-	// Other nodes speak for such clients, and for themselves.
+	// Other nodes speak for clients of published ports, which they let in, and for themselves.
 	fromNodes := append([]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, ifname(tunnel))}, b.within(b.src, d.NodePool)...)
 	b.rule(instances, append(fromNodes, verdict(expr.VerdictAccept))...)
+	b.rule(instances, load(b.src, 2*b.size, word0), in(selfSet, word0), verdict(expr.VerdictAccept)) // with itself
+	for _, chain := range []string{chainPolicyOut, chainPolicyIn} {
+		b.rule(instances, &expr.Verdict{Kind: expr.VerdictJump, Chain: chain})
+	}
+	// Who comes in by a published port was let in by whoever published it.
+	b.rule(instances, meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)), verdict(expr.VerdictAccept))
 	// Between instances: within a network.
 	for _, name := range links {
 		b.rule(instances, meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, name),

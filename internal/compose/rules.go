@@ -69,6 +69,7 @@ var fileRules = within(keys{
 	"name":     well,
 	"include":  within(keys{"path": well, "env_file": well, "project_directory": well}),
 	"services": each(within(serviceRules)),
+	tuttiKey:   within(keys{"allow": within(talkRules), "deny": within(talkRules)}),
 	"networks": each(within(networkRules)),
 	"volumes": each(within(keys{
 		"name": well, "external": within(keys{"name": well}), "labels": well,

@@ -55,6 +55,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.ports()
 	o.extraBalance(&extra)
 	o.extraRoutes(&extra)
+	o.extraPolicy(&extra)
 	o.updates()
 	o.extraRollout(&extra)
 	o.extraRebalance(&extra)

@@ -47,6 +47,7 @@ func translate(p *types.Project, src *sources) *translation {
 		s := t.project.Services[name]
 		t.service(&s)
 	}
+	t.filePolicy()
 	return t
 }
 

@@ -53,6 +53,8 @@ var tuttiRules = keys{
 		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "wait": well, "retries": well,
 	}),
 
+	"allow": within(talkRules), "deny": within(talkRules),
+
 	"parallelism": well, "backoff_limit": well, "deadline": well, "indexed": well,
 	"kind": well, "start": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
@@ -97,6 +99,8 @@ type extras struct {
 	} `json:"balance"`
 
 	Routes []routeEntry `json:"routes"`
+
+	talk
 
 	Parallelism  int    `json:"parallelism"`
 	BackoffLimit int    `json:"backoff_limit"`

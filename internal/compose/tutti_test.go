@@ -144,6 +144,10 @@ func TestOwnKeyIsRefusedByLine(t *testing.T) {
 		"x-tutti: {overlap: forbid}":                                   "compose.yaml:4: services.some.x-tutti.overlap: it has no effect without a schedule beside it",
 		"x-tutti: {deadline: 5m}":                                      "compose.yaml:4: services.some.x-tutti.deadline: it is for jobs: write deploy.mode: replicated-job or global-job, or give a schedule",
 		"x-tutti: {spread: [zone]}":                                    `compose.yaml:4: services.some.x-tutti.spread: nodes have no property "zone"; they have node.id, node.hostname, node.role, node.ip, node.platform.os, node.platform.arch, node.labels.NAME and node.attributes.NAME`,
+		"x-tutti: {allow: [somme]}":                                    `compose.yaml:4: services.some.x-tutti.allow: there is no service "somme": give one of this file, "*" for all of them, APPLICATION/SERVICE, APPLICATION/*, namespace:NAME, network:NAME, an address, a range such as 10.20.0.0/16, anyone or nobody`,
+		"x-tutti: {deny: [{from: some, ports: 80/http}]}":              `compose.yaml:4: services.some.x-tutti.deny.ports: "80/http" is no port: give one such as 5432, 53/udp or 8000-8010`,
+		"x-tutti: {deny: [{ports: 80}]}":                               "compose.yaml:4: services.some.x-tutti.deny: an entry says either from whom connections come, or to whom they go: give from or to",
+		"x-tutti: {allow: [some]}\n    network_mode: host":             "compose.yaml:4: services.some.x-tutti.allow: nothing can be allowed or denied: it has no network of its own",
 		"deploy: {placement: {constraints: ['node.labels.a =~ (']}}":   "compose.yaml:4: services.some.deploy.placement.constraints: \"node.labels.a =~ (\": \"(\" is no regular expression (error parsing regexp: missing closing ): `(`)",
 		"deploy: {placement: {constraints: ['node.labels.a > big']}}":  `compose.yaml:4: services.some.deploy.placement.constraints: "node.labels.a > big": "big" is neither a number nor a version such as v6.1`,
 	} {

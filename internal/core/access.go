@@ -70,6 +70,7 @@ var requirements = map[string]requirement{
 	"signal":          {role: model.RoleOperator},
 	"attach":          {role: model.RoleOperator},
 	"dial":            {role: model.RoleOperator},
+	"net trace":       {role: model.RoleOperator}, // it connects
 	"read files":      {role: model.RoleOperator}, // secrets included
 	"write files":     {role: model.RoleOperator},
 	"rollout pause":   {role: model.RoleOperator},

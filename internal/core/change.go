@@ -171,6 +171,9 @@ func (c *Core) removeApplication(snap *store.Snapshot, cs *store.ChangeSet, a *m
 	for f := range store.ByApplication[*model.Config](snap, ns, app) {
 		cs.Delete(model.KindConfig, f.ID)
 	}
+	for p := range store.ByApplication[*model.Policy](snap, ns, app) {
+		cs.Delete(model.KindPolicy, p.ID)
+	}
 	return slices.Collect(store.ByApplication[*model.Volume](snap, ns, app))
 }
 

@@ -157,6 +157,10 @@ func (b *bench) WriteFiles(context.Context, string, wire.FilesRequest, io.Reader
 func (b *bench) EnsureImage(context.Context, string, string, string) error { return nil }
 func (b *bench) RemoveImage(context.Context, string, string) error         { return nil }
 
+func (b *bench) Try(_ context.Context, node string, r wire.TryRequest) (wire.TryReply, error) {
+	return wire.TryReply{Addresses: []string{"10.0.0.1"}}, nil
+}
+
 func (b *bench) RemoveVolume(_ context.Context, node, id string) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

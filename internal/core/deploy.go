@@ -187,7 +187,7 @@ type planner struct {
 func (p *planner) plan(who Caller) error {
 	p.content = map[string]string{}
 	p.result = DeployResult{Application: p.d.Application}
-	steps := []func() error{p.networks, p.volumes, p.secrets, p.configs, p.workloads, p.services}
+	steps := []func() error{p.networks, p.volumes, p.secrets, p.configs, p.workloads, p.services, p.policies}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return err
@@ -541,6 +541,41 @@ func (p *planner) services() error {
 	return nil
 }
 
+func (p *planner) policies() error {
+	for _, want := range p.d.Policies {
+		want = want.Clone()
+		where := "policy " + want.Name
+		selectors := []*model.Selector{&want.Subject}
+		for i := range want.Rules {
+			for j := range want.Rules[i].Peers {
+				if s := want.Rules[i].Peers[j].Selector; s != nil {
+					selectors = append(selectors, s)
+				}
+			}
+		}
+		for _, s := range selectors {
+			if s.Network == "" {
+				continue
+			}
+			id, err := resolve[*model.Network](p, model.KindNetwork, s.Network, where)
+			if err != nil {
+				return err
+			}
+			s.Network = id
+		}
+		if want.Namespace = p.d.Namespace; want.Subject.Namespace == want.Namespace {
+			want.Subject.Namespace = ""
+		}
+		if err := want.Check(); err != nil {
+			return err
+		}
+		if err := settle(p, want, func(*model.Policy) {}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // checkDirect refuses a direct service that cannot be led.
 func checkDirect(s *model.Service) error {
 	if s.WorkloadID != "" {
@@ -656,6 +691,11 @@ func (p *planner) removeOthers() {
 			p.drop(cfg)
 		}
 	}
+	for policy := range store.ByApplication[*model.Policy](p.snap, ns, app) {
+		if gone(policy) {
+			p.drop(policy)
+		}
+	}
 }
 
 // isRun reports whether a workload is a run of a schedule, which goes with that.
@@ -689,11 +729,16 @@ func removeWorkload(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload
 	}
 }
 
-// removeServices deletes the services that lead to a workload.
+// removeServices deletes the services that lead to a workload, and the policy that came with it.
 func removeServices(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload) {
 	for s := range store.ByApplication[*model.Service](snap, w.Namespace, w.Application) {
 		if s.WorkloadID == w.ID {
 			cs.Delete(model.KindService, s.ID)
+		}
+	}
+	for p := range store.ByApplication[*model.Policy](snap, w.Namespace, w.Application) {
+		if p.Name == w.Name && p.Subject.Workload == w.Name {
+			cs.Delete(model.KindPolicy, p.ID)
 		}
 	}
 }

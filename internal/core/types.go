@@ -22,6 +22,8 @@ type Deployment struct {
 	Volumes     []*model.Volume   `json:"volumes,omitempty"`
 	Secrets     []SecretData      `json:"secrets,omitempty"`
 	Configs     []*model.Config   `json:"configs,omitempty"`
+	// Policies name networks as the other members do.
+	Policies []*model.Policy `json:"policies,omitempty"`
 	// KeepOthers leaves members that the application has and the deployment lacks.
 	KeepOthers bool `json:"keepOthers,omitempty"`
 	// Members adds to an application whose members come and go one by one: its version counts none

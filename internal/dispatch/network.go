@@ -3,6 +3,7 @@ package dispatch
 import (
 	"bytes"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 
@@ -55,6 +56,7 @@ type rawNetwork struct {
 	Networks    []cbor.RawMessage `json:"networks"`
 	Services    []cbor.RawMessage `json:"services"`
 	Instances   []cbor.RawMessage `json:"instances"`
+	Policies    []cbor.RawMessage `json:"policies,omitempty"`
 	NodePool    string            `json:"nodePool"`
 	AddressPool string            `json:"addressPool"`
 
@@ -75,6 +77,8 @@ func (r *rawNetwork) add(p part) {
 		r.Services = append(r.Services, p.data)
 	case model.KindInstance:
 		r.Instances = append(r.Instances, p.data)
+	case model.KindPolicy:
+		r.Policies = append(r.Policies, p.data)
 	}
 }
 
@@ -87,7 +91,7 @@ func (n *network) reset(snap *store.Snapshot) {
 }
 
 // told are the kinds of objects of which the network state is made.
-var told = []model.Kind{model.KindNode, model.KindNetwork, model.KindService, model.KindInstance}
+var told = []model.Kind{model.KindNode, model.KindNetwork, model.KindService, model.KindInstance, model.KindPolicy}
 
 func objects(snap *store.Snapshot, kind model.Kind) func(yield func(model.Object) bool) {
 	return func(yield func(model.Object) bool) {
@@ -112,6 +116,12 @@ func objects(snap *store.Snapshot, kind model.Kind) func(yield func(model.Object
 			}
 		case model.KindInstance:
 			for o := range store.List[*model.Instance](snap) {
+				if !yield(o) {
+					return
+				}
+			}
+		case model.KindPolicy:
+			for o := range store.List[*model.Policy](snap) {
 				if !yield(o) {
 					return
 				}
@@ -226,11 +236,11 @@ func (n *network) since(revision uint64) (messages []cbor.RawMessage, now uint64
 	return []cbor.RawMessage{n.full}, now, nil
 }
 
-// renamed reports whether a workload has another name: its instances are known by it.
+// renamed reports whether a workload has another name or other labels: its instances are known by them.
 func renamed(c store.Change) bool {
 	old, _ := c.Old.(*model.Workload)
 	now, _ := c.New.(*model.Workload)
-	return old != nil && now != nil && old.Name != now.Name
+	return old != nil && now != nil && (old.Name != now.Name || !maps.Equal(old.Labels, now.Labels))
 }
 
 func poolsOf(snap *store.Snapshot) (p [3]string) {
@@ -309,6 +319,12 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 		if i, found := store.Get[*model.Instance](snap, id); found && i.NodeID != "" && !i.Status.State.Final() {
 			v = networkInstance(snap, i)
 		}
+	case model.KindPolicy:
+		if found, ok := store.Get[*model.Policy](snap, id); ok {
+			c := *found
+			c.Revision = 0
+			v = &c
+		}
 	}
 	if v == nil {
 		return part{}, false, nil
@@ -327,7 +343,7 @@ func networkInstance(snap *store.Snapshot, inst *model.Instance) wire.NetworkIns
 		WorkloadID: inst.WorkloadID, Serves: inst.Serving(),
 	}
 	if w, ok := store.Get[*model.Workload](snap, inst.WorkloadID); ok {
-		ni.Workload = w.Name
+		ni.Workload, ni.Labels = w.Name, w.Labels
 	}
 	if rev, ok := store.Get[*model.Revision](snap, inst.RevisionID); ok {
 		for _, at := range rev.Template.Networks {

@@ -90,6 +90,12 @@ func (r *Remote) Dial(ctx context.Context, nodeID, instance string, port int, st
 	return err
 }
 
+// Try looks up a name, or makes a connection, from within an instance's network on a node.
+func (r *Remote) Try(ctx context.Context, nodeID string, req wire.TryRequest) (reply wire.TryReply, err error) {
+	err = r.call(ctx, nodeID, wire.PathTry, req, &reply)
+	return reply, err
+}
+
 // Signal sends a signal to the first process of a task on a node.
 func (r *Remote) Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error {
 	return r.call(ctx, nodeID, wire.PathSignal, wire.SignalRequest{TaskRef: ref, Signal: signal}, &wire.Empty{})

@@ -26,6 +26,7 @@ const (
 	KindEvent       Kind = "event"
 	KindCluster     Kind = "cluster"
 	KindUser        Kind = "user"
+	KindPolicy      Kind = "policy"
 )
 
 // DefaultNamespace is where objects live whose creator named no namespace.

@@ -193,6 +193,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathReadFiles:    {wire.RoleServer},
 	wire.PathWriteFiles:   {wire.RoleServer},
 	wire.PathDial:         {wire.RoleServer},
+	wire.PathTry:          {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists

@@ -66,6 +66,7 @@ var kinds = func() map[model.Kind]*kindInfo {
 		kindOf[model.Event](kindInfo{repeats: true}),
 		kindOf[model.Cluster](kindInfo{}),
 		kindOf[model.User](kindInfo{}),
+		kindOf[model.Policy](kindInfo{}),
 	} {
 		out[info.kind] = &info
 	}

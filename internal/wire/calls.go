@@ -11,6 +11,7 @@ const (
 	PathLogs         = "/agent/logs"          // stream: LogsRequest, then LogsReply until End
 	PathExec         = "/agent/exec"          // stream: ExecStart, then ExecInput and ExecOutput
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
+	PathTry          = "/agent/try"           // call: TryRequest → TryReply
 	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
@@ -49,6 +50,20 @@ type NodeUsage struct {
 type InstanceUsage struct {
 	CPUNanoseconds uint64 `json:"cpuNanoseconds"`
 	MemoryBytes    uint64 `json:"memoryBytes"`
+}
+
+// TryRequest has a name looked up, or a connection made, from within an instance's network.
+type TryRequest struct {
+	Instance string `json:"instance"`
+	Name     string `json:"name,omitempty"`
+	Address  string `json:"address,omitempty"` // host:port of TCP
+}
+
+// TryReply is what became of it.
+type TryReply struct {
+	Addresses []string      `json:"addresses,omitempty"`
+	Took      time.Duration `json:"took"`
+	Error     string        `json:"error,omitempty"`
 }
 
 // ImageRef names an image and pins its content.

@@ -129,6 +129,8 @@ type Network struct {
 	Services []NetworkService `json:"services"`
 	// Instances that have addresses and have not ended, for names and isolation.
 	Instances []NetworkInstance `json:"instances"`
+	// Policies are those of all namespaces.
+	Policies []*model.Policy `json:"policies,omitempty"`
 	// NodePool and AddressPool are those of the cluster.
 	NodePool    string `json:"nodePool"`
 	AddressPool string `json:"addressPool"`
@@ -190,6 +192,7 @@ type NetworkInstance struct {
 	Aliases     map[string][]string `json:"aliases,omitempty"`
 	HostPorts   []model.HostPort    `json:"hostPorts,omitempty"`
 	WorkloadID  string              `json:"workloadID,omitempty"`
+	Labels      map[string]string   `json:"labels,omitempty"` // of its workload
 	// Serves says that the services of its workload lead new connections to it.
 	Serves bool `json:"serves,omitempty"`
 	// DNS are resolvers the instance wants asked for names from outside the cluster.

@@ -409,3 +409,69 @@ func TestIngress(t *testing.T) {
 		t.Errorf("%d of %d requests failed: %s", len(failures), asked, strings.Join(failures[:min(5, len(failures))], "; "))
 	}
 }
+
+// guarded is three services of which one is reached by another alone, and says nothing by itself.
+const guarded = `
+x-probe: &probe {image: "probe:v1", stop_grace_period: 1s}
+services:
+  web: {<<: *probe, scale: 2}
+  api: {<<: *probe, scale: 2}
+  db: {<<: *probe, scale: 2, ports: ["18072:8080"], x-tutti: {allow: [%s, {to: nobody}]}}
+networks: {default: {enable_ipv6: true}}
+`
+
+// TestPolicies asks from every instance of three services each other one, before and after a policy is changed.
+func TestPolicies(t *testing.T) {
+	deployText(t, "guarded", fmt.Sprintf(guarded, "web"))
+	check := func(allowed string) {
+		t.Helper()
+		all := query[[]probed](t, "ps", "guarded")
+		eventually(t, 20*time.Second, "only "+allowed+" reaches db", func() error {
+			for _, from := range all {
+				service := strings.Split(from.Name, ".")[0]
+				wants := map[string]bool{} // by address: reached
+				for _, to := range all {
+					for _, list := range to.addresses() {
+						for _, ip := range list {
+							other := strings.Split(to.Name, ".")[0]
+							wants[netip.AddrPortFrom(netip.MustParseAddr(ip), 8080).String()] = from.Name == to.Name ||
+								service != "db" && (other != "db" || service == allowed)
+						}
+					}
+				}
+				for address, answer := range probe(t, "guarded", from.Name, "tcp", slices.Sorted(maps.Keys(wants))) {
+					if reached := !strings.HasPrefix(answer, "error:"); reached != wants[address] || strings.Contains(answer, "deadline") {
+						return fmt.Errorf("%s on %s asks %s and gets %q, and is to reach it: %v", from.Name, from.Node, address, answer, wants[address])
+					}
+				}
+			}
+			return nil
+		})
+	}
+	check("web")
+	for args, reaches := range map[string]bool{"guarded/web guarded/db 8080": true, "guarded/api guarded/db 8080": false, "guarded/db guarded/web 8080": false, "10.209.0.1 guarded/db": false} {
+		for _, command := range [][]string{{"explain", "net"}, {"net", "trace"}} {
+			out, err := run(append(command, strings.Fields(args)...)...)
+			if (err == nil) != reaches {
+				t.Errorf("%v %s: %v, want that it reaches: %v\n%s", command, args, err, reaches, out)
+			}
+		}
+	}
+	for _, h := range query[[]hostState](t, "host", "ls") {
+		if text, err := get("http://" + h.Address + ":18072/"); err == nil {
+			t.Errorf("from outside, %s answers %q", h.Name, text)
+		}
+	}
+	path := filepath.Join(dataDir, "guarded.yaml")
+	if err := os.WriteFile(path, fmt.Appendf(nil, guarded, "api, 10.209.0.0/16"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	tutti(t, "deploy", "-d", "-f", path, "guarded")
+	check("api")
+	for _, h := range query[[]hostState](t, "host", "ls") {
+		eventually(t, 10*time.Second, "from outside on "+h.Name, func() error {
+			_, err := get("http://" + h.Address + ":18072/")
+			return err
+		})
+	}
+}

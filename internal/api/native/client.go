@@ -239,6 +239,16 @@ func (c *Client) Explain(ctx context.Context, ref string) (core.Explanation, err
 	return get[core.Explanation](ctx, c, pathExplain, url.Values{"ref": {ref}})
 }
 
+// Reach says whether and how one end reaches another.
+func (c *Client) Reach(ctx context.Context, q core.ReachQuestion) (core.ReachAnswer, error) {
+	return post[core.ReachAnswer](ctx, c, pathReach, q)
+}
+
+// Policies lists all.
+func (c *Client) Policies(ctx context.Context) ([]model.Policy, error) {
+	return get[[]model.Policy](ctx, c, pathPolicies, nil)
+}
+
 // Token returns the token with which a host joins, as a server or as an agent only.
 func (c *Client) Token(ctx context.Context, server bool) (string, error) {
 	t, err := get[Token](ctx, c, pathToken, url.Values{"server": {strconv.FormatBool(server)}})

@@ -116,6 +116,9 @@ func (f *fakeNodes) WriteFiles(_ context.Context, _ string, _ wire.FilesRequest,
 
 func (f *fakeNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 func (f *fakeNodes) RemoveImage(context.Context, string, string) error         { return nil }
+func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply, error) {
+	return wire.TryReply{}, nil
+}
 func (f *fakeNodes) RemoveVolume(context.Context, string, string) error        { return nil }
 
 // fakeImages takes any archive for one image whose name it is given, or the archive's content.

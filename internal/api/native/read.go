@@ -24,6 +24,8 @@ const (
 	pathImages       = "/v1/images"       // → []ImageView; POST imports
 	pathFind         = "/v1/find"         // ?ref → core.Found
 	pathExplain      = "/v1/explain"      // ?ref → core.Explanation
+	pathReach        = "/v1/reach"        // POST core.ReachQuestion → core.ReachAnswer
+	pathPolicies     = "/v1/policies"     // → []model.Policy
 	pathServers      = "/v1/servers"      // → []core.ServerView
 	pathBackup       = "/v1/backup"       // → a backup file; holds the cluster's keys
 	pathToken        = "/v1/token"        // ?server → Token
@@ -53,6 +55,10 @@ func (s *server) readRoutes(mux *http.ServeMux) {
 	get(pathNodes, seen(s, s.nodes))
 	get(pathServices, seen(s, plain[model.Service]))
 	get(pathNetworks, seen(s, plain[model.Network]))
+	get(pathPolicies, seen(s, plain[model.Policy]))
+	mux.HandleFunc("POST "+pathReach, change(s, func(ctx context.Context, who core.Caller, q core.ReachQuestion) (core.ReachAnswer, error) {
+		return c.Reach(ctx, who, q)
+	}))
 	get(pathVolumes, seen(s, plain[model.Volume]))
 	get(pathImages, seen(s, images))
 	get(pathFind, read(s, func(_ context.Context, who core.Caller, q query) (core.Found, error) {

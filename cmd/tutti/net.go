@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+func netCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: "net", Short: "Look into the network between instances",
+		Example: "  tutti net trace shop/web shop/db 5432\n  tutti net trace shop/web.1 192.0.2.7 443",
+	}
+	cmd.AddCommand(reachCommand(g, &cobra.Command{
+		Use: "trace FROM TO [PORT[/PROTOCOL]]", Short: "Say, step by step, whether and how one end reaches another, and try it",
+		Long: "Say, step by step, whether and how one end reaches another, and which rule stops it. The name is\n" +
+			"looked up, and connections are made, from the first end's own network. Ends are instances,\n" +
+			"workloads or addresses; the port is that inside the instance. The exit code is 1 if it does not\n" +
+			"reach.",
+		Example: "  tutti net trace shop/web shop/db 5432\n  tutti net trace shop/web.1 192.0.2.7 443",
+	}, true))
+	return cmd
+}
+
+func reachCommand(g *globals, cmd *cobra.Command, try bool) *cobra.Command {
+	cmd.Args, cmd.ValidArgsFunction = arguments(2, 3, "two ends, and a port if there are several"), g.complete(2, workloadNames, instanceNames)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		q := core.ReachQuestion{From: args[0], To: args[1], Try: try}
+		if len(args) == 3 {
+			number, protocol, _ := strings.Cut(args[2], "/")
+			n, err := strconv.Atoi(number)
+			if err != nil {
+				return usagef("%q is no port: give one such as 5432 or 53/udp", args[2])
+			}
+			q.Port, q.Protocol = n, protocol
+		}
+		return g.with(cmd.Context(), func(c *native.Client) error {
+			r, err := c.Reach(cmd.Context(), q)
+			if err != nil {
+				return err
+			}
+			out := cmd.OutOrStdout()
+			if g.structured() {
+				err = g.print(out, r, nil)
+			} else {
+				_, err = io.WriteString(out, reachText(paintFor(out), &r))
+			}
+			if err == nil && !r.Reaches {
+				err = exitCode(1)
+			}
+			return err
+		})
+	}
+	return cmd
+}
+
+func reachText(paint painter, r *core.ReachAnswer) string {
+	var b strings.Builder
+	state := paint.good("reaches it")
+	if !r.Reaches {
+		state = paint.bad("does not reach it")
+	}
+	fmt.Fprintf(&b, "%s: %s\n", paint.bold(r.Question), state)
+	for _, s := range r.Steps {
+		mark := paint.good("✓")
+		if !s.OK {
+			mark = paint.bad("✗")
+		}
+		fmt.Fprintf(&b, "  %s %s %s\n", mark, paint.faint(fmt.Sprintf("%-10s", s.What)), s.Says)
+	}
+	for _, a := range r.Advice {
+		fmt.Fprintf(&b, "%s %s\n", paint.faint("→"), a)
+	}
+	return b.String()
+}
+
+func policiesCommand(g *globals) *cobra.Command {
+	cmd := &cobra.Command{Use: "policies", Short: "List which connections may begin", Example: "  tutti policies"}
+	return lister(g, cmd, func(ctx context.Context, c *native.Client, _ []string) ([]model.Policy, error) { return c.Policies(ctx) }, policyTable)
+}
+
+func policyTable(_ painter, list []model.Policy) *table {
+	t := newTable("NAME", "ABOUT", "NOTHING ELSE", "RULES")
+	for i := range list {
+		p := &list[i]
+		var only, rules []string
+		if p.IsolateIn {
+			only = append(only, "in")
+		}
+		if p.IsolateOut {
+			only = append(only, "out")
+		}
+		for j := range p.Rules {
+			rules = append(rules, p.Rules[j].String())
+		}
+		t.add(p.FullName(), p.Subject.String(), orDash(strings.Join(only, ", ")), orDash(strings.Join(rules, "; ")))
+	}
+	return t
+}
