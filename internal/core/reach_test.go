@@ -69,7 +69,7 @@ func TestReach(t *testing.T) {
 		reaches  bool
 		says     string // among the steps
 	}{
-		{"shop/web", "shop/db", 0, true, "policy true shop/web.1 to shop/db.1, port 5432/tcp: by policy shop/db: allow from * on network shop/front at 5432/tcp"},
+		{"shop/web", "shop/db", 0, true, "policy true shop/web.1 to shop/db.1, port 5432/tcp: by policy shop/db: allow from * on network shop/front, 192.0.2.0/24 at 5432/tcp"},
 		{"shop/web", "shop/db", 0, true, "node true shop/db.1 is at 10.1.1.3 on node-n2, through the tunnel"},
 		{"shop/web", "shop/db.1", 22, false, "policy false shop/web.1 to shop/db.1, port 22/tcp: refused by policy shop/db, which lets only those connections to its instances begin that a rule allows"},
 		{"shop/job", "shop/db", 5432, false, "policy false shop/job.1 to shop/db.1, port 5432/tcp: refused by policy shop/db"},
