@@ -84,7 +84,9 @@ func reachText(paint painter, r *core.ReachAnswer) string {
 
 func policiesCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{Use: "policies", Short: "List which connections may begin", Example: "  tutti policies"}
-	return lister(g, cmd, func(ctx context.Context, c *native.Client, _ []string) ([]model.Policy, error) { return c.Policies(ctx) }, policyTable)
+	return lister(g, cmd, func(ctx context.Context, c *native.Client, _ []string) ([]model.Policy, error) {
+		return c.Policies(ctx)
+	}, policyTable)
 }
 
 func policyTable(_ painter, list []model.Policy) *table {

@@ -52,7 +52,9 @@ func (p *policies) empty() bool { return len(p.Out.Profile) == 0 && len(p.In.Pro
 
 // sameRules reports whether the same is said, whoever it is about.
 func (p *policies) sameRules(o *policies) bool {
-	same := func(a, b *sidePolicies) bool { return slices.Equal(a.Isolated, b.Isolated) && slices.Equal(a.Cells, b.Cells) }
+	same := func(a, b *sidePolicies) bool {
+		return slices.Equal(a.Isolated, b.Isolated) && slices.Equal(a.Cells, b.Cells)
+	}
 	return same(&p.Out, &o.Out) && same(&p.In, &o.In) && slices.Equal(p.Ranges, o.Ranges)
 }
 

@@ -119,7 +119,7 @@ func (f *fakeNodes) RemoveImage(context.Context, string, string) error         {
 func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply, error) {
 	return wire.TryReply{}, nil
 }
-func (f *fakeNodes) RemoveVolume(context.Context, string, string) error        { return nil }
+func (f *fakeNodes) RemoveVolume(context.Context, string, string) error { return nil }
 
 // fakeImages takes any archive for one image whose name it is given, or the archive's content.
 type fakeImages struct{}
