@@ -83,7 +83,7 @@ serves() {
 
 compose=${COMPOSE:-$(compose_program)}
 "$tutti" up -d --hosts 3
-DOCKER_HOST=$("$tutti" env | sed 's/export DOCKER_HOST=//')
+DOCKER_HOST=$("$tutti" env | sed -n 's/export DOCKER_HOST=//p')
 export DOCKER_HOST
 (cd "$here" && scripts/images.sh --import >/dev/null)
 

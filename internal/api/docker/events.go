@@ -244,7 +244,7 @@ func (a *API) instanceEvents(snap *store.Snapshot, ch store.Change, of *followed
 			add(events.ActionOOM)
 		}
 		add(events.ActionDie, "exitCode", strconv.Itoa(is.ExitCode))
-		if now.Desired != model.DesiredRun {
+		if killed := now.StopWithin != nil && *now.StopWithin == 0; now.Desired != model.DesiredRun && !killed {
 			add(events.ActionStop)
 		}
 	}

@@ -205,6 +205,9 @@ func (a *API) imageInspect(w http.ResponseWriter, r *request) error {
 	if d.Config.Created != nil {
 		out.Created = d.Config.Created.UTC().Format(time.RFC3339Nano)
 	}
+	if n := len(d.Config.History); n > 0 {
+		out.Comment = d.Config.History[n-1].Comment
+	}
 	for _, l := range d.Config.RootFS.DiffIDs {
 		out.RootFS.Layers = append(out.RootFS.Layers, l.String())
 	}

@@ -401,19 +401,19 @@ func (a *API) imagePush(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	img, err := findImage(a.snapshot(), name)
+	to, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
-		if fault.Is(err, fault.NotFound) {
-			return fault.New(fault.NotFound, "An image does not exist locally with the tag: %s", familiar(name, false))
-		}
-		return err
-	}
-	to, err := reference.ParseNormalizedNamed(img.Name)
-	if err != nil {
-		return fault.New(fault.Internal, "the image is called %s: %w", img.Name, err)
+		return fault.New(fault.Internal, "the image is called %s: %w", name, err)
 	}
 	p := &progress{w: w}
 	p.say(progressLine{Status: fmt.Sprintf("The push refers to repository [%s]", to.Name())})
+	img, err := findImage(a.snapshot(), name)
+	if err != nil {
+		if fault.Is(err, fault.NotFound) {
+			err = fault.New(fault.NotFound, "An image does not exist locally with the tag: %s", familiar(name, false))
+		}
+		return p.fail(err)
+	}
 	target, err := a.Core.PushImage(r.Context(), r.who, img, as, func(pr image.Progress) {
 		p.say(progressLine{Status: "Pushed", ID: shortID(strings.TrimPrefix(pr.Blob, "sha256:"))})
 	})
