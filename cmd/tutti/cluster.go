@@ -64,15 +64,24 @@ before, it comes back with everything it had.
 
 With --hosts N the cluster has N virtual hosts on this one machine, each with its own
 address, processes and data, the first three of them servers: to try failures, and for
-tests. ` + "`tutti host`" + ` cuts their power and their network.`,
-		Example: "  tutti up -d\n  tutti up -d --hosts 3",
+tests. ` + "`tutti host`" + ` cuts their power and their network. With --max-hosts M there are
+more of them, up to M, while work finds no place on N.`,
+		Example: "  tutti up -d\n  tutti up -d --hosts 3\n  tutti up -d --hosts 3 --max-hosts 6",
 		Args:    cobra.NoArgs,
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := g.refuseSecond(); err != nil {
 				return err
 			}
-			if !c.Flags().Changed("hosts") && c.Flags().Changed("servers") {
-				return fault.New(fault.Invalid, "--servers says how many of virtual hosts are servers: it goes with --hosts")
+			for flag, says := range map[string]string{"servers": "how many of virtual hosts are servers", "max-hosts": "how many virtual hosts there may be", "give-back-after": "when a virtual host is taken away"} {
+				if !c.Flags().Changed("hosts") && c.Flags().Changed(flag) {
+					return fault.New(fault.Invalid, "--%s says %s: it goes with --hosts", flag, says)
+				}
+			}
+			if c.Flags().Changed("give-back-after") && !c.Flags().Changed("max-hosts") {
+				return fault.New(fault.Invalid, "--give-back-after says when a virtual host beyond --hosts is taken away: it goes with --max-hosts")
+			}
+			if c.Flags().Changed("max-hosts") && hosts.most < hosts.count {
+				return fault.New(fault.Invalid, "--max-hosts %d is less than --hosts %d", hosts.most, hosts.count)
 			}
 			if c.Flags().Changed("hosts") {
 				return upHosts(c.Context(), g, f, hosts)

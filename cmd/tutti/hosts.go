@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"net"
@@ -16,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/node"
 	"github.com/tutti-run/tutti/internal/provision"
 )
@@ -25,12 +26,16 @@ import (
 type hostsFlags struct {
 	count   int
 	servers int
+	most    int
+	empty   time.Duration
 	subnet  string
 }
 
 func (f *hostsFlags) add(c *cobra.Command) {
 	c.Flags().IntVar(&f.count, "hosts", 0, fmt.Sprintf("bring up this many virtual hosts on this machine (1 to %d)", provision.MaxHosts))
 	c.Flags().IntVar(&f.servers, "servers", 0, "how many of the virtual hosts are servers, the first ones (default: three, or one if there are fewer than three hosts)")
+	c.Flags().IntVar(&f.most, "max-hosts", 0, "bring up more virtual hosts, up to so many in all, when work finds no place, and take them away when they are empty (default: as many as --hosts)")
+	c.Flags().DurationVar(&f.empty, "give-back-after", 2*time.Minute, "how long a virtual host beyond --hosts is empty before it is taken away")
 	c.Flags().StringVar(&f.subnet, "subnet", provision.DefaultSubnet, "addresses for virtual hosts")
 }
 
@@ -53,14 +58,18 @@ func upHosts(ctx context.Context, g *globals, f *nodeFlags, h *hostsFlags) error
 		return err
 	}
 	m := g.machine(h.subnet)
-	hosts, err := m.Plan(h.count, h.servers)
+	policy := autoscale.HostPolicy{Min: h.count, Max: cmp.Or(h.most, h.count), AskAfter: askAfter, GiveBackAfter: h.empty}
+	hosts, err := m.Plan(h.count, h.servers, policy.Max)
 	if err != nil {
 		return err
+	}
+	if why := autoscale.CheckHosts(policy); why != "" {
+		return fault.New(fault.Invalid, "%s", why)
 	}
 	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
 	began := time.Now()
-	up := &hostsUp{globals: g, machine: m, hosts: hosts, config: f.config}
+	up := &hostsUp{globals: g, machine: m, hosts: hosts, policy: policy, config: f.config}
 	if err := up.run(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "tutti: taking down what was started")
 		if derr := m.Down(context.WithoutCancel(ctx), false); derr != nil {
@@ -96,11 +105,12 @@ type hostsUp struct {
 	*globals
 	machine *provision.Machine
 	hosts   []provision.Host
+	policy  autoscale.HostPolicy
 	config  node.Config
 }
 
 func (u *hostsUp) run(ctx context.Context) error {
-	if err := u.machine.Prepare(u.hosts); err != nil {
+	if err := u.machine.Prepare(u.hosts, u.policy); err != nil {
 		return err
 	}
 	// Hosts that were members before come first, all of them: they may need each other for a
@@ -142,9 +152,15 @@ func (u *hostsUp) run(ctx context.Context) error {
 			return err
 		}
 	}
+	staying := 0 // the cluster may have forgotten one that was being given back
+	for i := range u.hosts {
+		if !u.hosts[i].Leaving {
+			staying++
+		}
+	}
 	if err := u.await(ctx, "all hosts to be ready", func() (bool, error) {
 		s, err := client.Status(ctx)
-		return err == nil && s.NodesReady >= len(u.hosts), err
+		return err == nil && s.NodesReady >= staying, err
 	}); err != nil {
 		return err
 	}
@@ -153,18 +169,17 @@ func (u *hostsUp) run(ctx context.Context) error {
 
 // start boots hosts; with tokens they are to join the cluster at an address.
 func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]string) error {
-	memory, err := node.TotalMemory()
+	share, err := memoryShare(u.policy.Max)
 	if err != nil {
 		return err
 	}
 	for _, h := range hosts {
 		c := u.config
-		c.Name, c.Address, c.DataDir, c.RunDir, c.Cgroup = h.Name, h.Address, h.DataDir, h.RunDir, h.Cgroup()
-		c.Capacity = model.Resources{MemoryBytes: memory / int64(len(u.hosts))} // an equal share
-		c.JoinAddress, c.JoinToken = joinAt, tokens[h.Server]
-		if !h.Server {
-			c.APIListen, c.DockerListen, c.MarathonListen = "", "", "" // servers answer them
+		asAgent(&c, h)
+		if h.Server {
+			c.APIListen, c.DockerListen, c.MarathonListen = u.config.APIListen, u.config.DockerListen, u.config.MarathonListen
 		}
+		c.Capacity, c.JoinAddress, c.JoinToken = share, joinAt, tokens[h.Server]
 		if err := u.machine.Start(h, c); err != nil {
 			return err
 		}
@@ -200,11 +215,12 @@ func (u *hostsUp) await(ctx context.Context, what string, check func() (bool, er
 	}
 }
 
-// hostPortsCommand is the process that answers published ports on the machine's loopback address.
+// hostPortsCommand is the process beside the hosts, which answers published ports on the machine's
+// loopback address and asks for hosts and gives them back.
 func hostPortsCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "host-ports", Hidden: true, Args: cobra.NoArgs,
-		Short: "Answer the cluster's published ports on this machine's loopback address",
+		Short: "Answer the cluster's published ports on this machine's loopback address, and look after the number of hosts",
 		RunE: func(c *cobra.Command, _ []string) error {
 			log, err := newLog("info")
 			if err != nil {
@@ -213,6 +229,7 @@ func hostPortsCommand(g *globals) *cobra.Command {
 			ctx, stop := signal.NotifyContext(c.Context(), syscall.SIGINT, syscall.SIGTERM)
 			defer stop()
 			go g.passMarathon(ctx, log)
+			go g.growHosts(ctx, log)
 			return g.machine("").ServePorts(ctx, g.publishedPorts, log)
 		},
 	}
@@ -308,6 +325,9 @@ func hostTable(list []provision.Status) *table {
 		}
 		if h.Cut {
 			state = "cut off"
+		}
+		if h.Leaving {
+			state = "leaves"
 		}
 		t.add(h.Name, h.Address, role, state, pid)
 	}

@@ -95,6 +95,9 @@ var requirements = map[string]requirement{
 	"image push":        {role: model.RoleOperator, cluster: true},
 	"image remove":      {role: model.RoleOperator, cluster: true},
 
+	"host demand": {role: model.RoleViewer, cluster: true, silent: true},
+	"host tell":   {role: model.RoleOperator, cluster: true},
+
 	"node remove":    {role: model.RoleAdmin, cluster: true},
 	"server promote": {role: model.RoleAdmin, cluster: true},
 	"server demote":  {role: model.RoleAdmin, cluster: true},

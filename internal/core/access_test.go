@@ -39,7 +39,7 @@ var needs = map[string]string{
 
 	"SetAvailability": "cluster operator", "LabelNode": "cluster operator", "TaintNode": "cluster operator",
 	"Overcommit": "cluster operator", "SetNodeResources": "cluster operator", "ImportImage": "cluster operator", "RemoveImage": "cluster operator",
-	"Authority": "cluster viewer",
+	"Authority": "cluster viewer", "HostDemand": "cluster viewer", "TellHost": "cluster operator",
 
 	"RemoveNode": "cluster admin", "PromoteServer": "cluster admin", "DemoteServer": "cluster admin", "RemoveServer": "cluster admin",
 	"SetNamespace": "cluster admin", "JoinToken": "cluster admin", "RotateTokens": "cluster admin", "Backup": "cluster admin",

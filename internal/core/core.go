@@ -9,6 +9,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
@@ -99,9 +100,11 @@ type Deps struct {
 	Remote  Remote
 	Images  Images
 	Servers Servers
-	NodeID  string   // of this server
-	Audit   AuditLog // nil keeps none
-	Log     *slog.Logger
+	NodeID  string // of this server
+	// Demand says what further hosts like one would be good for.
+	Demand func(snap *store.Snapshot, like *model.Node, most int) autoscale.Demand
+	Audit  AuditLog // nil keeps none
+	Log    *slog.Logger
 }
 
 // Core answers use cases. It is safe for concurrent use.

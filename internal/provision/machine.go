@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/atomicfile"
+	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -53,12 +55,16 @@ type Host struct {
 	Server  bool   `json:"server"`
 	DataDir string `json:"dataDir"`
 	RunDir  string `json:"runDir"`
+	// Leaving is whether it is being given back.
+	Leaving bool `json:"leaving,omitempty"`
 }
 
 // state is what the machine remembers of its hosts, in the data directory.
 type state struct {
 	Subnet string `json:"subnet"`
 	Hosts  []Host `json:"hosts"`
+	// Policy says how many hosts there may be; its Max is 0 where they stay as many as they are.
+	Policy autoscale.HostPolicy `json:"policy,omitzero"`
 }
 
 func (m *Machine) dataRoot() string  { return filepath.Join(m.DataDir, "hosts") }
@@ -193,9 +199,9 @@ func servers(n int) int {
 	return 3
 }
 
-// Plan decides on n hosts, those that have data from before included, and refuses what cannot be. Of
-// new ones those up to the given number are servers; 0 leaves it to Plan how many.
-func (m *Machine) Plan(n, voters int) ([]Host, error) {
+// Plan decides on n hosts, or as many as have data from before if those are up to most, and refuses what
+// cannot be. Of new ones those up to the given number are servers; 0 leaves it to Plan how many.
+func (m *Machine) Plan(n, voters, most int) ([]Host, error) {
 	if voters == 0 {
 		voters = servers(n)
 	}
@@ -204,6 +210,9 @@ func (m *Machine) Plan(n, voters int) ([]Host, error) {
 	}
 	if n < 1 || n > MaxHosts {
 		return nil, fault.New(fault.Invalid, "--hosts %d: 1 to %d virtual hosts are possible on one machine", n, MaxHosts)
+	}
+	if most < n || most > MaxHosts {
+		return nil, fault.New(fault.Invalid, "--max-hosts %d: %d (as many as --hosts) to %d are accepted", most, n, MaxHosts)
 	}
 	if err := m.checkOwner(); err != nil {
 		return nil, err
@@ -217,21 +226,32 @@ func (m *Machine) Plan(n, voters int) ([]Host, error) {
 			return nil, fault.New(fault.Conflict, "virtual hosts run already (%d of them); `tutti status` tells how they are, `tutti down` stops them", len(old.Hosts))
 		}
 	}
-	if len(old.Hosts) > n {
-		return nil, fault.New(fault.Conflict, "%d virtual hosts were left here by an earlier `up`: give --hosts %d to bring them back, or remove them and their data with `tutti down --purge`", len(old.Hosts), len(old.Hosts))
+	if len(old.Hosts) > most {
+		return nil, fault.New(fault.Conflict, "%d virtual hosts were left here by an earlier `up`: give --hosts %d (or --max-hosts, to let those go that turn out empty) to bring them back, or remove them and their data with `tutti down --purge`", len(old.Hosts), len(old.Hosts))
 	}
 	if !m.Subnet.Addr().Is4() || m.Subnet.Bits() > 26 {
 		return nil, fault.New(fault.Invalid, "subnet %s: an IPv4 range of /26 or larger is accepted", m.Subnet)
 	}
 	hosts := old.Hosts
-	for i := len(hosts) + 1; i <= n; i++ {
-		name := "host-" + strconv.Itoa(i)
-		hosts = append(hosts, Host{
-			Name: name, Index: i, Address: m.address(i + 10).String(), Server: i <= voters,
-			DataDir: filepath.Join(m.dataRoot(), name), RunDir: filepath.Join(m.runRoot(), name),
-		})
+	for len(hosts) < n {
+		h := m.newHost(hosts)
+		h.Server = h.Index <= voters
+		hosts = append(hosts, h)
 	}
 	return hosts, nil
+}
+
+// newHost is one with the lowest number that is free.
+func (m *Machine) newHost(beside []Host) Host {
+	i := 1
+	for slices.ContainsFunc(beside, func(h Host) bool { return h.Index == i }) {
+		i++
+	}
+	name := "host-" + strconv.Itoa(i)
+	return Host{
+		Name: name, Index: i, Address: m.address(i + 10).String(),
+		DataDir: filepath.Join(m.dataRoot(), name), RunDir: filepath.Join(m.runRoot(), name),
+	}
 }
 
 // address is the n-th of the subnet.
@@ -245,13 +265,13 @@ func (m *Machine) address(n int) netip.Addr {
 
 func (m *Machine) gateway() netip.Addr { return m.address(1) }
 
-// Prepare makes what all hosts share and remembers the hosts.
-func (m *Machine) Prepare(hosts []Host) error {
+// Prepare makes what all hosts share and remembers the hosts, and how many there may be.
+func (m *Machine) Prepare(hosts []Host, policy autoscale.HostPolicy) error {
 	return m.locked(func() error {
 		if err := m.makeNetwork(); err != nil {
 			return err
 		}
-		return m.save(&state{Subnet: m.Subnet.String(), Hosts: hosts})
+		return m.save(&state{Subnet: m.Subnet.String(), Hosts: hosts, Policy: policy})
 	})
 }
 

@@ -75,7 +75,7 @@ func (m *Machine) Targets() []string {
 	}
 	var out []string
 	for _, h := range all {
-		if h.Running && !h.Cut {
+		if h.Running && !h.Cut && !h.Leaving {
 			out = append(out, h.Address)
 		}
 	}

@@ -146,7 +146,7 @@ func New(cfg Config) (*Server, error) {
 	s.core = core.New(core.Deps{
 		Store: s.store, Trust: s.trust, Remote: remote,
 		Images: cfg.Images, Servers: s, NodeID: cfg.NodeID, Log: cfg.Log,
-		Audit: auditLogs{s},
+		Audit: auditLogs{s}, Demand: control.Demand,
 	})
 	s.handle()
 	return s, nil

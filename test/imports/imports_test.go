@@ -87,7 +87,7 @@ var house = map[string][]string{
 	"internal/secret":      {},
 	"internal/cgroup":      {},
 	"internal/files":       {},
-	"internal/provision":   {"internal/cgroup"},
+	"internal/provision":   {"internal/autoscale", "internal/cgroup"},
 
 	// Ground.
 	"internal/model":      {},

@@ -41,6 +41,7 @@ func New(d Deps) http.Handler {
 	s.changeRoutes(mux)
 	s.trustRoutes(mux)
 	s.policyRoutes(mux)
+	s.hostRoutes(mux)
 	s.rolloutRoutes(mux)
 	s.usageRoutes(mux)
 	s.streamRoutes(mux)
