@@ -132,7 +132,7 @@ func NextHosts(in HostInput) HostOutput {
 		h := &in.Hosts[i]
 		if since, ok := past.Empty[h.Name]; ok && in.Now.Sub(since) >= in.Policy.GiveBackAfter {
 			out.GiveBack = h.Name
-			out.Reason = fmt.Sprintf("it has had nothing to do for %s, and %d hosts are left", in.Now.Sub(since).Round(time.Second), len(in.Hosts)-1)
+			out.Reason = fmt.Sprintf("it has had nothing to do for %s; of %d hosts at least %d stay", in.Now.Sub(since).Round(time.Second), len(in.Hosts), in.Policy.Min)
 			return out
 		}
 	}
@@ -146,8 +146,8 @@ func (a Asked) pause() time.Duration {
 	return min(askAgainAfter<<min(a.Times-1, 10), askAgainAtMost)
 }
 
-// remember takes over what still holds. That a host was asked for is forgotten only after longer than
-// any pause, so that what waits, ends and waits again asks no more often.
+// remember takes over what still holds. That a host was asked for is forgotten once the instance waits no
+// more: the host was of use. While no more hosts may come it is not known who waits.
 func (in *HostInput) remember() HostPast {
 	past := HostPast{Waiting: map[string]time.Time{}, Asked: map[string]Asked{}, Empty: map[string]time.Time{}, Unready: map[string]time.Time{}, Unsettled: in.Past.Unsettled}
 	since := func(before map[string]time.Time, key string) time.Time {
@@ -160,7 +160,8 @@ func (in *HostInput) remember() HostPast {
 		past.Waiting[w.Slot] = since(in.Past.Waiting, w.Slot)
 	}
 	for slot, a := range in.Past.Asked {
-		if in.Now.Sub(a.At) < 2*askAgainAtMost {
+		_, waits := past.Waiting[slot]
+		if (waits || len(in.Hosts) >= in.Policy.Max) && in.Now.Sub(a.At) < 2*askAgainAtMost {
 			past.Asked[slot] = a
 		}
 	}

@@ -66,9 +66,10 @@ func TestNextHosts(t *testing.T) {
 		"one does not come":                {hosts: hostList(2, unready), demand: Demand{Waiting: waits("a"), Further: 1}, past: HostPast{Waiting: long, Unready: since(2*time.Minute, "host-2")}, ask: 1},
 		"one came for it a while ago":      {hosts: hostList(2), demand: Demand{Waiting: waits("a"), Further: 1}, past: HostPast{Waiting: long, Asked: map[string]Asked{"a": {ago(50 * time.Second), 1}}}},
 		"one came for it long ago":         {hosts: hostList(2), demand: Demand{Waiting: waits("a"), Further: 1}, past: HostPast{Waiting: long, Asked: map[string]Asked{"a": {ago(70 * time.Second), 1}}}, ask: 1},
+		"one came for it and was of use":   {hosts: hostList(2), demand: Demand{Waiting: waits("b"), Further: 1}, past: HostPast{Waiting: long, Asked: map[string]Asked{"a": {ago(time.Second), 1}}}, ask: 1},
 		"two came for it long ago":         {hosts: hostList(2), demand: Demand{Waiting: waits("a"), Further: 1}, past: HostPast{Waiting: long, Asked: map[string]Asked{"a": {ago(70 * time.Second), 2}}}},
 		"empty, but not for long":          {hosts: hostList(2, empty(2)), past: HostPast{Empty: since(time.Minute, "host-2")}},
-		"empty":                            {hosts: hostList(2, empty(2)), past: HostPast{Empty: since(3*time.Minute, "host-2")}, giveBack: "host-2", says: "nothing to do for 3m0s, and 1 hosts are left"},
+		"empty":                            {hosts: hostList(2, empty(2)), past: HostPast{Empty: since(3*time.Minute, "host-2")}, giveBack: "host-2", says: "nothing to do for 3m0s; of 2 hosts at least 1 stay"},
 		"the latest of those":              {hosts: hostList(3, empty(2, 3)), past: HostPast{Empty: since(3*time.Minute, "host-2", "host-3")}, giveBack: "host-3"},
 		"never a server":                   {hosts: hostList(2, empty(1)), past: HostPast{Empty: since(3*time.Minute, "host-1")}},
 		"never one below the least":        {hosts: hostList(1, empty(1), func(h []HostView) { h[0].Server = false }), past: HostPast{Empty: since(time.Hour, "host-1")}},
@@ -165,7 +166,7 @@ func TestHostsFollowWork(t *testing.T) {
 func TestHostsThatDoNotHelp(t *testing.T) {
 	hosts, asked := hostList(1), 0
 	var past HostPast
-	for s := range 24 * 3600 {
+	for s := 0; s < 24*3600; s += 5 {
 		d := Demand{Waiting: []Waiting{{Slot: "a", Name: "a"}}, Further: 1}
 		out := NextHosts(HostInput{Policy: bounds, Hosts: hosts, Demand: d, Past: past, Now: noon.Add(time.Duration(s) * time.Second)})
 		past = out.Past

@@ -9,5 +9,6 @@
 // has fixed names, so that taking down works from the names alone, also after a crash.
 //
 // No daemon is needed: every command works on files and the kernel's state, under a lock. Only
-// the published ports on the machine's own loopback address need a process (ports.go).
+// the published ports on the machine's own loopback address (ports.go), and looking after the number of
+// hosts (grow.go), need a process. The latter works with any Provider.
 package provision

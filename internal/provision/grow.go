@@ -71,7 +71,7 @@ func (g *Growing) Look(ctx context.Context, c Cluster, now time.Time) error {
 	g.past = out.Past
 	switch {
 	case out.Ask > 0:
-		if err := c.TellHost(ctx, autoscale.HostAsked, "", fmt.Sprintf("%d: %s", out.Ask, out.Reason)); err != nil {
+		if err := c.TellHost(ctx, autoscale.HostAsked, "", fmt.Sprintf("%d further: %s", out.Ask, out.Reason)); err != nil {
 			return err
 		}
 		for range out.Ask {

@@ -130,13 +130,13 @@ func TestAHostComesAndGoes(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	m.waiting = []autoscale.Waiting{{Slot: "a", Name: "shop/web.2"}}
 	m.look(t, g, 6, &now)
-	m.want(t, "host asked for : 1: shop/web.2 has waited for a place for 5s", "add host-2")
+	m.want(t, "host asked for : 1 further: shop/web.2 has waited for a place for 5s", "add host-2")
 	m.waiting, m.member("host-2").Empty = nil, false
 	m.look(t, g, 300, &now)
 	m.want(t)
 	m.member("host-2").Empty = true
 	m.look(t, g, 80, &now)
-	m.want(t, "host given back host-2: it has had nothing to do for 1m0s, and 1 hosts are left", "leaving host-2 true",
+	m.want(t, "host given back host-2: it has had nothing to do for 1m0s; of 2 hosts at least 1 stay", "leaving host-2 true",
 		"cordoned host-2", "draining host-2", "stop host-2", "stop host-2", "forget host-2", "remove host-2")
 }
 
@@ -148,7 +148,7 @@ func TestAHostIsKeptWhenWorkComes(t *testing.T) {
 	}
 	m.member("host-2").Empty = false
 	m.look(t, g, 100, &now)
-	m.want(t, "host given back host-2: it has had nothing to do for 1m0s, and 1 hosts are left", "leaving host-2 true",
+	m.want(t, "host given back host-2: it has had nothing to do for 1m0s; of 2 hosts at least 1 stay", "leaving host-2 true",
 		"active host-2", "leaving host-2 false", "host kept host-2: work came while it was being given back")
 }
 
@@ -172,5 +172,5 @@ func TestAProviderThatRefuses(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	m.refuse, m.waiting = errors.New("no room in the rack"), []autoscale.Waiting{{Slot: "a", Name: "shop/web.2"}}
 	m.look(t, g, 60, &now)
-	m.want(t, "host asked for : 1: shop/web.2 has waited for a place for 5s", "host refused : no room in the rack")
+	m.want(t, "host asked for : 1 further: shop/web.2 has waited for a place for 5s", "host refused : no room in the rack")
 }
