@@ -30,40 +30,38 @@ await() {
 }
 
 # told asks for an event that is like a pattern.
-told() { "$tutti" events | grep -q "$1" || die "no event tells: $1"; }
+told() { "$tutti" events | grep "$1" >/dev/null || die "no event tells: $1"; }
 
 if "$tutti" up -d --hosts 3 --max-hosts 2 2>"$work/refusal"; then die "fewer hosts at most than at least are accepted"; fi
 grep -q -- '--max-hosts 2 is less than --hosts 3' "$work/refusal" || die "the refusal is $(cat "$work/refusal")"
 
 mkdir -p "$work/root"
-(cd "$here/test/e2e/testdata/writer" && CGO_ENABLED=0 go build -o "$work/root/writer" .)
-mkdir "$work/root/witness"
-"$tutti" image pack --name writer:v1 --dir "$work/root" --entrypoint /writer -o "$work/image.tar"
+(cd "$here/test/e2e/testdata/answer" && CGO_ENABLED=0 go build -o "$work/root/answer" .)
+echo v1 >"$work/root/version"
+"$tutti" image pack --name answer:v1 --dir "$work/root" --entrypoint /answer -o "$work/image.tar"
 "$tutti" up -d --hosts 1 --max-hosts 3 --give-back-after 5s
 "$tutti" image import "$work/image.tar"
 memory=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 3 * 2 / 3))k # two thirds of a host's share
 cat >"$work/compose.yaml" <<YAML
 services:
   big:
-    image: writer:v1
+    image: answer:v1
     stop_grace_period: 1s
     deploy: {replicas: 3, resources: {reservations: {memory: $memory}}}
-  odd:
-    image: writer:v1
-    stop_grace_period: 1s
-    deploy: {replicas: 0, placement: {constraints: [node.labels.odd==yes]}}
 YAML
 "$tutti" deploy -f "$work/compose.yaml" demo || die "it does not come to run"
 await 3
-told 'host asked for: 2 further: 2 instances have waited'
+told 'host asked for: .* further: .* waited for a place'
 
 "$tutti" scale -d demo/big=4
-"$tutti" scale -d demo/odd=1
-sleep 8 # more may not come, and one of a kind that is not there would not help
+sleep 8 # there are as many as there may be
 await 3
 
 "$tutti" scale demo/big=1
-until "$tutti" host ls | grep -q leaves || [ "$("$tutti" host ls | wc -l)" -lt 4 ]; do sleep 0.1; done
+for _ in $(seq 300); do # one is on its way out
+	[ -z "$("$tutti" host ls | grep leaves)" ] || break
+	sleep 0.1
+done
 kill -9 "$(cut -d' ' -f1 "$work/data/hosts/ports.pid")"
 "$tutti" down
 "$tutti" up -d --hosts 1 --max-hosts 3 --give-back-after 5s
