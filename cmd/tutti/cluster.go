@@ -48,6 +48,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.APIListen, "api-listen", "", "address:port where a server answers the API over the network, to users with a certificate or token (default: nowhere)")
 	c.Flags().StringVar(&f.config.DockerListen, "docker-listen", "", "address:port where a server answers the Docker API over the network, by mutual TLS, to users with a certificate (default: nowhere)")
 	c.Flags().StringVar(&f.config.MarathonListen, "marathon-listen", node.DefaultMarathonListen, "address:port where a server answers Marathon's API: on loopback to the host's administrator, elsewhere to users with a certificate or token; empty: nowhere")
+	c.Flags().StringVar(&f.config.RegistryListen, "registry-listen", node.DefaultRegistryListen, "address:port where a server answers the cluster's image registry: on loopback to the host's administrator, elsewhere to users with a certificate or a token as password; empty: nowhere")
 	c.Flags().StringVar(&f.config.KubernetesBinary, "kubernetes-binary", "", "the program that answers Kubernetes' API beside a server, where the cluster wants that (default: tutti-kube beside this program)")
 	c.Flags().DurationVar(&f.config.CertificateLife, "certificate-life", wire.CertificateLife, "how long certificates that this server signs for nodes are valid")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")

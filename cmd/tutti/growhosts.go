@@ -86,7 +86,7 @@ func (v *virtualHosts) Add(ctx context.Context) (string, error) {
 // asAgent makes a host's configuration of that of another one.
 func asAgent(c *node.Config, h *provision.Host) {
 	c.Name, c.Address, c.DataDir, c.RunDir, c.Cgroup = h.Name, h.Address, h.DataDir, h.RunDir, h.Cgroup()
-	c.APIListen, c.DockerListen, c.MarathonListen = "", "", "" // servers answer them
+	c.APIListen, c.DockerListen, c.MarathonListen, c.RegistryListen = "", "", "", "" // servers answer them
 }
 
 // growHosts asks for virtual hosts and gives them back, if there may be more or fewer of them.

@@ -177,7 +177,7 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 		c := u.config
 		asAgent(&c, h)
 		if h.Server {
-			c.APIListen, c.DockerListen, c.MarathonListen = u.config.APIListen, u.config.DockerListen, u.config.MarathonListen
+			c.APIListen, c.DockerListen, c.MarathonListen, c.RegistryListen = u.config.APIListen, u.config.DockerListen, u.config.MarathonListen, u.config.RegistryListen
 		}
 		c.Capacity, c.JoinAddress, c.JoinToken = share, joinAt, tokens[h.Server]
 		if err := u.machine.Start(h, c); err != nil {

@@ -14,6 +14,7 @@ import (
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/wire"
@@ -34,6 +35,7 @@ var needs = map[string]string{
 	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "Rollout": "namespace viewer",
 	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator",
+	"MayRead": "namespace viewer", "MayPush": "cluster operator", "ImagePushed": "cluster operator", "RemovePushed": "cluster operator",
 	"GetKey": "cluster keys", "ListKeys": "cluster keys", "ChangeKeys": "cluster keys", "WatchKeys": "cluster keys",
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 
@@ -70,6 +72,10 @@ func call(m reflect.Value, who core.Caller) error {
 			in = append(in, reflect.ValueOf(io.Discard))
 		case reflect.TypeFor[func(core.Seen) error]():
 			in = append(in, reflect.ValueOf(func(core.Seen) error { return nil }))
+		case reflect.TypeFor[func() error]():
+			in = append(in, reflect.ValueOf(func() error { return nil }))
+		case reflect.TypeFor[func() (image.Info, bool, error)]():
+			in = append(in, reflect.ValueOf(func() (image.Info, bool, error) { return image.Info{}, false, nil }))
 		default:
 			v := reflect.Zero(t)
 			if t.Kind() == reflect.Pointer {

@@ -52,6 +52,10 @@ type Config struct {
 	// host's administrator, elsewhere to users with a certificate or token; empty is nowhere. At
 	// the default a port that is taken is left.
 	MarathonListen string `json:"marathonListen,omitempty"`
+	// RegistryListen is host:port where servers answer the cluster's registry: on a loopback address to
+	// the host's administrator, elsewhere to users with a token or certificate; empty is nowhere. At
+	// the default a port that is taken is left.
+	RegistryListen string `json:"registryListen,omitempty"`
 	// KubernetesBinary is the program that answers Kubernetes' API beside a server, while the cluster wants
 	// that; empty is tutti-kube beside this program.
 	KubernetesBinary string `json:"kubernetesBinary,omitempty"`
@@ -80,6 +84,10 @@ func DockerSocket(runDir string) string { return filepath.Join(runDir, "docker.s
 
 // DefaultMarathonListen is where servers answer Marathon's API unless told otherwise.
 const DefaultMarathonListen = "127.0.0.1:8088"
+
+// DefaultRegistryListen is where servers answer the cluster's registry unless told otherwise; its port is
+// the one in the names of images.
+const DefaultRegistryListen = "127.0.0.1:7405"
 
 // MarathonSocket returns the path of the socket at which a node with that run directory answers
 // Marathon's API, too.

@@ -16,6 +16,7 @@ import (
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -94,20 +95,24 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	if err == nil {
 		doors.marathon, err = listenForMarathon(&cfg, s, port)
 	}
+	if err == nil {
+		doors.registry, err = listenForRegistry(&cfg, s, port)
+	}
 	if err != nil {
 		return errors.Join(err, doors.close())
 	}
-	return work(ctx, s, w, id, doors, &cfg)
+	return work(ctx, s, w, id, doors, images, &cfg)
 }
 
 // doors are where the APIs are answered: at sockets of this host, and, unless nil, over the network.
 type doors struct {
 	api, docker, people, dockerPeople net.Listener
 	marathon                          marathonListeners
+	registry                          registryListener
 }
 
 func (d doors) close() (err error) {
-	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople, d.marathon.socket, d.marathon.own, d.marathon.people} {
+	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople, d.marathon.socket, d.marathon.own, d.marathon.people, d.registry.Listener} {
 		if l != nil {
 			err = errors.Join(err, l.Close())
 		}
@@ -155,7 +160,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 }
 
 // work runs both halves and the APIs until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doors, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doors, images *image.Store, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
@@ -177,6 +182,7 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 		}))
 		g.Go(func() error { return s.Run(ctx) })
 		at.marathon.serve(ctx, g, s, marathonAPI, cfg)
+		at.registry.serve(ctx, g, s, images, cfg)
 		g.Go(func() error { return (&kubernetes{cfg: cfg, store: s.Core().Store, log: cfg.Log}).run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
