@@ -11,7 +11,7 @@ import (
 const (
 	// leastRoom is up to where the heap may double between two collections, as is usual; a larger one
 	// gets as much room, or an eighth of what it holds if that is more.
-	leastRoom = 192 << 20
+	leastRoom = 176 << 20
 	roomPart  = 8
 )
 
@@ -52,7 +52,7 @@ func keepTo(u usage, percent int) int64 {
 	}
 	goal := float64(u.live) * (1 + float64(percent)/100)
 	goal *= 1 + float64(u.unused)/float64(u.objects)
-	return int64((goal + float64(u.other)) / 0.95) // it begins to give back at 95 % of its limit
+	return int64((goal + float64(u.other)) / 0.97) // the runtime collects when 3 % are left of what it may have
 }
 
 // BoundHeap keeps this process's memory close to what the state takes, whatever size that has, for

@@ -122,6 +122,8 @@ var departures = map[string]string{
 	"internal/api/docker -> internal/driver":       "logs, exec and attached streams, as core has them",
 	"internal/api/docker -> internal/image":        "images, as core has them",
 	"internal/api/native -> internal/autoscale":    "what further hosts are good for, as core has it",
+	"internal/api/registry -> internal/store":      "the same as for native",
+	"internal/api/registry -> internal/image":      "what is pushed goes into the node's own content as it comes",
 	"internal/api/native -> internal/trust":        "how the authority is, as core has it",
 	"internal/api/access -> internal/wire":         "users' certificates are told from nodes' by what wire puts into them",
 	"internal/api/native -> internal/store":        "reading is reading a snapshot: core hands out the store's",
