@@ -167,14 +167,15 @@ func gather(ctx context.Context, st *store.Store, w *store.Watcher, bounded bool
 }
 
 // calmFor is how long changes that nobody waits for are gathered: every node is told of every other
-// one, so that each by itself would be too much when many join a large cluster.
+// one, so that each by itself would be too much when many join a large cluster. Nothing waits for it:
+// what is to run on a node that has joined is urgent, and told with it.
 func (s *Sessions) calmFor() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.nodes <= 100 {
 		return 0
 	}
-	return PaceFor(s.nodes).Beat / 2
+	return 2 * PaceFor(s.nodes).Beat
 }
 
 // urgent reports whether nodes are to be told of a change at once, as far as the network state is
