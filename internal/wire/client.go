@@ -104,7 +104,7 @@ func (c *Client) transport(ofServers bool) *http2.Transport {
 		},
 		// Without an answer to a ping within these, a silent connection is given up. One with a node
 		// session is not silent for as long, whatever the pace.
-		ReadIdleTimeout: 1500 * time.Millisecond, PingTimeout: time.Second, WriteByteTimeout: 5 * time.Second,
+		ReadIdleTimeout: 1500 * time.Millisecond, PingTimeout: deadPeer, WriteByteTimeout: 5 * time.Second,
 		IdleConnTimeout:    5 * time.Minute,
 		DisableCompression: true,
 	}

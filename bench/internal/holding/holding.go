@@ -30,7 +30,7 @@ func planOf(brief bool) plan {
 	if brief {
 		return plan{sizes: []int{100, 1_000}, rest: 8 * time.Second, silent: 2}
 	}
-	return plan{sizes: []int{100, 10_000}, rest: 30 * time.Second, silent: 5}
+	return plan{sizes: []int{100, 2_000}, rest: 30 * time.Second, silent: 5}
 }
 
 // Run measures each size with servers of its own.
