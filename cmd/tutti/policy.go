@@ -172,6 +172,40 @@ func resourcesCommand(g *globals) *cobra.Command {
 	}
 }
 
+func reserveCommand(g *globals) *cobra.Command {
+	var cpus float64
+	var memory, disk string
+	cmd := &cobra.Command{
+		Use: "reserve NODE", Short: "Keep something of a node back from instances",
+		Long: "Say how much of a node is kept back for the host itself and for what else runs on it. What is not\n" +
+			"given is not kept back. Instances that are there already stay.",
+		Example: "  tutti node reserve node-2 --cpus 0.5 --memory 1g\n  tutti node reserve node-2",
+		Args:    arguments(1, 1, "a node"), ValidArgsFunction: g.complete(1, nodeNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			keep := model.Resources{NanoCPUs: int64(cpus * 1e9)}
+			for _, amount := range []struct {
+				flag, text string
+				to         *int64
+			}{{"memory", memory, &keep.MemoryBytes}, {"disk", disk, &keep.DiskBytes}} {
+				if amount.text == "" {
+					continue
+				}
+				n, err := units.RAMInBytes(amount.text)
+				if err != nil {
+					return usagef("--%s %q: give an amount such as 1g", amount.flag, amount.text)
+				}
+				*amount.to = n
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.ReserveNode(cmd.Context(), args[0], keep) })
+		},
+	}
+	f := cmd.Flags()
+	f.Float64Var(&cpus, "cpus", 0, "`CORES` to keep back")
+	f.StringVar(&memory, "memory", "", "memory to keep back, an `AMOUNT` such as 1g")
+	f.StringVar(&disk, "disk", "", "disk to keep back, an `AMOUNT` such as 10g")
+	return cmd
+}
+
 func overcommitCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "overcommit NODE TIMES", Short: "Let burstable instances reserve more cores than a node has",

@@ -90,6 +90,7 @@ var requirements = map[string]requirement{
 	"node labels":       {role: model.RoleOperator, cluster: true},
 	"node taints":       {role: model.RoleOperator, cluster: true},
 	"node overcommit":   {role: model.RoleOperator, cluster: true},
+	"node reserve":      {role: model.RoleOperator, cluster: true},
 	"node resources":    {role: model.RoleOperator, cluster: true},
 	"image import":      {role: model.RoleOperator, cluster: true},
 	"image push":        {role: model.RoleOperator, cluster: true},

@@ -837,6 +837,16 @@ func TestNamespacesAndTaints(t *testing.T) {
 	if n, _ := store.ByName[*model.Node](b.Store.Snapshot(), "", "", "node-n2"); fmt.Sprint(n.Capacity.Custom, n.Devices) != "map[gpu:2 licence:9] map[gpu:[a b]]" {
 		t.Errorf("the node has %v and %v", n.Capacity.Custom, n.Devices)
 	}
+	n2, _ := store.ByName[*model.Node](b.Store.Snapshot(), "", "", "node-n2")
+	if err := b.ReserveNode(b.Context(), anna, "node-n2", model.Resources{NanoCPUs: n2.Capacity.NanoCPUs + 1}); !fault.Is(err, fault.Invalid) {
+		t.Errorf("more is kept back than there is: %v", err)
+	}
+	if err := b.ReserveNode(b.Context(), anna, "node-n2", model.Resources{NanoCPUs: n2.Capacity.NanoCPUs / 2}); err != nil {
+		t.Fatal(err)
+	}
+	if n, _ := store.ByName[*model.Node](b.Store.Snapshot(), "", "", "node-n2"); n.Reserved.NanoCPUs == 0 || n.Reserved.NanoCPUs != n2.Capacity.NanoCPUs/2 || n.Capacity.Custom["gpu"] != 2 {
+		t.Errorf("of %d, %d are kept back", n2.Capacity.NanoCPUs, n.Reserved.NanoCPUs)
+	}
 	if err := b.Overcommit(b.Context(), anna, "node-n2", 0.5); !fault.Is(err, fault.Invalid) {
 		t.Errorf("half of what is there: %v", err)
 	}

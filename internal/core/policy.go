@@ -187,3 +187,32 @@ func (c *Core) Overcommit(ctx context.Context, who Caller, ref string, times flo
 	}
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) { n.Overcommit = times })
 }
+
+// ReserveNode keeps something of a node back from instances, for the host itself and what else runs on
+// it; what is zero is not kept back. What is placed there already stays.
+func (c *Core) ReserveNode(ctx context.Context, who Caller, ref string, kept model.Resources) (err error) {
+	a, err := c.begin(who, "node reserve", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	n, err := findNode(c.Store.Snapshot(), ref)
+	if err != nil {
+		return err
+	}
+	for _, r := range []struct {
+		what       string
+		kept, have int64
+	}{
+		{"cores (in billionths)", kept.NanoCPUs, n.Capacity.NanoCPUs},
+		{"bytes of memory", kept.MemoryBytes, n.Capacity.MemoryBytes},
+		{"bytes of disk", kept.DiskBytes, n.Capacity.DiskBytes},
+	} {
+		if r.kept < 0 || r.kept > r.have {
+			return fault.New(fault.Invalid, "keep back %d %s: node %s has %d; up to that is accepted", r.kept, r.what, n.Name, r.have)
+		}
+	}
+	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
+		n.Reserved.NanoCPUs, n.Reserved.MemoryBytes, n.Reserved.DiskBytes = kept.NanoCPUs, kept.MemoryBytes, kept.DiskBytes
+	})
+}

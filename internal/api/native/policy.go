@@ -14,6 +14,7 @@ const (
 	pathTaints     = "/v1/nodes/taints"     // POST Taints
 	pathOvercommit = "/v1/nodes/overcommit" // POST Overcommit
 	pathResources  = "/v1/nodes/resources"  // POST NodeResources
+	pathReserve    = "/v1/nodes/reserve"    // POST NodeReserve
 )
 
 // NamespaceChange gives a namespace a share of the cluster.
@@ -43,6 +44,12 @@ type NodeResources struct {
 	Remove  []string            `json:"remove,omitempty"`
 }
 
+// NodeReserve says what of a node is kept back from instances.
+type NodeReserve struct {
+	Ref  string          `json:"ref"`
+	Keep model.Resources `json:"keep,omitzero"` // nanoCPUs, memoryBytes and diskBytes
+}
+
 func (s *server) policyRoutes(mux *http.ServeMux) {
 	c := s.Core
 	mux.HandleFunc("GET "+pathNamespaces, func(w http.ResponseWriter, r *http.Request) {
@@ -57,6 +64,9 @@ func (s *server) policyRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathOvercommit, change(s, func(ctx context.Context, who core.Caller, r Overcommit) (done, error) {
 		return done{}, c.Overcommit(ctx, who, r.Ref, r.Times)
+	}))
+	mux.HandleFunc("POST "+pathReserve, change(s, func(ctx context.Context, who core.Caller, r NodeReserve) (done, error) {
+		return done{}, c.ReserveNode(ctx, who, r.Ref, r.Keep)
 	}))
 	mux.HandleFunc("POST "+pathResources, change(s, func(ctx context.Context, who core.Caller, r NodeResources) (done, error) {
 		return done{}, c.SetNodeResources(ctx, who, r.Ref, r.Counts, r.Devices, r.Remove)
@@ -81,6 +91,11 @@ func (c *Client) TaintNode(ctx context.Context, node string, set []model.Taint, 
 // SetNodeResources says which devices or metrics a node has.
 func (c *Client) SetNodeResources(ctx context.Context, r NodeResources) error {
 	return postDone(ctx, c, pathResources, r)
+}
+
+// ReserveNode keeps something of a node back from instances.
+func (c *Client) ReserveNode(ctx context.Context, node string, keep model.Resources) error {
+	return postDone(ctx, c, pathReserve, NodeReserve{Ref: node, Keep: keep})
 }
 
 // Overcommit lets burstable instances set aside so many times the cores of a node.
