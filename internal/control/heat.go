@@ -196,8 +196,8 @@ func (p *pass) makeRoom(cluster schedule.Cluster, list []schedule.Movable) *sche
 // destination is the node to which the instance was to move that another one replaces.
 func (p *pass) destination(i *model.Instance) (nodeID, reason string) {
 	old, ok := store.Get[*model.Instance](p.snap, i.Replaces)
-	if i.Replaces == "" || !ok || old.MovingTo == "" {
+	if i.Replaces == "" || !ok || old.Move == nil || old.Move.To == "" {
 		return "", ""
 	}
-	return old.MovingTo, "are not where it is to move"
+	return old.Move.To, "are not where it is to move"
 }

@@ -74,7 +74,7 @@ func (p *pass) rebalance() {
 		moved[i.WorkloadID] = true
 		budget--
 		c := current(p, i).Clone()
-		c.Moving, c.MovingTo = m.Reason, to
+		c.Move = &model.Move{Why: m.Reason, To: to}
 		p.put(c)
 		p.event("instance moves", c, m.Reason)
 		return true
@@ -116,12 +116,12 @@ func (p *pass) movable(w *model.Workload) (list []*model.Instance, moving int) {
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		switch {
 		case i.Status.State.Final():
-		case i.Moving != "":
+		case i.Move != nil:
 			moving++
 			rest = false
 			if by := replaced[i.ID]; by != nil && by.NodeID == "" && p.now.Sub(by.Created) > stranded {
 				c := current(p, i).Clone()
-				c.Moving, c.MovingTo = "", ""
+				c.Move = nil
 				p.put(c)
 			}
 		case !i.Serving() || p.now.Sub(i.Status.ReadySince) < steady || i.RevisionID != w.RevisionID:

@@ -186,8 +186,8 @@ func (e *explainer) instance(i *model.Instance) {
 		}
 		e.advise("look at what it says: `tutti logs %s`", i.FullName())
 	}
-	if i.Moving != "" {
-		e.say("    is to move: %s", i.Moving)
+	if i.Move != nil {
+		e.say("    is to move: %s", i.Move.Why)
 	}
 	e.drained(i)
 	if i.Cause != "" {

@@ -74,7 +74,7 @@ func (i *Instance) Clone() *Instance {
 	c.Volumes = maps.Clone(i.Volumes)
 	c.Devices = cloneNames(i.Devices)
 	c.Status.Tasks = slices.Clone(i.Status.Tasks)
-	c.StopWithin = clonePointer(i.StopWithin)
+	c.StopWithin, c.Move = clonePointer(i.StopWithin), clonePointer(i.Move)
 	return &c
 }
 

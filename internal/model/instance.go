@@ -18,11 +18,9 @@ type Instance struct {
 	Reason  string       `json:"reason,omitempty"`
 	Desired DesiredState `json:"desired"`
 	Cause   string       `json:"cause,omitempty"` // why Desired is no longer run
-	// Moving says why it is to run elsewhere, though its node would do: it serves until the instance
-	// that replaces it is ready.
-	Moving string `json:"moving,omitempty"`
-	// MovingTo is the ID of the node where it is to run; "" for wherever it would be placed.
-	MovingTo string `json:"movingTo,omitempty"`
+	// Move is why it is to run elsewhere, though its node would do: it serves until the instance that
+	// replaces it is ready. Most have none.
+	Move *Move `json:"move,omitempty"`
 	// Addresses are assigned with the node: one per attachment of the template, in its order.
 	Addresses []Address `json:"addresses,omitempty"`
 	// PublishedPorts are host-mode ports held on the node.
@@ -57,6 +55,12 @@ type Address struct {
 	Network string `json:"network"` // network ID
 	IP      string `json:"ip"`
 	IP6     string `json:"ip6,omitempty"` // where the network has both
+}
+
+// Move is a move of an instance to another node.
+type Move struct {
+	Why string `json:"why"`
+	To  string `json:"to,omitempty"` // node ID; "" for wherever it would be placed
 }
 
 // HostPort is a port held on the instance's own node.

@@ -208,7 +208,7 @@ func (p *plan) collect() {
 			s.dead = append(s.dead, i)
 		case i.Desired != model.DesiredRun && i.Desired != model.DesiredHold:
 			s.going = append(s.going, i)
-		case p.Leaving[i.NodeID] || i.Moving != "":
+		case p.Leaving[i.NodeID] || i.Move != nil:
 			s.leaving = append(s.leaving, i)
 		case i.RevisionID == w.RevisionID:
 			s.current = append(s.current, i)

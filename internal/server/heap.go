@@ -10,9 +10,9 @@ import (
 
 const (
 	// leastRoom is up to where the heap may double between two collections, as is usual; a larger one
-	// gets as much room, or an eighth of what it holds if that is more.
-	leastRoom = 176 << 20
-	roomPart  = 8
+	// gets as much room, or a ninth of what it holds if that is more.
+	leastRoom = 144 << 20
+	roomPart  = 9
 )
 
 // collectAt returns after what growth, in percent of what is live, garbage is collected. In a large

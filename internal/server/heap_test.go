@@ -15,7 +15,7 @@ func TestCollectAt(t *testing.T) {
 	for _, c := range []struct {
 		live uint64
 		want int
-	}{{0, 100}, {40 << 20, 100}, {176 << 20, 100}, {512 << 20, 34}, {1200 << 20, 14}, {4 << 30, 12}} {
+	}{{0, 100}, {40 << 20, 100}, {144 << 20, 100}, {512 << 20, 28}, {1200 << 20, 12}, {4 << 30, 11}} {
 		if have := collectAt(c.live); have != c.want {
 			t.Errorf("with %d MiB live, collected at %d %%, want %d", c.live>>20, have, c.want)
 		}
@@ -49,7 +49,7 @@ func TestBoundHeap(t *testing.T) {
 	for range cap(held) {
 		held = append(held, make([]byte, 1<<20))
 	}
-	want := 34
+	want := 28
 	for range 1000 { // its cleanup runs in a goroutine
 		runtime.GC()
 		have := debug.SetGCPercent(want)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -673,5 +674,16 @@ func TestExpectationsAreNoChanges(t *testing.T) {
 	cs.Expect(model.KindVolume, "v1", 0)
 	if cs.Len() != 3 {
 		t.Errorf("the set counts %d changes, want 3", cs.Len())
+	}
+}
+
+// A million instances are held at a time: a field more makes each of them 64 bytes larger, as the
+// runtime's next size is. What few have goes behind a pointer.
+func TestSizeOfInstances(t *testing.T) {
+	if size := unsafe.Sizeof(model.Instance{}); size > 512 {
+		t.Errorf("an instance takes %d bytes, which the runtime makes 576 of; up to 512 is wanted", size)
+	}
+	if size := unsafe.Sizeof(model.TaskStatus{}); size > 208 {
+		t.Errorf("the status of a task takes %d bytes, want 208 at most", size)
 	}
 }
