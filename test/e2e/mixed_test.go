@@ -13,7 +13,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 )
@@ -153,11 +152,11 @@ func TestContainersAndProcesses(t *testing.T) {
 	// The node's own process dies: the processes go on, and are found again.
 	i := slices.IndexFunc(instances(t), func(i instance) bool { return i.Workload == "mixed/plain" })
 	one := instances(t)[i]
-	host := pidOf(t, one.Node)
-	if err := syscall.Kill(nodeProcess(t, host), syscall.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
-	time.Sleep(100 * time.Millisecond)
+	nodeProcessRestarts(t, one.Node)
+	eventually(t, 30*time.Second, one.Node+" is reached again", func() error { // for a moment the cluster has not noticed that it was away
+		_, err := run("exec", "mixed/"+one.Name, "true")
+		return err
+	})
 	allWell(t, 30*time.Second)
 	again := instances(t)
 	j := slices.IndexFunc(again, func(i instance) bool { return i.ID == one.ID })
