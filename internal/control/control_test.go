@@ -119,14 +119,18 @@ func (c *cluster) lead() {
 	if c.stop != nil {
 		c.stop()
 	}
+	c.stop = c.start("controller", control.New(control.Deps{Store: c.store, Sessions: c, Heat: c.heat, Log: slog.New(slog.DiscardHandler)}).Run)
+}
+
+// start runs a part of the leader's work until it is told to stop.
+func (c *cluster) start(what string, run func(context.Context) error) (stop func()) {
 	ctx, cancel := context.WithCancel(c.Context())
 	done := make(chan error, 1)
-	ctl := control.New(control.Deps{Store: c.store, Sessions: c, Heat: c.heat, Log: slog.New(slog.DiscardHandler)})
-	go func() { done <- ctl.Run(ctx) }()
-	c.stop = func() {
+	go func() { done <- run(ctx) }()
+	return func() {
 		cancel()
 		if err := <-done; err != nil {
-			c.Errorf("the controller ended with %v", err)
+			c.Errorf("the %s ended with %v", what, err)
 		}
 	}
 }

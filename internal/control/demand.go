@@ -30,10 +30,7 @@ func Demand(snap *store.Snapshot, like *model.Node, most int) autoscale.Demand {
 		if !known || !ok {
 			continue
 		}
-		req := p.request(w, &r.Template)
-		req.InstanceID = i.ID
-		req.PinnedTo, req.PinReason = p.pin(i, &r.Template)
-		requests = append(requests, req)
+		requests = append(requests, p.requestFor(i, w, &r.Template))
 		names[i.ID] = autoscale.Waiting{Slot: fmt.Sprintf("%s/%d", w.ID, i.Slot), Name: i.FullName()}
 	}
 	slices.SortFunc(requests, func(a, b schedule.Request) int { return cmp.Compare(a.InstanceID, b.InstanceID) })

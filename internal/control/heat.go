@@ -181,9 +181,7 @@ func (p *pass) makeRoom(cluster schedule.Cluster, list []schedule.Movable) *sche
 		if !ok || !kept || i.Desired != model.DesiredRun || i.Status.State.Final() || p.now.Sub(i.Created) < waited || r.Template.Placement.Gang || i.Replaces != "" {
 			continue
 		}
-		req := p.request(w, &r.Template)
-		req.InstanceID = i.ID
-		if req.PinnedTo, req.PinReason = p.pin(i, &r.Template); req.PinnedTo == "" && len(pending) < 16 {
+		if req := p.requestFor(i, w, &r.Template); req.PinnedTo == "" && len(pending) < 16 {
 			pending = append(pending, req)
 		}
 	}

@@ -52,10 +52,7 @@ func (p *pass) place() {
 			p.pending(i.Clone(), why)
 			continue
 		}
-		req := p.request(w, t)
-		req.InstanceID = i.ID
-		req.PinnedTo, req.PinReason = p.pin(i, t)
-		requests = append(requests, req)
+		requests = append(requests, p.requestFor(i, w, t))
 		instances[i.ID] = i
 	}
 	if len(requests) == 0 {
@@ -156,6 +153,14 @@ func (p *pass) request(w *model.Workload, t *model.Template) schedule.Request {
 		}
 		p.asked[t] = r
 	}
+	return r
+}
+
+// requestFor is the request of an instance that waits for a node.
+func (p *pass) requestFor(i *model.Instance, w *model.Workload, t *model.Template) schedule.Request {
+	r := p.request(w, t)
+	r.InstanceID = i.ID
+	r.PinnedTo, r.PinReason = p.pin(i, t)
 	return r
 }
 

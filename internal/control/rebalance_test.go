@@ -97,15 +97,7 @@ func TestWorkLeavesAHotHost(t *testing.T) {
 			}
 			return out, nil
 		}
-		ctx, cancel := context.WithCancel(c.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx) }()
-		defer func() {
-			cancel()
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		}()
+		defer c.start("scaler", s.Run)()
 		// Three services of one instance each share a node, by what they ask for.
 		at := func(w *model.Workload) {
 			w.Rebalance, w.Update.Order = true, model.StartFirst

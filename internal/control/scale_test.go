@@ -35,15 +35,7 @@ func TestAServiceFollowsItsLoad(t *testing.T) {
 			}
 			return control.TaskUsage{Time: time.Now(), CPUNanoseconds: uint64(used[0])}, nil
 		}
-		ctx, cancel := context.WithCancel(c.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx) }()
-		defer func() {
-			cancel()
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		}()
+		defer c.start("scaler", s.Run)()
 
 		c.deploy(workload("web", 2, func(w *model.Workload) {
 			w.Template.Tasks[0].Reserve.NanoCPUs = 1e9
@@ -102,15 +94,7 @@ func TestAServiceFollowsItsRequests(t *testing.T) {
 			count()
 			return control.NodeUsage{Time: time.Now(), Requests: map[string]uint64{"s-web": uint64(came[node]), "s-other": 1 << 30}}, nil
 		}
-		ctx, cancel := context.WithCancel(c.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- s.Run(ctx) }()
-		defer func() {
-			cancel()
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		}()
+		defer c.start("scaler", s.Run)()
 		c.deploy(workload("web", 1, func(w *model.Workload) {
 			w.Autoscale = &model.Autoscale{Min: 0, Max: 8, DownAfter: time.Minute, Metrics: []model.ScaleMetric{{Kind: model.ScaleRequests, Target: 20}}}
 		}))

@@ -2,12 +2,10 @@ package node
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -50,7 +48,7 @@ func listenForMarathon(cfg *Config, s *server.Server, port *wire.Port) (l marath
 	if l.socket, err = native.Listen(MarathonSocket(cfg.RunDir)); err != nil {
 		return l, err
 	}
-	inner, err := net.Listen("tcp", cfg.MarathonListen)
+	tcp, people, err := listenForBoth(cfg.MarathonListen, port)
 	switch {
 	case err != nil && cfg.MarathonListen == DefaultMarathonListen:
 		cfg.Log.Warn("Marathon's API is not answered at its port, which is taken; --marathon-listen chooses another", "address", cfg.MarathonListen, "error", err)
@@ -59,12 +57,12 @@ func listenForMarathon(cfg *Config, s *server.Server, port *wire.Port) (l marath
 		return l, errors.Join(fmt.Errorf("listen for Marathon's API on %s: %w", cfg.MarathonListen, err), l.socket.Close())
 	}
 	scheme := "http"
-	if a, perr := netip.ParseAddrPort(inner.Addr().String()); perr == nil && a.Addr().Unmap().IsLoopback() {
-		l.own = access.Own(inner)
+	if people {
+		scheme, l.people = "https", tcp
 	} else {
-		scheme, l.people = "https", tls.NewListener(inner, port.ForPeople())
+		l.own = tcp
 	}
-	return l, atomicfile.Write(file, []byte(scheme+"://"+inner.Addr().String()+"\n"))
+	return l, atomicfile.Write(file, []byte(scheme+"://"+tcp.Addr().String()+"\n"))
 }
 
 // newMarathon returns Marathon's API of a server. It is there whether it is listened for or not, as files

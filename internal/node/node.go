@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 
 	"golang.org/x/sync/errgroup"
@@ -133,6 +134,19 @@ func listenForPeople(address, flag string, s *server.Server, config *tls.Config)
 		return nil, fmt.Errorf("listen for the API on %s: %w", address, err)
 	}
 	return tls.NewListener(inner, config), nil
+}
+
+// listenForBoth opens the listener of an API that a loopback address offers to the host's administrator,
+// and any other, by TLS, to people who prove who they are.
+func listenForBoth(address string, port *wire.Port) (l net.Listener, people bool, err error) {
+	inner, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, false, err
+	}
+	if a, err := netip.ParseAddrPort(inner.Addr().String()); err == nil && a.Addr().Unmap().IsLoopback() {
+		return access.Own(inner), false, nil
+	}
+	return tls.NewListener(inner, port.ForPeople()), true, nil
 }
 
 // overHTTP1 keeps clients from HTTP/2, whose connections cannot be taken over for a terminal.

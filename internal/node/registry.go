@@ -2,11 +2,9 @@ package node
 
 import (
 	"context"
-	"crypto/tls"
 	"fmt"
 	"net"
 	"net/http"
-	"net/netip"
 
 	"golang.org/x/sync/errgroup"
 
@@ -38,7 +36,7 @@ func listenForRegistry(cfg *Config, s *server.Server, port *wire.Port) (l regist
 	if cfg.RegistryListen == "" {
 		return l, nil
 	}
-	inner, err := net.Listen("tcp", cfg.RegistryListen)
+	l.Listener, l.people, err = listenForBoth(cfg.RegistryListen, port)
 	switch {
 	case err != nil && cfg.RegistryListen == DefaultRegistryListen:
 		cfg.Log.Warn("the registry is not answered at its port, which is taken; --registry-listen chooses another", "address", cfg.RegistryListen, "error", err)
@@ -46,11 +44,6 @@ func listenForRegistry(cfg *Config, s *server.Server, port *wire.Port) (l regist
 	case err != nil:
 		return l, fmt.Errorf("listen for the registry on %s: %w", cfg.RegistryListen, err)
 	}
-	if a, perr := netip.ParseAddrPort(inner.Addr().String()); perr == nil && a.Addr().Unmap().IsLoopback() {
-		l.Listener = access.Own(inner)
-		return l, nil
-	}
-	l.Listener, l.people = tls.NewListener(inner, port.ForPeople()), true
 	return l, nil
 }
 

@@ -26,7 +26,7 @@ type crowd chan struct{}
 
 func newCrowd() crowd { return make(crowd, 2*runtime.GOMAXPROCS(0)) }
 
-// turn is the place of one handshake among others. The zero value has none.
+// turn is the place of one handshake among others.
 type turn struct {
 	crowd crowd
 	once  sync.Once
