@@ -103,13 +103,15 @@ type Deps struct {
 	SandboxDir string
 	// CgroupParent is where the cgroups of instances are made, e.g. "/tutti".
 	CgroupParent string
-	Drivers      map[string]driver.Driver // by name: "oci", "process"
-	Images       Images
-	Links        Links
-	Volumes      Volumes
-	Secrets      SecretFiles
-	Artifacts    Artifacts
-	Network      []NetworkState // synced in this order
+	// PidsPerTask bounds the processes and threads of a task that has no limit of its own; 0 does not.
+	PidsPerTask int64
+	Drivers     map[string]driver.Driver // by name: "oci", "process"
+	Images      Images
+	Links       Links
+	Volumes     Volumes
+	Secrets     SecretFiles
+	Artifacts   Artifacts
+	Network     []NetworkState // synced in this order
 	// Requests counts those that came to this node's ingress, by service ID; nil: there is no ingress.
 	Requests func(context.Context) (map[string]uint64, error)
 	Log      *slog.Logger

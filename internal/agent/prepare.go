@@ -546,6 +546,9 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Devices: t.Devices, Init: t.Init,
 		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust,
 	}
+	if task.Limit.Pids == 0 {
+		task.Limit.Pids = w.agent.PidsPerTask
+	}
 	process := driverName(t) == "process"
 	if process {
 		task.Sandbox, task.Umask = w.sandbox(t), t.Umask

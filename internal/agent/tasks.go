@@ -119,8 +119,10 @@ func describeExit(name string, several bool, st driver.Status) string {
 		b.WriteString(name + ": ")
 	}
 	switch {
+	case st.OOM && st.ExitCode == 128+9:
+		b.WriteString("killed for want of memory: it reached its limit, or all that instances may have here was taken")
 	case st.OOM:
-		b.WriteString("killed: it used more memory than its limit")
+		fmt.Fprintf(&b, "exited with code %d after a process of it was killed for want of memory", st.ExitCode)
 	case st.Error != "":
 		b.WriteString(st.Error)
 	case st.ExitCode > 128 && st.ExitCode < 128+65:

@@ -198,7 +198,7 @@ func (e *explainer) instance(i *model.Instance) {
 			e.say("    task %s exited with code %d %s", t.Name, t.ExitCode, t.Error)
 		}
 		if t.OOM {
-			e.advise("%s needs more memory than its limit: raise deploy.resources.limits.memory", i.FullName())
+			e.advise("%s needs more memory than it can have: raise deploy.resources.limits.memory, or reserve what it needs", i.FullName())
 		}
 	}
 	if st.State == model.InstanceFailed {

@@ -85,8 +85,8 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	a, err := agent.New(agent.Deps{
 		NodeID: id.NodeID, NodeName: cfg.Name, Address: cfg.Address,
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
-		SandboxDir: cfg.sandboxDir(),
-		Drivers:    drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
+		SandboxDir: cfg.sandboxDir(), PidsPerTask: protect(cfg),
+		Drivers: drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
 		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
 		Requests: leads.Requests,
 		Log:      cfg.Log,

@@ -36,7 +36,7 @@ var house = map[string][]string{
 	"internal/node": {
 		"internal/agent", "internal/api/...", "internal/artifact", "internal/backup", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
-		"internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
+		"internal/host", "internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {

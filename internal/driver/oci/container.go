@@ -12,6 +12,7 @@ import (
 	"time"
 
 	_ "github.com/opencontainers/cgroups/devices" // device rules work only with it linked in
+	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/specconv"
@@ -34,7 +35,6 @@ type container struct {
 	profile *configs.Seccomp // nil: unconfined
 	filter  *filter          // the profile, compiled; nil: libcontainer does it
 	c       *libcontainer.Container
-	oom     <-chan struct{} // nil when this kernel does not tell
 	strays  strays
 }
 
@@ -82,9 +82,6 @@ func (c *container) Start(files *supervisor.Files) (supervisor.Process, error) {
 		return nil, err
 	}
 	c.config.Seccomp = c.profile // for what is executed later
-	if c.oom, err = c.c.NotifyOOM(); err != nil {
-		c.oom = nil // not every kernel tells; the exit code still does
-	}
 	return started, nil
 }
 
@@ -258,15 +255,12 @@ func (c *container) Resume() error { return c.c.Resume() }
 
 // OutOfMemory implements supervisor.Body.
 func (c *container) OutOfMemory() bool {
-	if c.oom == nil {
+	m, err := manager.New(c.config.Cgroups)
+	if err != nil {
 		return false
 	}
-	select {
-	case _, ok := <-c.oom:
-		return ok
-	case <-time.After(20 * time.Millisecond):
-		return false
-	}
+	n, err := m.OOMKillCount()
+	return err == nil && n > 0
 }
 
 // Destroy implements supervisor.Body.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/moby/sys/capability"
+	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -80,11 +81,14 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil && !t.Privileged {
 		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
 	}
-	if t.OOMScoreAdjust != 0 {
-		s.Process.OOMScoreAdj = &t.OOMScoreAdjust
-	}
+	// Always, as the supervisor's own is not what a container should have.
+	s.Process.OOMScoreAdj = &t.OOMScoreAdjust
 	if !t.Privileged {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
+		if !cgroups.IsCgroup2UnifiedMode() {
+			// libcontainer makes each hierarchy of version 1 read-only, but not what they are mounted on.
+			s.Linux.ReadonlyPaths = slices.Concat(readonlyPaths, []string{"/sys/fs/cgroup"})
+		}
 	}
 	s.Mounts, err = mounts(t, reaper)
 	if err != nil {

@@ -68,10 +68,9 @@ func (s *step) become(socket *os.File) error {
 	if err := s.enter(); err != nil {
 		return err
 	}
-	if s.OOMScoreAdjust != 0 {
-		if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(s.OOMScoreAdjust)), 0); err != nil {
-			return fmt.Errorf("set the OOM score: %w", err)
-		}
+	// Always, as the supervisor's own is not what a task should have.
+	if err := os.WriteFile("/proc/self/oom_score_adj", []byte(strconv.Itoa(s.OOMScoreAdjust)), 0); err != nil {
+		return fmt.Errorf("set the OOM score: %w", err)
 	}
 	for _, l := range s.Limits {
 		if err := unix.Setrlimit(l.Which, &l.Value); err != nil {

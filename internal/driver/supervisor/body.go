@@ -22,7 +22,7 @@ type Body interface {
 	// Members returns the process IDs of everything that runs in the task.
 	Members() ([]int, error)
 	// OutOfMemory reports whether the kernel killed a process of the task for want of memory; it is
-	// asked after the first process was killed.
+	// asked after the first process has failed or was killed.
 	OutOfMemory() bool
 	// Destroy frees what the task held, once nothing of it runs.
 	Destroy() error

@@ -162,7 +162,7 @@ func (s *supervisor) watch(p Process, outputs map[string]*os.File) {
 	if err == nil {
 		code = exitCode(ws)
 	}
-	oom := code == 137 && s.body.OutOfMemory()
+	oom := code != 0 && s.body.OutOfMemory()
 	if err := s.body.Kill(); err != nil { // nothing of the tree stays
 		fmt.Fprintln(os.Stderr, "kill what is left of the task:", err)
 	}

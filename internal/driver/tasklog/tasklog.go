@@ -56,28 +56,56 @@ func (w *Writer) open() error {
 	return nil
 }
 
-func (w *Writer) append(stream string, text []byte, whole bool) error {
+// batch is entries that are written together, which is quicker, and leaves hardly a moment in which what was
+// read is in no file yet.
+type batch struct {
+	text []byte
+	ends []int // of each entry
+}
+
+const fullBatch = 64 << 10
+
+func (b *batch) add(stream string, text []byte, whole bool) {
 	mark := byte('P')
 	if whole {
 		mark = 'F'
 	}
-	line := make([]byte, 0, len(text)+48)
-	line = time.Now().UTC().AppendFormat(line, time.RFC3339Nano)
-	line = append(line, ' ')
-	line = append(line, stream...)
-	line = append(line, ' ', mark, ' ')
-	line = append(line, text...)
-	line = append(line, '\n')
+	b.text = time.Now().UTC().AppendFormat(b.text, time.RFC3339Nano)
+	b.text = append(b.text, ' ')
+	b.text = append(b.text, stream...)
+	b.text = append(b.text, ' ', mark, ' ')
+	b.text = append(b.text, text...)
+	b.text = append(b.text, '\n')
+	b.ends = append(b.ends, len(b.text))
+}
+
+// write appends the entries of a batch, which is empty afterwards.
+func (w *Writer) write(b *batch) error {
+	defer func() { b.text, b.ends = b.text[:0], b.ends[:0] }()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.size+int64(len(line)) > MaxFileBytes {
-		if err := w.rotate(); err != nil {
-			return err
+	from := 0 // what was not written yet begins here
+	flush := func(to int) error {
+		if to == from {
+			return nil
 		}
+		n, err := w.file.Write(b.text[from:to])
+		w.size, from = w.size+int64(n), to
+		return err
 	}
-	n, err := w.file.Write(line)
-	w.size += int64(n)
-	return err
+	begin := 0 // of an entry
+	for _, end := range b.ends {
+		if w.size+int64(end-from) > MaxFileBytes {
+			if err := flush(begin); err != nil {
+				return err
+			}
+			if err := w.rotate(); err != nil {
+				return err
+			}
+		}
+		begin = end
+	}
+	return flush(len(b.text))
 }
 
 func (w *Writer) rotate() error {
@@ -101,11 +129,18 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 	buf := make([]byte, 0, maxLine)
 	chunk := make([]byte, 32<<10)
 	var failed error // the first; a full disk fails every line
-	add := func(whole bool) {
-		if err := w.append(stream, buf, whole); failed == nil {
+	var ready batch
+	flush := func() {
+		if err := w.write(&ready); failed == nil {
 			failed = err
 		}
+	}
+	add := func(whole bool) {
+		ready.add(stream, buf, whole)
 		buf = buf[:0]
+		if len(ready.text) >= fullBatch {
+			flush()
+		}
 	}
 	for {
 		n, err := r.Read(chunk)
@@ -128,10 +163,11 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 				add(false)
 			}
 		}
+		if err != nil && len(buf) > 0 {
+			add(false)
+		}
+		flush()
 		if err != nil {
-			if len(buf) > 0 {
-				add(false)
-			}
 			return failed
 		}
 	}
