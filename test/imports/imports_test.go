@@ -86,6 +86,7 @@ var house = map[string][]string{
 	"internal/volume":      {},
 	"internal/secret":      {},
 	"internal/cgroup":      {},
+	"internal/host":        {},
 	"internal/files":       {},
 	"internal/provision":   {"internal/autoscale", "internal/cgroup"},
 
