@@ -35,7 +35,16 @@ type Route struct {
 	Timeout   time.Duration     `json:"timeout"`
 	Wait      time.Duration     `json:"wait,omitempty"` // for an instance, while there is none
 	Retries   int               `json:"retries"`
-	Backends  []Backend         `json:"backends"`
+
+	Redirect       string  `json:"redirect,omitempty"` // see model.Route
+	RedirectStatus int     `json:"redirectStatus,omitempty"`
+	Users          string  `json:"users,omitempty"` // lines of name:hash
+	Rate           float64 `json:"rate,omitempty"`  // requests a second of one client
+	Burst          float64 `json:"burst,omitempty"`
+	MaxBody        int64   `json:"maxBody,omitempty"`     // bytes
+	MaxRequests    int64   `json:"maxRequests,omitempty"` // at a time
+
+	Backends []Backend `json:"backends"`
 }
 
 // Backend is where an instance answers.

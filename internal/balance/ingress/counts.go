@@ -30,20 +30,14 @@ func newCounts() *counts {
 	return &counts{byService: map[string]*count{}, asked: map[string]*atomic.Uint64{}}
 }
 
-// came counts a request for a service when it comes, which may be long before it is answered.
-func (c *counts) came(serviceID string) {
-	c.mu.RLock()
-	n := c.asked[serviceID]
-	c.mu.RUnlock()
-	if n == nil {
-		c.mu.Lock()
-		if n = c.asked[serviceID]; n == nil {
-			n = &atomic.Uint64{}
-			c.asked[serviceID] = n
-		}
-		c.mu.Unlock()
+// of is where the requests for a service are counted, by its ID, when they come.
+func (c *counts) of(serviceID string) *atomic.Uint64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.asked[serviceID] == nil {
+		c.asked[serviceID] = &atomic.Uint64{}
 	}
-	n.Add(1)
+	return c.asked[serviceID]
 }
 
 // requests are those that came, by service ID.
@@ -52,31 +46,42 @@ func (c *counts) requests() map[string]uint64 {
 	defer c.mu.RUnlock()
 	out := make(map[string]uint64, len(c.asked))
 	for id, n := range c.asked {
-		out[id] = n.Load()
+		if n := n.Load(); n > 0 {
+			out[id] = n
+		}
 	}
 	return out
 }
 
-func (c *counts) add(service string, status int, took time.Duration) {
-	c.mu.RLock()
-	one := c.byService[service]
-	c.mu.RUnlock()
-	if one == nil {
-		c.mu.Lock()
-		if one = c.byService[service]; one == nil {
-			one = &count{}
-			c.byService[service] = one
-		}
-		c.mu.Unlock()
+// named is where the answers of a service are counted, by its name.
+func (c *counts) named(service string) *count {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byService[service] == nil {
+		c.byService[service] = &count{}
 	}
-	one.statuses[min(status/100, len(one.statuses)-1)].Add(1)
-	one.nanos.Add(int64(took))
+	return c.byService[service]
+}
+
+func (c *count) add(status int, took time.Duration) {
+	c.statuses[min(status/100, len(c.statuses)-1)].Add(1)
+	c.nanos.Add(int64(took))
 	for i, b := range bounds {
 		if took.Seconds() <= b {
-			one.within[i].Add(1)
+			c.within[i].Add(1)
 			break
 		}
 	}
+}
+
+// empty reports whether nothing was answered.
+func (c *count) empty() bool {
+	for i := range c.statuses {
+		if c.statuses[i].Load() > 0 {
+			return false
+		}
+	}
+	return true
 }
 
 // text is what was counted, in the format of Prometheus.
@@ -85,7 +90,7 @@ func (c *counts) text() string {
 	defer c.mu.RUnlock()
 	var b strings.Builder
 	fmt.Fprintln(&b, "# TYPE tutti_ingress_requests_total counter")
-	services := slices.Sorted(maps.Keys(c.byService))
+	services := slices.DeleteFunc(slices.Sorted(maps.Keys(c.byService)), func(s string) bool { return c.byService[s].empty() })
 	for _, s := range services {
 		for class := range c.byService[s].statuses {
 			if n := c.byService[s].statuses[class].Load(); n > 0 {

@@ -35,8 +35,8 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// backend answers with a name, and with what it was asked.
-func backend(t *testing.T, name string) Backend {
+// instance answers with a name, and with what it was asked.
+func instance(t *testing.T, name string) Backend {
 	t.Helper()
 	s := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		body, _ := io.ReadAll(r.Body)
@@ -61,7 +61,7 @@ func nobody(t *testing.T) Backend {
 	return Backend{Instance: "nobody", Address: l.Addr().String()}
 }
 
-func route(host, path, service string, b ...Backend) Route {
+func leading(host, path, service string, b ...Backend) Route {
 	return Route{Host: host, Path: path, Service: service, Weight: 1, Timeout: 5 * time.Second, Retries: 2, Backends: b}
 }
 
@@ -77,8 +77,11 @@ func front(t *testing.T, c *Config) (in *ingress, plain, secure string) {
 	}
 	t.Cleanup(func() {
 		for _, s := range servers {
-			s.Close()
+			ctx, cancel := context.WithCancel(context.Background())
+			cancel()
+			s.shutdown(ctx)
 		}
+		in.proxy.put(nil)
 		in.plain.CloseIdleConnections()
 		in.h2c.CloseIdleConnections()
 	})
@@ -111,13 +114,13 @@ func request(t *testing.T, client *http.Client, method, base, host, path, body s
 func TestRoutes(t *testing.T) {
 	all := map[string]Backend{}
 	for _, name := range []string{"any", "shop", "api", "v2", "exact", "beta", "wild", "strip"} {
-		all[name] = backend(t, name)
+		all[name] = instance(t, name)
 	}
-	exact, beta, strip := route("shop.example", "/api/exact", "exact", all["exact"]), route("shop.example", "/", "beta", all["beta"]), route("shop.example", "/files/", "strip", all["strip"])
+	exact, beta, strip := leading("shop.example", "/api/exact", "exact", all["exact"]), leading("shop.example", "/", "beta", all["beta"]), leading("shop.example", "/files/", "strip", all["strip"])
 	exact.Exact, beta.Headers, strip.StripPath = true, map[string]string{"X-Beta": "yes"}, true
 	_, plain, _ := front(t, &Config{Routes: []Route{
-		route("", "", "any", all["any"]), route("shop.example", "", "shop", all["shop"]), route("shop.example", "/api", "api", all["api"]),
-		route("shop.example", "/api/v2/", "v2", all["v2"]), exact, beta, strip, route("*.example", "", "wild", all["wild"]), route("empty.example", "", "empty"),
+		leading("", "", "any", all["any"]), leading("shop.example", "", "shop", all["shop"]), leading("shop.example", "/api", "api", all["api"]),
+		leading("shop.example", "/api/v2/", "v2", all["v2"]), exact, beta, strip, leading("*.example", "", "wild", all["wild"]), leading("empty.example", "", "empty"),
 	}})
 	for _, c := range []struct {
 		host, path string
@@ -157,12 +160,12 @@ func TestRetries(t *testing.T) {
 		<-r.Context().Done()
 	}))
 	t.Cleanup(hang.Close)
-	slow := route("slow", "", "slow", Backend{"hang", hang.Listener.Addr().String()})
+	slow := leading("slow", "", "slow", Backend{"hang", hang.Listener.Addr().String()})
 	slow.Timeout = 50 * time.Millisecond
-	never := route("never", "", "never", nobody(t))
+	never := leading("never", "", "never", nobody(t))
 	never.Retries = 0
 	in, plain, _ := front(t, &Config{Routes: []Route{
-		route("half", "", "half", nobody(t), nobody(t), backend(t, "alive")), slow, never,
+		leading("half", "", "half", nobody(t), nobody(t), instance(t, "alive")), slow, never,
 	}})
 	for range 10 {
 		// Also what must not be sent twice goes to another when it surely was not sent.
@@ -185,9 +188,9 @@ func TestRetries(t *testing.T) {
 }
 
 func TestStickyAndWeights(t *testing.T) {
-	sticky := route("sticky", "", "sticky", backend(t, "a"), backend(t, "b"), backend(t, "c"))
+	sticky := leading("sticky", "", "sticky", instance(t, "a"), instance(t, "b"), instance(t, "c"))
 	sticky.Sticky = true
-	most, few := route("canary", "", "most", backend(t, "most")), route("canary", "", "few", backend(t, "few"))
+	most, few := leading("canary", "", "most", instance(t, "most")), leading("canary", "", "few", instance(t, "few"))
 	most.Weight = 9
 	_, plain, _ := front(t, &Config{Routes: []Route{sticky, most, few}})
 	_, first, resp := request(t, http.DefaultClient, "GET", "http://"+plain, "sticky", "/", "")
@@ -229,19 +232,23 @@ func certificate(t *testing.T, host string) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})) + string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 }
 
+func unverified(name string) *tls.Config {
+	return &tls.Config{ServerName: name, InsecureSkipVerify: true}
+}
+
 func TestTLS(t *testing.T) {
-	one, two := route("one.example", "", "one", backend(t, "one")), route("two.example", "", "two", backend(t, "two"))
+	one, two := leading("one.example", "", "one", instance(t, "one")), leading("two.example", "", "two", instance(t, "two"))
 	one.Secure, two.Secure, two.Insecure = true, true, true
 	_, plain, secure := front(t, &Config{Routes: []Route{one, two}, Certificates: []string{certificate(t, "one.example"), certificate(t, "two.example")}})
 	for host, version := range map[string]int{"one.example": 2, "two.example": 1} {
-		transport := &http.Transport{TLSClientConfig: &tls.Config{ServerName: host, InsecureSkipVerify: true}, ForceAttemptHTTP2: version == 2}
+		transport := &http.Transport{TLSClientConfig: unverified(host), ForceAttemptHTTP2: version == 2}
 		status, got, resp := request(t, &http.Client{Transport: transport}, "GET", "https://"+secure, host, "/", "")
 		if status != 200 || !strings.HasPrefix(got, host[:3]) || resp.TLS.PeerCertificates[0].DNSNames[0] != host || resp.ProtoMajor != version {
 			t.Errorf("%s answers %d %q over HTTP/%d with the certificate of %v", host, status, got, resp.ProtoMajor, resp.TLS.PeerCertificates[0].DNSNames)
 		}
 		transport.CloseIdleConnections()
 	}
-	if _, err := tls.Dial("tcp", secure, &tls.Config{ServerName: "three.example", InsecureSkipVerify: true}); err == nil {
+	if _, err := tls.Dial("tcp", secure, unverified("three.example")); err == nil {
 		t.Error("a host without a certificate was answered")
 	}
 	noFollow := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
@@ -284,9 +291,9 @@ func TestBothDirections(t *testing.T) {
 	s.Start()
 	t.Cleanup(s.Close)
 	b := Backend{"echo", s.Listener.Addr().String()}
-	grpc := route("grpc", "", "grpc", b)
+	grpc := leading("grpc", "", "grpc", b)
 	grpc.Protocol = "h2c"
-	_, plain, _ := front(t, &Config{Routes: []Route{grpc, route("socket", "", "socket", b)}})
+	_, plain, _ := front(t, &Config{Routes: []Route{grpc, leading("socket", "", "socket", b)}})
 
 	h2 := &http.Transport{Protocols: new(http.Protocols)}
 	h2.Protocols.SetUnencryptedHTTP2(true)
@@ -337,7 +344,7 @@ func TestBothDirections(t *testing.T) {
 // The process takes over other routes while requests go on, and none fails; it outlives its agent, is
 // started again when it ends, and goes when there are no routes.
 func TestProcess(t *testing.T) {
-	a, b := backend(t, "a"), backend(t, "b")
+	a, b := instance(t, "a"), instance(t, "b")
 	network := func(to ...Backend) *wire.Network {
 		s := wire.NetworkService{ID: "s", Name: "web", Application: "shop", Routes: []model.Route{{Host: "shop.example"}}}
 		for _, x := range to {
@@ -429,7 +436,7 @@ func TestProcess(t *testing.T) {
 // TestARequestWaitsForAnInstance sends a request to a service without instances, which is answered once it
 // has one; it is counted when it comes.
 func TestARequestWaitsForAnInstance(t *testing.T) {
-	r := route("", "/", "shop/web")
+	r := leading("", "/", "shop/web")
 	r.ServiceID, r.Wait = "s1", 30*time.Second
 	in, plain, _ := front(t, &Config{Routes: []Route{r}})
 	answer := make(chan string, 1)
@@ -449,7 +456,7 @@ func TestARequestWaitsForAnInstance(t *testing.T) {
 	if got := in.requests(); got != `{"s1":1}` {
 		t.Errorf("counted %s", got)
 	}
-	r.Backends = []Backend{backend(t, "a")}
+	r.Backends = []Backend{instance(t, "a")}
 	in.put(&Config{Routes: []Route{r}})
 	if got := <-answer; !strings.HasPrefix(got, "200 a ") {
 		t.Errorf("answered %q", got)

@@ -2,8 +2,6 @@ package ingress
 
 import (
 	"cmp"
-	"net"
-	"net/http"
 	"slices"
 	"strings"
 )
@@ -18,12 +16,12 @@ type table struct {
 // paths are the routes of a host: by the whole path, and by the beginning of it. Under each, those with
 // more headers come first.
 type paths struct {
-	whole, begin map[string][]*Route
+	whole, begin map[string][]*route
 }
 
-func newPaths() *paths { return &paths{map[string][]*Route{}, map[string][]*Route{}} }
+func newPaths() *paths { return &paths{map[string][]*route{}, map[string][]*route{}} }
 
-func newTable(routes []Route) *table {
+func newTable(routes []*route) *table {
 	t := &table{exact: map[string]*paths{}, wildcard: map[string]*paths{}, any: newPaths()}
 	at := func(m map[string]*paths, host string) *paths {
 		if m[host] == nil {
@@ -31,8 +29,7 @@ func newTable(routes []Route) *table {
 		}
 		return m[host]
 	}
-	for i := range routes {
-		r := &routes[i]
+	for _, r := range routes {
 		p := t.any
 		if below, ok := strings.CutPrefix(r.Host, "*."); ok {
 			p = at(t.wildcard, below)
@@ -44,25 +41,15 @@ func newTable(routes []Route) *table {
 			list, path = p.whole, r.Path
 		}
 		list[path] = append(list[path], r)
-		slices.SortStableFunc(list[path], func(a, b *Route) int { return cmp.Compare(len(b.Headers), len(a.Headers)) })
+		slices.SortStableFunc(list[path], func(a, b *route) int { return cmp.Compare(len(b.Headers), len(a.Headers)) })
 	}
 	return t
 }
 
-// hostOf is the name that a request is for, without a port.
-func hostOf(r *http.Request) string {
-	host := r.Host
-	if h, _, err := net.SplitHostPort(host); err == nil {
-		host = h
-	}
-	return strings.TrimSuffix(strings.ToLower(host), ".")
-}
-
 // find returns the routes that match a request best, and alike.
-func (t *table) find(r *http.Request) []*Route {
-	host := hostOf(r)
-	_, below, _ := strings.Cut(host, ".")
-	for _, p := range []*paths{t.exact[host], t.wildcard[below], t.any} {
+func (t *table) find(r *asked) []*route {
+	_, below, _ := strings.Cut(r.host, ".")
+	for _, p := range [...]*paths{t.exact[r.host], t.wildcard[below], t.any} {
 		if p == nil {
 			continue
 		}
@@ -73,8 +60,8 @@ func (t *table) find(r *http.Request) []*Route {
 	return nil
 }
 
-func (p *paths) find(r *http.Request) []*Route {
-	path := r.URL.Path
+func (p *paths) find(r *asked) []*route {
+	path := r.path
 	if found := fitting(p.whole[path], r); found != nil {
 		return found
 	}
@@ -87,7 +74,7 @@ func (p *paths) find(r *http.Request) []*Route {
 }
 
 // fitting are those of the routes whose headers fit, as many as possible.
-func fitting(list []*Route, r *http.Request) []*Route {
+func fitting(list []*route, r *asked) []*route {
 	for i, first := range list {
 		if !fits(first, r) {
 			continue
@@ -95,7 +82,7 @@ func fitting(list []*Route, r *http.Request) []*Route {
 		if i == len(list)-1 {
 			return list[i:]
 		}
-		var out []*Route
+		var out []*route
 		for _, other := range list[i:] {
 			if len(other.Headers) == len(first.Headers) && fits(other, r) {
 				out = append(out, other)
@@ -106,9 +93,9 @@ func fitting(list []*Route, r *http.Request) []*Route {
 	return nil
 }
 
-func fits(route *Route, r *http.Request) bool {
+func fits(route *route, r *asked) bool {
 	for k, v := range route.Headers {
-		if r.Header.Get(k) != v {
+		if r.headers.Get(k) != v {
 			return false
 		}
 	}

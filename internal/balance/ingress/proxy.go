@@ -1,17 +1,16 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
 	"log"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/http/httputil"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,38 +18,33 @@ import (
 	"time"
 )
 
-const (
-	// dialPatience bounds how long a connection to an instance may take: one on a host that is gone
-	// does not answer at all.
-	dialPatience = time.Second
-	// shunFor is how long an instance that did not take a connection is left out, where there are others.
-	shunFor = 2 * time.Second
-)
-
 // proxy passes requests on. What it knows is replaced as a whole, while requests go on with what they
 // began with.
 type proxy struct {
-	table   atomic.Pointer[table]
-	changed atomic.Pointer[chan struct{}] // closed when the table is replaced
-	waiting atomic.Int64                  // requests that wait for an instance
-	plain   *http.Transport               // instances that speak HTTP/1
-	h2c     *http.Transport               // instances that speak HTTP/2 without TLS
-	forward *httputil.ReverseProxy
-	counts  *counts
+	table    atomic.Pointer[table]
+	changed  atomic.Pointer[chan struct{}] // closed when the table is replaced
+	waiting  atomic.Int64                  // requests that wait for an instance
+	plain    *http.Transport               // instances that speak HTTP/1
+	h2c      *http.Transport               // instances that speak HTTP/2 without TLS
+	forward  *httputil.ReverseProxy
+	counts   *counts
+	unrouted *count
 
-	mu      sync.Mutex
-	shunned map[string]time.Time // by address, until when
+	mu     sync.Mutex // of what changes keep
+	pools  map[string]*pool
+	limits map[string]*limits
+	users  map[string]*users
 }
 
 func newProxy() *proxy {
-	dialer := &net.Dialer{Timeout: dialPatience, KeepAlive: 15 * time.Second}
 	transport := func() *http.Transport {
 		return &http.Transport{
-			DialContext: dialer.DialContext, MaxIdleConnsPerHost: 256, IdleConnTimeout: 60 * time.Second,
+			DialContext: dialer.DialContext, MaxIdleConnsPerHost: keptMost, IdleConnTimeout: keptFor,
 			DisableCompression: true, ExpectContinueTimeout: time.Second,
 		}
 	}
-	p := &proxy{plain: transport(), h2c: transport(), counts: newCounts(), shunned: map[string]time.Time{}}
+	p := &proxy{plain: transport(), h2c: transport(), counts: newCounts()}
+	p.unrouted = p.counts.named("")
 	p.h2c.Protocols = new(http.Protocols)
 	p.h2c.Protocols.SetUnencryptedHTTP2(true)
 	first := make(chan struct{})
@@ -64,9 +58,11 @@ func newProxy() *proxy {
 
 // visit is a request on its way: it is led by one of the routes.
 type visit struct {
-	route  *Route
+	route  *route
+	asked  *asked
 	cookie string // of a sticky client
 	status int
+	sent   int64 // bytes of the answer's body
 }
 
 type visitKey struct{}
@@ -76,37 +72,35 @@ func visitOf(r *http.Request) *visit {
 	return v
 }
 
-// handler answers requests of one port.
+// handler answers requests of one port that a session does not answer by itself.
 func (p *proxy) handler(secure bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
-		routes := p.table.Load().find(r)
-		if len(routes) == 0 {
-			http.Error(w, "no route leads to "+hostOf(r), http.StatusNotFound)
-			p.counts.add("", http.StatusNotFound, time.Since(began))
-			return
-		}
-		route := weighted(routes)
-		if !secure && route.Secure && !route.Insecure {
-			to := *r.URL
-			to.Scheme, to.Host = "https", hostOf(r)
-			http.Redirect(w, r, to.String(), http.StatusPermanentRedirect)
-			p.counts.add(route.Service, http.StatusPermanentRedirect, time.Since(began))
-			return
-		}
-		p.counts.came(route.ServiceID)
-		if len(route.Backends) == 0 && route.Wait > 0 {
-			route = p.await(r, route)
-		}
-		v := &visit{route: route}
-		if route.Sticky {
-			if c, err := r.Cookie(cookieOf(route)); err == nil {
-				v.cookie = c.Value
+		a := &asked{method: r.Method, host: nameOf(r.Host), path: resolved(r.URL.Path), target: r.URL.RequestURI(), secure: secure, length: r.ContentLength, headers: r.Header}
+		a.client, _, _ = net.SplitHostPort(r.RemoteAddr)
+		rt := p.lead(a)
+		if no := p.admit(rt, a); no != nil {
+			if no.header != "" {
+				w.Header().Set(no.header, no.value)
 			}
+			http.Error(w, strings.TrimSuffix(no.text, "\n"), no.status)
+			p.done(rt, a, no.status, int64(len(no.text)), began)
+			return
 		}
+		defer rt.leave()
+		if len(rt.backends) == 0 && rt.Wait > 0 {
+			rt = p.await(r.Context(), a, rt)
+		}
+		v := &visit{route: rt, asked: a}
+		if rt.Sticky {
+			v.cookie = rt.cookieIn(r.Header)
+		}
+		if rt.MaxBody > 0 {
+			r.Body = http.MaxBytesReader(w, r.Body, rt.MaxBody)
+		}
+		defer func() { p.done(rt, a, v.status, v.sent, began) }() // also when the answer breaks off
 		// A request that its client takes back is not an error of the service's.
 		p.forward.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), visitKey{}, v)))
-		p.counts.add(route.Service, v.status, time.Since(began))
 	})
 }
 
@@ -115,7 +109,7 @@ const waitAtOnce = 4096
 
 // await returns a route to a service that has no instance once it has one, or as it is when that takes too
 // long: so a service that was scaled to zero answers the request that wakes it.
-func (p *proxy) await(r *http.Request, route *Route) *Route {
+func (p *proxy) await(ctx context.Context, a *asked, route *route) *route {
 	if p.waiting.Add(1) > waitAtOnce {
 		p.waiting.Add(-1)
 		return route
@@ -125,8 +119,8 @@ func (p *proxy) await(r *http.Request, route *Route) *Route {
 	defer timer.Stop()
 	for {
 		changed := *p.changed.Load() // before the look: what comes after it is not missed
-		for _, now := range p.table.Load().find(r) {
-			if now.ServiceID == route.ServiceID && len(now.Backends) > 0 {
+		for _, now := range p.table.Load().find(a) {
+			if now.ServiceID == route.ServiceID && len(now.backends) > 0 {
 				return now
 			}
 		}
@@ -134,39 +128,54 @@ func (p *proxy) await(r *http.Request, route *Route) *Route {
 		case <-changed:
 		case <-timer.C:
 			return route
-		case <-r.Context().Done():
+		case <-ctx.Done():
 			return route
 		}
 	}
 }
 
 // put replaces what requests are led by.
-func (p *proxy) put(t *table) {
-	p.table.Store(t)
+func (p *proxy) put(list []Route) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	pools, limited, known := map[string]*pool{}, map[string]*limits{}, map[string]*users{}
+	routes := make([]*route, len(list))
+	for i := range list {
+		r := &route{Route: &list[i], count: p.counts.named(list[i].Service), asked: p.counts.of(list[i].ServiceID)}
+		r.cookie = "tutti-" + digest(r.Service+r.Host+r.Path)
+		key := fmt.Sprint(r.ServiceID, r.Host, r.Path, r.Exact, r.Headers, r.Rate, r.Burst, r.MaxRequests)
+		r.limits = cmp.Or(limited[key], p.limits[key])
+		if r.limits == nil {
+			r.limits = newLimits(r.Route)
+		}
+		limited[key] = r.limits
+		if r.Users != "" {
+			if r.users = cmp.Or(known[r.Users], p.users[r.Users]); r.users == nil {
+				r.users = newUsers(r.Users)
+			}
+			known[r.Users] = r.users
+		}
+		for _, b := range r.Backends {
+			to := cmp.Or(pools[b.Address], p.pools[b.Address])
+			if to == nil {
+				to = &pool{address: b.Address}
+			}
+			pools[b.Address] = to
+			r.backends = append(r.backends, &backend{Backend: b, digest: digest(b.Instance), pool: to})
+		}
+		routes[i] = r
+	}
+	before := p.pools
+	p.pools, p.limits, p.users = pools, limited, known
+	p.table.Store(newTable(routes))
 	next := make(chan struct{})
 	close(*p.changed.Swap(&next))
-}
-
-// weighted draws one of the routes, each as often as its weight says.
-func weighted(routes []*Route) *Route {
-	if len(routes) == 1 {
-		return routes[0]
-	}
-	sum := 0
-	for _, r := range routes {
-		sum += r.Weight
-	}
-	at := rand.IntN(sum)
-	for _, r := range routes {
-		if at -= r.Weight; at < 0 {
-			return r
+	for address, old := range before {
+		if pools[address] == nil {
+			old.close()
 		}
 	}
-	return routes[0]
 }
-
-// cookieOf is the name of the cookie that remembers an instance.
-func cookieOf(r *Route) string { return "tutti-" + digest(r.Service+r.Host+r.Path) }
 
 func digest(s string) string {
 	h := fnv.New64a()
@@ -179,9 +188,12 @@ func digest(s string) string {
 func rewrite(pr *httputil.ProxyRequest) {
 	pr.SetXForwarded()
 	pr.Out.URL.Scheme, pr.Out.URL.Host, pr.Out.Host = "http", pr.In.Host, pr.In.Host
-	if v := visitOf(pr.In); v.route.StripPath {
+	v := visitOf(pr.In)
+	pr.Out.Header.Del("X-Forwarded-Prefix")
+	pr.Out.Header.Set("X-Forwarded-Proto", schemeOf(v.asked.secure))
+	if v.route.StripPath {
 		base := strings.TrimRight(v.route.Path, "/")
-		pr.Out.URL.Path = "/" + strings.TrimLeft(strings.TrimPrefix(pr.Out.URL.Path, base), "/")
+		pr.Out.URL.Path = "/" + strings.TrimLeft(strings.TrimPrefix(v.asked.path, base), "/")
 		pr.Out.URL.RawPath = ""
 		pr.Out.Header.Set("X-Forwarded-Prefix", base)
 	}
@@ -192,20 +204,27 @@ func rewrite(pr *httputil.ProxyRequest) {
 
 var errNobody = errors.New("no instance is ready")
 
-// failed answers for an instance that did not.
-func failed(w http.ResponseWriter, r *http.Request, err error) {
-	v, status := visitOf(r), http.StatusBadGateway
+// statusOf is what a client is told when no instance answered.
+func statusOf(err error) int {
+	var large *http.MaxBytesError
 	switch {
 	case errors.Is(err, errNobody):
-		status = http.StatusServiceUnavailable
+		return http.StatusServiceUnavailable
 	case errors.Is(err, errTooLong):
-		status = http.StatusGatewayTimeout
-	case errors.Is(err, context.Canceled):
-		status = 499 // the client is gone
+		return http.StatusGatewayTimeout
+	case errors.Is(err, context.Canceled), errors.Is(err, errGone):
+		return 499 // the client is gone
+	case errors.As(err, &large):
+		return http.StatusRequestEntityTooLarge
 	}
-	v.status = status
-	if status != 499 {
-		http.Error(w, fmt.Sprintf("%s: %v", v.route.Service, err), status)
+	return http.StatusBadGateway
+}
+
+// failed answers for an instance that did not.
+func failed(w http.ResponseWriter, r *http.Request, err error) {
+	v := visitOf(r)
+	if v.status = statusOf(err); v.status != 499 {
+		http.Error(w, fmt.Sprintf("%s: %v", v.route.Service, err), v.status)
 	}
 }
 
@@ -216,27 +235,26 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.Body != nil && r.Body != http.NoBody {
 		r.Body = body
 	}
-	var tried []string
+	var tried []*backend
 	last := errNobody
 	for {
-		b, ok := p.choose(v, tried)
-		if !ok {
+		b := choose(v.route, v.cookie, tried)
+		if b == nil {
 			return nil, last
 		}
 		resp, err := p.try(r, v.route, b)
 		if err == nil {
 			v.status = resp.StatusCode
-			if v.route.Sticky && v.cookie != digest(b.Instance) {
-				c := http.Cookie{Name: cookieOf(v.route), Value: digest(b.Instance), Path: "/", HttpOnly: true, SameSite: http.SameSiteLaxMode, Secure: v.route.Secure}
-				resp.Header.Add("Set-Cookie", c.String())
+			if v.route.Sticky && v.cookie != b.digest {
+				resp.Header.Add("Set-Cookie", v.route.setCookie(b))
 			}
 			return resp, nil
 		}
-		tried, last = append(tried, b.Address), err
+		tried, last = append(tried, b), err
 		var dial *net.OpError
 		notSent := errors.As(err, &dial) && dial.Op == "dial"
 		if notSent {
-			p.shun(b.Address)
+			b.pool.shunned.Store(time.Now().Add(shunFor).UnixNano())
 		}
 		again := notSent && !body.begun.Load() || harmless(r) && !errors.Is(err, errTooLong)
 		if !again || len(tried) > v.route.Retries || r.Context().Err() != nil {
@@ -247,9 +265,13 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 
 // harmless reports whether a request may be sent again though an instance may have seen it.
 func harmless(r *http.Request) bool {
-	switch r.Method {
+	return harmlessMethod(r.Method) && (r.Body == nil || r.Body == http.NoBody) && r.Header.Get("Upgrade") == ""
+}
+
+func harmlessMethod(method string) bool {
+	switch method {
 	case http.MethodGet, http.MethodHead, http.MethodOptions, http.MethodTrace:
-		return (r.Body == nil || r.Body == http.NoBody) && r.Header.Get("Upgrade") == ""
+		return true
 	}
 	return false
 }
@@ -266,7 +288,7 @@ func (h *held) Close() error               { return nil }
 var errTooLong = errors.New("the instance took too long to answer")
 
 // try asks one instance.
-func (p *proxy) try(r *http.Request, route *Route, b Backend) (*http.Response, error) {
+func (p *proxy) try(r *http.Request, route *route, b *backend) (*http.Response, error) {
 	ctx, cancel := context.WithCancelCause(r.Context())
 	out, to := r.WithContext(ctx), *r.URL
 	to.Host = b.Address
@@ -290,71 +312,25 @@ func (p *proxy) try(r *http.Request, route *Route, b Backend) (*http.Response, e
 		return nil, errTooLong
 	}
 	if resp.StatusCode != http.StatusSwitchingProtocols { // whose body is the connection, and is ended by both ends
-		resp.Body = &ended{resp.Body, func() { cancel(nil) }}
+		resp.Body = &ended{resp.Body, &visitOf(r).sent, func() { cancel(nil) }}
 	}
 	return resp, nil
 }
 
-// ended is the body of an answer that lets go of its context at its end.
+// ended is the body of an answer that is counted, and lets go of its context at its end.
 type ended struct {
 	io.ReadCloser
-	end func()
+	sent *int64
+	end  func()
+}
+
+func (e *ended) Read(b []byte) (int, error) {
+	n, err := e.ReadCloser.Read(b)
+	*e.sent += int64(n)
+	return n, err
 }
 
 func (e *ended) Close() error { defer e.end(); return e.ReadCloser.Close() }
-
-// choose picks an instance that was not tried: a sticky client's own, or any that takes connections, as far
-// as is known; of those that do not, any.
-func (p *proxy) choose(v *visit, tried []string) (Backend, bool) {
-	list := v.route.Backends
-	if v.cookie != "" {
-		for _, b := range list {
-			if digest(b.Instance) == v.cookie && !slices.Contains(tried, b.Address) {
-				return b, true
-			}
-		}
-	}
-	if len(list) == 0 {
-		return Backend{}, false
-	}
-	start := rand.IntN(len(list))
-	var second *Backend
-	for i := range list {
-		b := &list[(start+i)%len(list)]
-		if slices.Contains(tried, b.Address) {
-			continue
-		}
-		if !p.isShunned(b.Address) {
-			return *b, true
-		}
-		if second == nil {
-			second = b
-		}
-	}
-	if second == nil {
-		return Backend{}, false
-	}
-	return *second, true
-}
-
-func (p *proxy) shun(address string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	now := time.Now()
-	for a, until := range p.shunned {
-		if now.After(until) {
-			delete(p.shunned, a)
-		}
-	}
-	p.shunned[address] = now.Add(shunFor)
-}
-
-func (p *proxy) isShunned(address string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	until, ok := p.shunned[address]
-	return ok && time.Now().Before(until)
-}
 
 // buffers are what bodies are copied with.
 type buffers struct{ sync.Pool }

@@ -21,6 +21,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -85,10 +86,13 @@ func serve(dir, plain, secure string) error {
 	})
 	ctx, cancel := context.WithTimeout(context.Background(), drainFor)
 	defer cancel()
-	for _, s := range servers {
-		err = errors.Join(err, s.Shutdown(ctx))
+	var all sync.WaitGroup
+	errs := make([]error, len(servers))
+	for i, s := range servers {
+		all.Go(func() { errs[i] = s.shutdown(ctx) })
 	}
-	return err
+	all.Wait()
+	return errors.Join(err, errors.Join(errs...))
 }
 
 // load takes over what the agent wrote.
@@ -115,7 +119,7 @@ func (in *ingress) put(c *Config) {
 		}
 	}
 	in.certificates.Store(&certificates)
-	in.proxy.put(newTable(c.Routes))
+	in.proxy.put(c.Routes)
 }
 
 // requests is what was counted, for the agent.
@@ -137,31 +141,37 @@ func (in *ingress) certificate(hello *tls.ClientHelloInfo) (*tls.Certificate, er
 	return nil, fmt.Errorf("no certificate for %q", hello.ServerName)
 }
 
+// stallFor is how long a client may not acknowledge, or not take, what is sent to it.
+const stallFor = time.Minute
+
 // listen opens both ports. A process that takes over from another may do so while that one ends.
-func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []*http.Server, err error) {
+func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []*lean, err error) {
 	shared := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
-		return errors.Join(c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) }), err)
+		return errors.Join(c.Control(func(fd uintptr) {
+			err = errors.Join(unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1),
+				unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_USER_TIMEOUT, int(stallFor.Milliseconds()))) // what is accepted has it, too
+		}), err)
 	}}
 	for i, address := range []string{plain, secure} {
-		s := &http.Server{
-			Handler: in.handler(i == 1), ReadHeaderTimeout: 30 * time.Second, IdleTimeout: 3 * time.Minute,
+		l := &lean{p: in.proxy, secure: i == 1, sessions: map[*session]struct{}{}}
+		l.std = &http.Server{
+			Handler: in.handler(i == 1), ReadHeaderTimeout: headPatience, IdleTimeout: idlePatience,
 			MaxHeaderBytes: 64 << 10, ErrorLog: log.New(io.Discard, "", 0), Protocols: new(http.Protocols),
 		}
-		s.Protocols.SetHTTP1(true)
-		s.Protocols.SetHTTP2(true)
-		s.Protocols.SetUnencryptedHTTP2(true)
-		l, err := shared.Listen(context.Background(), "tcp", address)
-		if err != nil {
+		l.std.Protocols.SetHTTP1(true)
+		l.std.Protocols.SetHTTP2(true)
+		l.std.Protocols.SetUnencryptedHTTP2(true)
+		if l.listener, err = shared.Listen(context.Background(), "tcp", address); err != nil {
 			return servers, fmt.Errorf("answer requests: %w", err)
 		}
-		run := func() error { return s.Serve(l) }
+		l.others = &handover{address: l.listener.Addr(), next: make(chan net.Conn), done: make(chan struct{})}
 		if i == 1 {
-			s.TLSConfig = &tls.Config{GetCertificate: in.certificate, MinVersion: tls.VersionTLS12}
-			run = func() error { return s.ServeTLS(l, "", "") }
+			l.tls = &tls.Config{GetCertificate: in.certificate, MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}}
+			l.std.TLSConfig = l.tls
 		}
-		servers = append(servers, s)
+		servers = append(servers, l)
 		go func() {
-			if err := run(); !errors.Is(err, http.ErrServerClosed) {
+			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("answer requests on %s: %w", address, err)
 			}
 		}()
