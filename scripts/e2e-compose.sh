@@ -81,6 +81,32 @@ serves() {
 	die "$1: the shop does not answer"
 }
 
+# ask asks for the shop's front page, four times at once, until the file asking is gone; asked TITLE ends that and
+# prints how many requests failed, and for how long none was answered.
+ask() {
+	touch "$work/asking"
+	: >"$work/requests"
+	asking=()
+	for n in 1 2 3 4; do
+		while [[ -e $work/asking ]]; do
+			how=failed
+			! curl -sf -m 2 -o "$work/asked.$n" "http://127.0.0.1:$SHOP_PORT/" || how=answered
+			printf '%s %s\n' "${EPOCHREALTIME//[.,]/}" "$how" >>"$work/requests"
+			sleep 0.05
+		done &
+		asking+=($!)
+	done
+	sleep 2
+}
+asked() {
+	rm "$work/asking"
+	wait "${asking[@]}"
+	sort -n "$work/requests" | awk -v title="$1" '
+		$2 == "answered" { if (last && $1 - last > longest) longest = $1 - last; last = $1; answered++ }
+		$2 == "failed" { failed++ }
+		END { printf "%s: %d requests answered, %d failed; the longest time without an answer: %.1f s\n", title, answered, failed, longest / 1e6 }'
+}
+
 compose=${COMPOSE:-$(compose_program)}
 "$tutti" up -d --hosts 3
 DOCKER_HOST=$("$tutti" env | sed -n 's/export DOCKER_HOST=//p')
@@ -129,8 +155,11 @@ home=$(docker inspect shop-postgres-1 shop-redis-1 --format '{{.Node.Name}}')
 for victim in host-3 host-2; do
 	grep -qx "$victim" <<<"$home" || break
 done
+ask
 check "power cut of $victim" "$tutti" host kill "$victim"
 serves 'the shop serves without it'
+sleep 5
+asked 'Compose, a host dies'
 check 'the host comes back' "$tutti" host start "$victim"
 check 'compose up makes it whole' up
 serves 'the shop serves'
@@ -159,12 +188,16 @@ home=$(docker stack ps shop --filter desired-state=running --format '{{.Name}} {
 for victim in host-3 host-2; do
 	grep -qx "$victim" <<<"$home" || break
 done
+ask
+died=$SECONDS
 check "power cut of $victim" "$tutti" host kill "$victim"
 serves 'the shop serves without it'
 for _ in $(seq 120); do
 	[[ $(docker service ls --filter name=shop_web --format '{{.Replicas}}') = 3/3 ]] && break
 	sleep 1
 done
+printf 'all copies run again after %s s\n' $((SECONDS - died))
+asked 'a stack, a host dies'
 says 'its copies run elsewhere' '3/3' docker service ls --filter name=shop_web
 check 'stack rm' docker stack rm shop
 printf '%s checks passed, %s failed\n' "$checks" "$wrong"

@@ -15,6 +15,7 @@ finish() {
 	"$tutti" --run-dir "$work/run" --data-dir "$work/tutti" down >/dev/null 2>&1 || true
 	for pid in "${pids[@]}"; do kill "$pid" 2>/dev/null || true; done
 	for pid in "${pids[@]}"; do wait "$pid" 2>/dev/null || true; done
+	umount "$work"/exec/netns/* 2>/dev/null || true # the namespaces of an Engine outlive it
 	rm -rf --one-file-system "$work" || true
 }
 trap finish EXIT

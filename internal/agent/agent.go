@@ -134,9 +134,9 @@ type Agent struct {
 
 	lease          *lease
 	network        networkState
-	networkWake    chan struct{}   // capacity 1: there is something new to put in force
-	networkKnows   map[string]bool // instances of the state in force
-	networkChanged chan struct{}   // closed and replaced when a state comes in force
+	networkWake    chan struct{}              // capacity 1: there is something new to put in force
+	networkKnows   map[string][]model.Address // of the instances of the state in force
+	networkChanged chan struct{}              // closed and replaced when a state comes in force
 }
 
 // New returns an agent; Run starts it.

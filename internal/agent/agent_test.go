@@ -1024,6 +1024,9 @@ func TestAnInstanceWaitsForTheNetworkToKnowIt(t *testing.T) {
 		w.wantState("i1", model.InstancePreparing)
 		w.agent.SetNetwork(&wire.Network{Revision: 6, Instances: []wire.NetworkInstance{{ID: "i1"}}})
 		w.settle()
+		w.wantState("i1", model.InstancePreparing) // it is known by other addresses than it has
+		w.agent.SetNetwork(&wire.Network{Revision: 7, Instances: []wire.NetworkInstance{{ID: "i1", Addresses: []model.Address{{Network: "net", IP: "10.1.0.7"}}}}})
+		w.settle()
 		w.wantState("i1", model.InstanceRunning)
 		w.assign(w.assignment("i2", task("serve")))
 		if took := w.untilState("i2", model.InstanceRunning); took.Round(time.Second) != networkPatience {

@@ -46,6 +46,7 @@ func (w *worker) hold(ctx context.Context, p *prepared, o outcome, already bool)
 		w.log.Info("instance ended, and is kept", "reason", o.message)
 	}
 	for {
+		w.followLinks(ctx)
 		if w.startedAnew() {
 			return true
 		}

@@ -264,9 +264,9 @@ func (a *Agent) runNetwork(ctx context.Context) error {
 			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
 			continue
 		}
-		knows := make(map[string]bool, len(state.Instances))
+		knows := make(map[string][]model.Address, len(state.Instances))
 		for i := range state.Instances {
-			knows[state.Instances[i].ID] = true
+			knows[state.Instances[i].ID] = state.Instances[i].Addresses
 		}
 		a.mu.Lock()
 		a.network.inForce = version
@@ -292,15 +292,16 @@ func (a *Agent) pokeNetwork() {
 // networkPatience bounds how long a start waits for the network to know the instance.
 const networkPatience = 3 * time.Second
 
-// awaitNetwork waits until routes, names and rules for an instance are in force on this node, so
-// that it finds its peers from its first instruction on. It gives up waiting, not the start: an
-// agent without a server has to work with the state that it has.
-func (a *Agent) awaitNetwork(ctx context.Context, instance string) {
+// awaitNetwork waits until routes, names and rules for an instance, with the addresses that it has, are in
+// force on this node, so that it finds its peers from its first instruction on. It gives up waiting, not the
+// start: an agent without a server has to work with the state that it has.
+func (a *Agent) awaitNetwork(ctx context.Context, instance string, addresses []model.Address) {
 	ctx, cancel := context.WithTimeout(ctx, networkPatience)
 	defer cancel()
 	for {
 		a.mu.Lock()
-		known, unknown := a.networkKnows[instance], a.network.revision == 0
+		has, known := a.networkKnows[instance]
+		known, unknown := known && slices.Equal(has, addresses), a.network.revision == 0
 		changed := a.networkChanged
 		a.mu.Unlock()
 		if known || unknown {

@@ -51,7 +51,7 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 		return nil, err
 	}
 	if len(as.Template.Networks) > 0 {
-		w.agent.awaitNetwork(ctx, w.id)
+		w.agent.awaitNetwork(ctx, w.id, as.Instance.Addresses)
 	}
 	files, err := w.writeFiles(as, p)
 	if err != nil {
@@ -108,28 +108,38 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 	if as.Template.HostNetwork {
 		return nil
 	}
-	addresses, err := parseAddresses(as.Instance.Addresses)
+	at, err := w.attachment(as)
 	if err != nil {
 		return err
 	}
-	at := overlay.Attachment{Instance: w.id, Sysctls: networkSysctls(as.Template.Sysctls), Isolated: as.Template.NoNetwork}
-	for _, want := range as.Template.Networks {
-		i := slices.IndexFunc(as.Networks, func(n *model.Network) bool { return n.ID == want.Network })
-		ip, ok := addresses[want.Network]
-		if i < 0 || !ok {
-			return fault.New(fault.Unavailable, "no address on network %s was assigned yet", want.Network)
-		}
-		if !p.address.IsValid() {
-			p.address = ip[0]
-		}
-		at.Interfaces = append(at.Interfaces, overlay.Interface{Network: as.Networks[i], IP: ip[0], IP6: ip[1]})
+	if len(at.Interfaces) > 0 {
+		p.address = at.Interfaces[0].IP
 	}
 	got, err := w.agent.Links.Attach(ctx, at)
 	if err != nil {
 		return fmt.Errorf("attach instance to its networks: %w", err)
 	}
 	p.netNS = got.NetNS
+	w.setLinked(as.Instance.Addresses, nil)
 	return nil
+}
+
+// attachment says how an assignment wants the instance to be connected.
+func (w *worker) attachment(as *wire.Assignment) (overlay.Attachment, error) {
+	at := overlay.Attachment{Instance: w.id, Sysctls: networkSysctls(as.Template.Sysctls), Isolated: as.Template.NoNetwork}
+	addresses, err := parseAddresses(as.Instance.Addresses)
+	if err != nil {
+		return at, err
+	}
+	for _, want := range as.Template.Networks {
+		i := slices.IndexFunc(as.Networks, func(n *model.Network) bool { return n.ID == want.Network })
+		ip, ok := addresses[want.Network]
+		if i < 0 || !ok {
+			return at, fault.New(fault.Unavailable, "no address on network %s was assigned yet", want.Network)
+		}
+		at.Interfaces = append(at.Interfaces, overlay.Interface{Network: as.Networks[i], IP: ip[0], IP6: ip[1]})
+	}
+	return at, nil
 }
 
 // networkSysctls are those that belong to a network namespace; the rest is the task's.
@@ -161,11 +171,7 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		fmt.Fprintf(&hosts, "%s\t%s\n", address, e.Name)
 	}
 	if p.address.IsValid() {
-		name := p.hostname
-		if as.Template.Domainname != "" {
-			name = p.hostname + "." + as.Template.Domainname + " " + p.hostname
-		}
-		fmt.Fprintf(&hosts, "%s\t%s\n", p.address, name)
+		hosts.WriteString(ownLine(as, p.address.String(), p.hostname))
 	}
 	resolv := "nameserver " + ResolverAddress + "\n"
 	switch {
@@ -206,6 +212,14 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		mounts = append(mounts, driver.Mount{Type: "bind", Source: path, Target: "/etc/" + f.name})
 	}
 	return mounts, nil
+}
+
+// ownLine is the line of /etc/hosts about the instance itself.
+func ownLine(as *wire.Assignment, address, hostname string) string {
+	if as.Template.Domainname != "" {
+		hostname += "." + as.Template.Domainname + " " + hostname
+	}
+	return fmt.Sprintf("%s\t%s\n", address, hostname)
 }
 
 // putSecrets writes the secrets and configs that the template mounts into memory-backed files

@@ -60,6 +60,7 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 	lapsed := false
 	for {
 		w.followFolders()
+		w.followLinks(ctx)
 		if _, want, _ := w.desired(); !want {
 			because = "stopped"
 			s.end()

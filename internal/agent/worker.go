@@ -36,6 +36,7 @@ type worker struct {
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
 	prepared   *prepared // nil until it is; not changed afterwards
+	linked     linked
 
 	followed *wire.Assignment // whose folders were laid out; the run loop's
 }
@@ -480,6 +481,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 	})
 
 	for {
+		w.followLinks(ctx)
 		// Looked at each time: who waited for the instance's turn may have heard the wake-up.
 		if _, want, _ := w.desired(); !want || w.startedAnew() {
 			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })

@@ -359,18 +359,11 @@ func (p *pass) pin(i *model.Instance, t *model.Template) (nodeID, reason string)
 func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reason string) error {
 	var addresses []model.Address
 	for _, at := range t.Networks {
-		ip := p.previous(i, at.Network)
-		var err error
-		if at.Address != "" || !p.pool(at.Network).takeAgain(n.ID, ip) {
-			if ip, err = p.pool(at.Network).take(n.ID, at.Address); err != nil {
-				return err
-			}
-		}
-		ip6, err := p.pool(at.Network).take6(ip, at.Address6)
+		got, err := p.address(i, at, n.ID)
 		if err != nil {
 			return err
 		}
-		addresses = append(addresses, model.Address{Network: at.Network, IP: ip, IP6: ip6})
+		addresses = append(addresses, got)
 	}
 	if err := p.settleVolumes(i, t, n); err != nil {
 		return err
@@ -384,4 +377,17 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 	}
 	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, ports
 	return nil
+}
+
+// address gives an instance one on a network: the fixed one, that of the instance which it replaces, or a free one.
+func (p *pass) address(i *model.Instance, at model.Attachment, nodeID string) (model.Address, error) {
+	ip := p.previous(i, at.Network)
+	var err error
+	if at.Address != "" || !p.pool(at.Network).takeAgain(nodeID, ip) {
+		if ip, err = p.pool(at.Network).take(nodeID, at.Address); err != nil {
+			return model.Address{}, err
+		}
+	}
+	ip6, err := p.pool(at.Network).take6(ip, at.Address6)
+	return model.Address{Network: at.Network, IP: ip, IP6: ip6}, err
 }

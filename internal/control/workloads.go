@@ -24,6 +24,10 @@ func (p *pass) workload(w *model.Workload) error {
 	held := p.hold(w, &status)
 	in := rollout.Input{Workload: w, Now: p.now, Leaving: p.leavingFor(w), Held: held}
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
+		i, err := p.relink(w, i)
+		if err != nil {
+			return err
+		}
 		in.Instances = append(in.Instances, i)
 	}
 	if w.Type.PerNode() {

@@ -32,7 +32,7 @@ var needs = map[string]string{
 	"Signal": "namespace operator", "Attach": "namespace operator", "Dial": "namespace operator", "RemoveService": "namespace operator", "Watch": "namespace viewer", "PauseRollout": "namespace operator",
 	"ResumeRollout": "namespace operator", "Promote": "namespace operator", "Undo": "namespace operator",
 	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "RemoveNetwork": "namespace operator",
-	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "Rollout": "namespace viewer",
+	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "AwaitLinked": "namespace viewer", "Rollout": "namespace viewer",
 	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator",
 	"MayRead": "namespace viewer", "MayPush": "cluster operator", "ImagePushed": "cluster operator", "RemovePushed": "cluster operator",

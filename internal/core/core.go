@@ -28,6 +28,7 @@ type Remote interface {
 	Try(ctx context.Context, nodeID string, r wire.TryRequest) (wire.TryReply, error)
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
+	Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
 	Processes(ctx context.Context, nodeID string, ref wire.TaskRef) ([]driver.Process, error)
 	FileStat(ctx context.Context, nodeID string, r wire.FilesRequest) (wire.FileStat, error)

@@ -115,6 +115,9 @@ func (b *bench) Pause(_ context.Context, node string, ref wire.TaskRef, pause bo
 	return nil
 }
 
+// Linked finds every instance on its networks.
+func (b *bench) Linked(context.Context, string, string, []model.Address) error { return nil }
+
 // Stats tells of a node n1 with tasks that use half a processor; n2 does not answer.
 func (b *bench) Stats(_ context.Context, node string, _ wire.TaskRef) (driver.Stats, error) {
 	b.mu.Lock()

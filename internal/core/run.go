@@ -126,6 +126,20 @@ func (c *Core) Rename(ctx context.Context, who Caller, ref, name string) (err er
 	})
 }
 
+// AwaitLinked waits until an instance is, on its node, on the networks that it has addresses of, and on no others.
+func (c *Core) AwaitLinked(ctx context.Context, who Caller, instanceID string) (err error) {
+	a, err := c.begin(who, "look", instanceID)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Linked(ctx, i.NodeID, i.ID, i.Addresses)
+}
+
 // Signal sends a signal, by number, to the first process of an instance's task; "" is its first.
 func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, signal int) (err error) {
 	a, err := c.begin(who, "signal", fmt.Sprintf("%s: %d", instanceID, signal))

@@ -106,6 +106,11 @@ func (r *Remote) Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pau
 	return r.call(ctx, nodeID, wire.PathPause, wire.PauseRequest{TaskRef: ref, Pause: pause}, &wire.Empty{})
 }
 
+// Linked waits until an instance has these addresses on its node, no fewer and no others.
+func (r *Remote) Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error {
+	return r.call(ctx, nodeID, wire.PathLinked, wire.LinkedRequest{Instance: instance, Addresses: addresses}, &wire.Empty{})
+}
+
 // Stats reads the usage of a task on a node.
 func (r *Remote) Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (st driver.Stats, err error) {
 	err = r.call(ctx, nodeID, wire.PathStats, ref, &st)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -28,6 +29,18 @@ type Attachment struct {
 	Interfaces []Interface
 	Sysctls    map[string]string // of the network namespace
 	Isolated   bool              // nothing but loopback
+
+	// Of interfaces that are not all made anew, in their order: the numbers of their links, and which are there.
+	numbers []int
+	made    []bool
+}
+
+// number is that of an interface's link.
+func (a *Attachment) number(i int) int {
+	if a.numbers == nil {
+		return i
+	}
+	return a.numbers[i]
 }
 
 // Interface is one link of an instance.
@@ -54,10 +67,16 @@ func linkName(instance string, index int) string {
 func (o *Overlay) path(instance string) string { return filepath.Join(o.dir(), instance) }
 
 // Attach makes an instance's namespace and links. It is idempotent: what an earlier agent made is
-// taken over.
+// taken over, and where the instance is to have other links than it has, only those change.
 func (o *Overlay) Attach(ctx context.Context, a Attachment) (Attached, error) {
 	path := o.path(a.Instance)
-	if isNamespace(path) && o.complete(&a) {
+	if isNamespace(path) {
+		if o.complete(&a) {
+			return Attached{NetNS: path}, nil
+		}
+		if err := o.relink(path, &a); err != nil {
+			return Attached{}, fmt.Errorf("change the links of instance %s: %w", a.Instance, err)
+		}
 		return Attached{NetNS: path}, nil
 	}
 	if err := o.Detach(ctx, a.Instance); err != nil {
@@ -79,19 +98,84 @@ func isNamespace(path string) bool {
 	return unix.Statfs(path, &st) == nil && st.Type == unix.NSFS_MAGIC
 }
 
-// complete reports whether all links of the attachment are there and routed.
-func (o *Overlay) complete(a *Attachment) bool {
-	for i := range a.Interfaces {
-		l, err := netlink.LinkByName(linkName(a.Instance, i))
-		if err != nil || l.Attrs().Flags&net.FlagUp == 0 {
-			return false
+// hostEnd is the node's end of an instance's link, by its number.
+type hostEnd struct {
+	link  netlink.Link
+	index int
+	ip    netip.Addr // of the instance; invalid when nothing leads there
+}
+
+// usualGap is how many numbers may be free between those of an instance's links for all of them to be found
+// at once: they are given in order, and become free as networks are left.
+const usualGap = 8
+
+// hostEnds finds the links of an instance. Of those beyond a gap it knows nothing.
+func hostEnds(instance string, gap int) (out []hostEnd) {
+	for i, missed := 0, 0; i < maxLinks && missed < gap; i++ {
+		l, err := netlink.LinkByName(linkName(instance, i))
+		if err != nil {
+			missed++
+			continue
 		}
+		missed = 0
+		e := hostEnd{link: l, index: i}
 		routes, err := netlink.RouteList(l, netlink.FAMILY_V4)
-		if err != nil || len(routes) == 0 {
+		if err == nil && l.Attrs().Flags&net.FlagUp != 0 && len(routes) > 0 && routes[0].Dst != nil {
+			if ip, ok := netip.AddrFromSlice(routes[0].Dst.IP.To4()); ok {
+				e.ip = ip
+			}
+		}
+		out = append(out, e)
+	}
+	return out
+}
+
+// complete reports whether the links of the attachment are there and routed, and no others.
+func (o *Overlay) complete(a *Attachment) bool {
+	have := hostEnds(a.Instance, usualGap)
+	if len(have) != len(a.Interfaces) {
+		return false
+	}
+	for i := range a.Interfaces {
+		if !slices.ContainsFunc(have, func(e hostEnd) bool { return e.ip == a.Interfaces[i].IP }) {
 			return false
 		}
 	}
 	return true
+}
+
+// relink gives an instance that may be running the links that it is to have: those that it has stay as they are.
+func (o *Overlay) relink(path string, a *Attachment) error {
+	ns, err := netns.GetFromPath(path)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	numbers := map[netip.Addr]int{}
+	taken := map[int]bool{}
+	for _, e := range hostEnds(a.Instance, maxLinks) {
+		wanted := slices.ContainsFunc(a.Interfaces, func(itf Interface) bool { return itf.IP == e.ip })
+		if _, twice := numbers[e.ip]; wanted && !twice {
+			numbers[e.ip], taken[e.index] = e.index, true
+			continue
+		}
+		if err := netlink.LinkDel(e.link); err != nil {
+			return fmt.Errorf("remove a link: %w", err)
+		}
+	}
+	a.numbers = make([]int, len(a.Interfaces))
+	a.made = make([]bool, len(a.Interfaces))
+	next := 0
+	for i := range a.Interfaces {
+		n, ok := numbers[a.Interfaces[i].IP]
+		if !ok {
+			for ; taken[next]; next++ {
+			}
+			n, taken[next] = next, true
+		}
+		a.numbers[i], a.made[i] = n, ok
+	}
+	return o.connect(ns, a)
 }
 
 // newNamespace makes a network namespace and binds it to a file, so that it lives without a process.
@@ -169,36 +253,20 @@ func (o *Overlay) connect(ns netns.NsHandle, a *Attachment) error {
 
 func (o *Overlay) link(inside *netlink.Handle, ns netns.NsHandle, a *Attachment, index int, isDefault, isDefault6 bool) error {
 	itf := &a.Interfaces[index]
-	name := linkName(a.Instance, index)
-	mtu := o.mtu
-	if itf.Network.MTU > 0 {
-		mtu = min(mtu, itf.Network.MTU)
-	}
+	name, inner := linkName(a.Instance, a.number(index)), "eth"+strconv.Itoa(a.number(index))
 	b := itf.IP.As4()
-	veth := &netlink.Veth{
-		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu, HardwareAddr: gatewayMAC}, PeerName: "eth" + strconv.Itoa(index),
-		PeerNamespace: netlink.NsFd(int(ns)), PeerHardwareAddr: net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]},
+	e := end{inside: inside, peer: net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}}
+	var err error
+	if a.made != nil && a.made[index] {
+		if e.veth, err = netlink.LinkByName(name); err == nil {
+			e.eth, err = inside.LinkByName(inner)
+		}
+	} else {
+		err = o.make(&e, ns, itf, name, inner)
 	}
-	if err := netlink.LinkAdd(veth); err != nil {
-		return fmt.Errorf("make the link: %w", err)
-	}
-	eth, err := inside.LinkByName("eth" + strconv.Itoa(index))
 	if err != nil {
 		return err
 	}
-	if err := inside.LinkSetMTU(eth, mtu); err != nil {
-		return err
-	}
-	if err := inside.AddrAdd(eth, &netlink.Addr{IPNet: single(itf.IP)}); err != nil {
-		return fmt.Errorf("add the address: %w", err)
-	}
-	if err := inside.LinkSetUp(eth); err != nil {
-		return err
-	}
-	if err := netlink.LinkSetUp(veth); err != nil {
-		return err
-	}
-	e := end{inside: inside, eth: eth, veth: veth, peer: veth.PeerHardwareAddr}
 	gw := netip.MustParseAddr(GatewayAddress)
 	if err := e.neighbours(itf.IP, gw); err != nil {
 		return err
@@ -224,6 +292,36 @@ func (o *Overlay) link(inside *netlink.Handle, ns netns.NsHandle, a *Attachment,
 	return nil
 }
 
+// make makes a link, with an address and nothing that leads there.
+func (o *Overlay) make(e *end, ns netns.NsHandle, itf *Interface, name, inner string) error {
+	mtu := o.mtu
+	if itf.Network.MTU > 0 {
+		mtu = min(mtu, itf.Network.MTU)
+	}
+	veth := &netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name, MTU: mtu, HardwareAddr: gatewayMAC}, PeerName: inner,
+		PeerNamespace: netlink.NsFd(int(ns)), PeerHardwareAddr: e.peer,
+	}
+	err := netlink.LinkAdd(veth)
+	if err != nil {
+		return fmt.Errorf("make the link: %w", err)
+	}
+	e.veth = veth
+	if e.eth, err = e.inside.LinkByName(inner); err != nil {
+		return err
+	}
+	if err := e.inside.LinkSetMTU(e.eth, mtu); err != nil {
+		return err
+	}
+	if err := e.inside.AddrAdd(e.eth, &netlink.Addr{IPNet: single(itf.IP)}); err != nil {
+		return fmt.Errorf("add the address: %w", err)
+	}
+	if err := e.inside.LinkSetUp(e.eth); err != nil {
+		return err
+	}
+	return netlink.LinkSetUp(veth)
+}
+
 // end is a link with both of its ends.
 type end struct {
 	inside    *netlink.Handle // of the instance's namespace
@@ -234,7 +332,7 @@ type end struct {
 // connect6 gives a link its address of IPv6, and what leads to it.
 func (e *end) connect6(itf *Interface, isDefault bool) error {
 	gw := netip.MustParseAddr(gateway6)
-	if err := e.inside.AddrAdd(e.eth, &netlink.Addr{IPNet: single(itf.IP6), Flags: unix.IFA_F_NODAD}); err != nil {
+	if err := e.inside.AddrReplace(e.eth, &netlink.Addr{IPNet: single(itf.IP6), Flags: unix.IFA_F_NODAD}); err != nil {
 		return fmt.Errorf("add the IPv6 address: %w", err)
 	}
 	if err := e.neighbours(itf.IP6, gw); err != nil {
@@ -308,7 +406,7 @@ func (o *Overlay) Detach(ctx context.Context, instance string) error {
 	for i := range maxLinks {
 		l, err := netlink.LinkByName(linkName(instance, i))
 		if err != nil {
-			break // links are made, and go, in order
+			break // those beyond one that was left go with the namespace
 		}
 		if err := netlink.LinkDel(l); err != nil {
 			return fmt.Errorf("remove the links of instance %s: %w", instance, err)

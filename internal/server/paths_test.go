@@ -187,6 +187,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathRemoveImage:  {wire.RoleServer},
 	wire.PathRemoveVolume: {wire.RoleServer},
 	wire.PathPause:        {wire.RoleServer},
+	wire.PathLinked:       {wire.RoleServer},
 	wire.PathProcesses:    {wire.RoleServer},
 	wire.PathFileStat:     {wire.RoleServer},
 	wire.PathFileChanges:  {wire.RoleServer},

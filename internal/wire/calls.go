@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // Paths that agents serve to servers.
@@ -18,6 +19,7 @@ const (
 	PathUsage        = "/agent/usage"         // call: Empty → NodeUsage
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
+	PathLinked       = "/agent/linked"        // call: LinkedRequest → Empty
 	PathFileStat     = "/agent/files/stat"    // call: FilesRequest → FileStat
 	PathFileChanges  = "/agent/files/changes" // call: TaskRef → []FileChange
 	PathReadFiles    = "/agent/files/read"    // stream: FilesRequest, then Piece until its End
@@ -35,6 +37,12 @@ type Empty struct{}
 type TaskRef struct {
 	Instance string `json:"instance"`
 	Task     string `json:"task,omitempty"`
+}
+
+// LinkedRequest waits until an instance has these addresses, no fewer and no others, on its node.
+type LinkedRequest struct {
+	Instance  string          `json:"instance"`
+	Addresses []model.Address `json:"addresses,omitempty"`
 }
 
 // NodeUsage is what the tasks of a node have used so far, and how many requests its ingress has had.

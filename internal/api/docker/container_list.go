@@ -210,7 +210,11 @@ func (a *API) endpoints(snap *store.Snapshot, b *box) map[string]*network.Endpoi
 			}
 		}
 		if dockerName(&n.Meta) != network.NetworkBridge {
-			e.DNSNames = slices.Compact(append([]string{b.name, shortID(b.id)}, at.Aliases...))
+			for _, name := range append([]string{b.name, shortID(b.id)}, at.Aliases...) {
+				if !slices.Contains(e.DNSNames, name) {
+					e.DNSNames = append(e.DNSNames, name)
+				}
+			}
 		}
 		if b.instance != nil && b.running() {
 			for _, address := range b.instance.Addresses {

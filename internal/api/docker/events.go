@@ -84,7 +84,7 @@ func (a *API) translateEvent(snap *store.Snapshot, ch store.Change) []*message {
 	case model.KindInstance:
 		return a.instanceEvents(snap, ch, of)
 	case model.KindWorkload:
-		return a.workloadEvents(ch, of, action, attributes)
+		return a.workloadEvents(snap, ch, of, action, attributes)
 	case model.KindNetwork:
 		if gone {
 			action = events.ActionDestroy
@@ -127,7 +127,7 @@ func metaOf(ch store.Change) (m *model.Meta, created, gone bool) {
 	return nil, false, false
 }
 
-func (a *API) workloadEvents(ch store.Change, of *followed, action events.Action, attributes map[string]string) []*message {
+func (a *API) workloadEvents(snap *store.Snapshot, ch store.Change, of *followed, action events.Action, attributes map[string]string) []*message {
 	w := of.workload
 	if made := a.madeOf(w); made != nil {
 		old, updated := ch.Old.(*model.Workload)
@@ -140,6 +140,8 @@ func (a *API) workloadEvents(ch store.Change, of *followed, action events.Action
 		case updated && old.Name != w.Name:
 			action = events.ActionRename
 			attributes["oldName"] = "/" + old.Name
+		case updated && action == events.ActionUpdate:
+			return rewired(snap, old, w)
 		case action != events.ActionCreate:
 			return nil // what becomes of it shows in its instance
 		}
@@ -154,6 +156,24 @@ func (a *API) workloadEvents(ch store.Change, of *followed, action events.Action
 		attributes["updatestate.new"], attributes["updatestate.old"] = string(updateState(w)), string(updateState(old))
 	}
 	return []*message{newMessage(events.ServiceEventType, action, w.ID, "swarm", attributes)}
+}
+
+// rewired tells of the networks that a container joined and left. What else becomes of it shows in its instance.
+func rewired(snap *store.Snapshot, old, now *model.Workload) (out []*message) {
+	tell := func(action events.Action, from, to *model.Workload) {
+		for _, at := range to.Template.Networks {
+			if !slices.ContainsFunc(from.Template.Networks, func(had model.Attachment) bool { return had.Network == at.Network }) {
+				attributes := map[string]string{"container": containerID(now.ID, 0), "name": at.Network, "type": "overlay"}
+				if n, ok := store.Get[*model.Network](snap, at.Network); ok {
+					attributes["name"] = dockerName(&n.Meta)
+				}
+				out = append(out, newMessage(events.NetworkEventType, action, at.Network, "swarm", attributes))
+			}
+		}
+	}
+	tell(events.ActionConnect, old, now)
+	tell(events.ActionDisconnect, now, old)
+	return out
 }
 
 func describe(attributes map[string]string, made *created) {

@@ -2,11 +2,13 @@ package docker
 
 import (
 	"cmp"
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/moby/moby/api/types/network"
 
@@ -333,35 +335,53 @@ func (a *API) networkPrune(w http.ResponseWriter, r *request) error {
 	return answer(w, http.StatusOK, report)
 }
 
+// rewirable finds the container that is to join or leave a network, and refuses what none can.
+func (a *API) rewirable(ref string) (*box, error) {
+	b, err := a.findBox(a.snapshot(), ref)
+	if err != nil {
+		return nil, err
+	}
+	switch {
+	case b.made == nil:
+		return nil, fault.New(fault.Unsupported, "container %s belongs to the service %s, which says on which networks it is: docker service update --network-add and --network-rm", b.name, dockerName(&b.workload.Meta))
+	case b.made.HostConfig.NetworkMode.IsHost():
+		return nil, fault.New(fault.Invalid, "container sharing network namespace with another container or host cannot be connected to any other network")
+	case b.made.HostConfig.NetworkMode.IsNone():
+		return nil, fault.New(fault.Invalid, "container cannot be connected to multiple networks with one of the networks in private (none) mode")
+	}
+	return b, nil
+}
+
 func (a *API) networkConnect(w http.ResponseWriter, r *request) error {
 	var req network.ConnectRequest
 	if err := decode(r, &req, false); err != nil {
 		return err
 	}
-	snap := a.snapshot()
-	if _, err := findNetwork(snap, r.vars["id"]); err != nil {
-		return err
-	}
-	b, err := a.findBox(snap, req.Container)
+	n, err := findNetwork(a.snapshot(), r.vars["id"])
 	if err != nil {
 		return err
 	}
-	if b.made == nil || b.instance != nil {
-		return fault.New(fault.Unsupported, "connecting the container %s, which has been started or belongs to a service, is not supported by Tutti yet; name its networks when it is created", b.name)
+	b, err := a.rewirable(req.Container)
+	if err != nil {
+		return err
 	}
 	at, err := a.attachment(r, r.vars["id"], req.EndpointConfig)
 	if err != nil {
 		return err
 	}
+	if at.Address != "" {
+		if err := a.freeAddress(at); err != nil {
+			return err
+		}
+	}
 	at.Aliases = append([]string{b.name}, at.Aliases...)
-	name := r.vars["id"]
-	return a.changed(w, r, b, func(wl *model.Workload, made *created) error {
+	return a.rewire(w, r, b, func(wl *model.Workload, made *created) error {
 		for _, have := range wl.Template.Networks {
 			if have.Network == at.Network {
-				return fault.New(fault.Forbidden, "endpoint with name %s already exists in network %s", b.name, name)
+				return fault.New(fault.Forbidden, "endpoint with name %s already exists in network %s", b.name, n.Name)
 			}
 		}
-		wl.Template.Networks = append(wl.Template.Networks, at)
+		wl.Template.Networks, wl.Template.NoNetwork = append(wl.Template.Networks, at), false
 		if made.Networking == nil {
 			made.Networking = &network.NetworkingConfig{}
 		}
@@ -371,9 +391,34 @@ func (a *API) networkConnect(w http.ResponseWriter, r *request) error {
 		if req.EndpointConfig == nil {
 			req.EndpointConfig = &network.EndpointSettings{}
 		}
-		made.Networking.EndpointsConfig[name] = req.EndpointConfig
+		made.Networking.EndpointsConfig[n.Name] = req.EndpointConfig
 		return nil
 	})
+}
+
+// freeAddress refuses a fixed address that is not of the network, or that somebody has: the placement of one that has
+// not been started would find out later.
+func (a *API) freeAddress(at model.Attachment) error {
+	snap := a.snapshot()
+	n, ok := store.Get[*model.Network](snap, at.Network)
+	if !ok {
+		return fault.New(fault.NotFound, "network %s not found", at.Network)
+	}
+	ip, err := netip.ParseAddr(at.Address)
+	if err != nil {
+		return fault.New(fault.Invalid, "invalid address %q", at.Address)
+	}
+	if subnet, err := netip.ParsePrefix(n.Status.Subnet); err == nil && !subnet.Contains(ip) {
+		return fault.New(fault.Invalid, "invalid endpoint settings:\nno configured subnet contains the IP address %s: %s is %s", at.Address, dockerName(&n.Meta), subnet)
+	}
+	for i := range store.List[*model.Instance](snap) {
+		for _, have := range i.Addresses {
+			if have.Network == at.Network && have.IP == at.Address && !i.Status.State.Final() {
+				return fault.New(fault.Forbidden, "Address already in use")
+			}
+		}
+	}
+	return nil
 }
 
 func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
@@ -381,19 +426,15 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 	if err := decode(r, &req, false); err != nil {
 		return err
 	}
-	snap := a.snapshot()
-	n, err := findNetwork(snap, r.vars["id"])
+	n, err := findNetwork(a.snapshot(), r.vars["id"])
 	if err != nil {
 		return err
 	}
-	b, err := a.findBox(snap, req.Container)
+	b, err := a.rewirable(req.Container)
 	if err != nil {
 		return err
 	}
-	if b.made == nil || b.instance != nil {
-		return fault.New(fault.Unsupported, "disconnecting the container %s, which has been started or belongs to a service, is not supported by Tutti yet", b.name)
-	}
-	return a.changed(w, r, b, func(wl *model.Workload, made *created) error {
+	return a.rewire(w, r, b, func(wl *model.Workload, made *created) error {
 		before := len(wl.Template.Networks)
 		wl.Template.Networks = slices.DeleteFunc(wl.Template.Networks, func(at model.Attachment) bool { return at.Network == n.ID })
 		if len(wl.Template.Networks) == before {
@@ -408,14 +449,32 @@ func (a *API) networkDisconnect(w http.ResponseWriter, r *request) error {
 	})
 }
 
-func (a *API) changed(w http.ResponseWriter, r *request, b *box, change func(*model.Workload, *created) error) error {
+// rewiredWithin is how long a node has to put a container on other networks.
+const rewiredWithin = 20 * time.Second
+
+// rewire changes the networks of a container, and answers once it is on them where it runs.
+func (a *API) rewire(w http.ResponseWriter, r *request, b *box, change func(*model.Workload, *created) error) error {
 	if err := a.changeContainer(r, b, change); err != nil {
 		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), rewiredWithin)
+	defer cancel()
+	var now *box
+	err := a.await(ctx, b.id, func(seen *box) bool {
+		now = seen
+		return seen == nil || seen.instance == nil || !seen.running() || seen.instance.RevisionID == seen.workload.RevisionID
+	})
+	if err == nil && now != nil && now.instance != nil && now.running() {
+		err = a.Core.AwaitLinked(ctx, r.who, now.instance.ID)
+	}
+	if err != nil {
+		return fault.New(fault.Unavailable, "the networks of container %s are decided, but not in force yet: %w", b.name, err)
 	}
 	return done(w, http.StatusOK)
 }
 
-// changeContainer changes a container that has not been started yet, and what is kept of its request.
+// changeContainer changes a container, and what is kept of its request. One that has an instance follows changes
+// of its networks alone: another one would replace it.
 func (a *API) changeContainer(r *request, b *box, change func(*model.Workload, *created) error) error {
 	wl, made := b.workload.Clone(), decodeRequest(b.workload)
 	if err := change(wl, made); err != nil {

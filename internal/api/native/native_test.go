@@ -74,6 +74,8 @@ func (f *fakeNodes) Pause(_ context.Context, _ string, ref wire.TaskRef, pause b
 	return nil
 }
 
+func (f *fakeNodes) Linked(context.Context, string, string, []model.Address) error { return nil }
+
 func (f *fakeNodes) Stats(context.Context, string, wire.TaskRef) (driver.Stats, error) {
 	return driver.Stats{Time: time.Now(), MemoryBytes: 7, Pids: 2}, nil
 }
