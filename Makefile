@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-registry e2e-kube e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-registry e2e-kube e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -69,6 +69,9 @@ e2e: build ## end-to-end tests: real containers on virtual hosts that lose power
 
 e2e-rollouts: build ## updates of every kind, lost hosts, scaling, gangs and the like on five virtual hosts under load, as a table
 	@E2E_HOSTS=5 $(summary) -- -tags $(TAGS),e2e,rollouts -count=1 -timeout 15m -v -run TestRollouts ./test/e2e
+
+e2e-kills-node: build ## nodes' processes and supervisors killed at random for E2E_KILLS=10m while containers talk and exit; a newer program under running ones
+	@E2E_KILLS=$${E2E_KILLS:-10m} $(summary) -- -tags $(TAGS),e2e -count=1 -timeout 40m -v -run 'TestKillsOf|TestANewer' ./test/e2e
 
 e2e-hosts: build ## virtual hosts come when work finds no place, and go when they are empty
 	@scripts/e2e-hosts.sh

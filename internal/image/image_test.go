@@ -39,7 +39,7 @@ import (
 func TestMain(m *testing.M) { apart.Main(m, syscall.CLONE_NEWNS) }
 
 // open opens images in memory.
-func open(t *testing.T, peers Peers) *Store {
+func open(t testing.TB, peers Peers) *Store {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
@@ -56,7 +56,7 @@ func open(t *testing.T, peers Peers) *Store {
 	return openAt(t, dir, peers)
 }
 
-func openAt(t *testing.T, dir string, peers Peers) *Store {
+func openAt(t testing.TB, dir string, peers Peers) *Store {
 	t.Helper()
 	s, err := Open(Config{Root: filepath.Join(dir, "root"), Mounts: filepath.Join(dir, "mounts"), Peers: peers, Log: slog.New(slog.DiscardHandler)})
 	if err != nil {
@@ -79,7 +79,7 @@ func openAt(t *testing.T, dir string, peers Peers) *Store {
 	return s
 }
 
-func write(t *testing.T, path, content string) {
+func write(t testing.TB, path, content string) {
 	t.Helper()
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		t.Fatal(err)
@@ -98,7 +98,7 @@ func wantFile(t *testing.T, path, want string) {
 }
 
 // pack makes an archive with the file /content, and returns it.
-func pack(t *testing.T, name, content string) []byte {
+func pack(t testing.TB, name, content string) []byte {
 	t.Helper()
 	dir := t.TempDir()
 	write(t, filepath.Join(dir, "content"), content)
@@ -246,12 +246,12 @@ type entry struct {
 }
 
 // layered makes an archive whose only layer holds the entries as they are.
-func layered(t *testing.T, tag string, entries ...entry) []byte {
+func layered(t testing.TB, tag string, entries ...entry) []byte {
 	t.Helper()
 	return archiveOf(t, tag, layer(t, entries...))
 }
 
-func layer(t *testing.T, entries ...entry) v1.Image {
+func layer(t testing.TB, entries ...entry) v1.Image {
 	t.Helper()
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
@@ -279,7 +279,7 @@ func layer(t *testing.T, entries ...entry) v1.Image {
 }
 
 // archiveOf makes an archive of an image; changes may alter what it claims to be.
-func archiveOf(t *testing.T, tag string, img v1.Image, changes ...func(*v1.ConfigFile)) []byte {
+func archiveOf(t testing.TB, tag string, img v1.Image, changes ...func(*v1.ConfigFile)) []byte {
 	t.Helper()
 	ref, err := name.NewTag(tag)
 	if err != nil {

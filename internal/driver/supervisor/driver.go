@@ -243,7 +243,11 @@ func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
 	if err := readJSON(filepath.Join(dir, taskFile), &t); err != nil {
 		d.Log.Warn("what a task was made of cannot be read", "task", id, "error", err)
 	}
+	left := leftOutput(&t, st.PID)
 	d.Bury(&t, socketPath(d.RunDir, id)+bodySuffix)
+	if err := keepOutput(dir, left); err != nil {
+		d.Log.Warn("the last of what a task printed that lost its supervisor could not be kept", "task", id, "error", err)
+	}
 	st.ID, st.State, st.PID, st.ExitCode, st.Finished = id, driver.Exited, 0, 255, time.Now()
 	st.Error = "its supervisor was killed"
 	d.Log.Warn("a task lost its supervisor and was ended", "task", id)

@@ -22,7 +22,9 @@ type pipes struct {
 	stdin   *os.File            // nil when it has none
 }
 
-func openPipes(tty, stdin bool) (p *pipes, err error) {
+// openPipes makes the files of a process. lasting pipes are the process's own to read as well: they, and what
+// is in them, outlive this supervisor, so that whoever finds that it was killed can read it.
+func openPipes(tty, stdin, lasting bool) (p *pipes, err error) {
 	p = &pipes{files: Files{TTY: tty}, outputs: map[string]*os.File{}}
 	if tty {
 		return p, nil
@@ -38,6 +40,15 @@ func openPipes(tty, stdin bool) (p *pipes, err error) {
 		if p.outputs[stream], *file, err = os.Pipe(); err != nil {
 			return nil, err
 		}
+		if !lasting {
+			continue
+		}
+		both, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", (*file).Fd()), os.O_RDWR, 0)
+		if err != nil {
+			return nil, err
+		}
+		(*file).Close()
+		*file = both
 	}
 	if stdin {
 		if p.files.Stdin, p.stdin, err = os.Pipe(); err != nil {
@@ -86,7 +97,7 @@ func (s *supervisor) enter(e *driver.ExecSpec, files *Files) (Process, error) {
 
 // exec runs one more process in the task and passes its streams on. It dies with its client.
 func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc *sender) (int, error) {
-	p, err := openPipes(e.TTY, stdin && !e.TTY)
+	p, err := openPipes(e.TTY, stdin && !e.TTY, false)
 	if err != nil {
 		return 0, err
 	}

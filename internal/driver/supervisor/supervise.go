@@ -125,7 +125,7 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
 	if s.listener, err = net.Listen("unix", socket); err != nil {
 		return fmt.Errorf("listen for the agent: %w", err)
 	}
-	p, err := openPipes(s.task.TTY, s.task.Stdin)
+	p, err := openPipes(s.task.TTY, s.task.Stdin, true)
 	if err != nil {
 		return err
 	}

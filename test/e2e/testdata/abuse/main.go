@@ -42,6 +42,9 @@ func main() {
 		flood(n)
 	case "files":
 		files()
+	case "talk":
+		n, _ := strconv.Atoi(os.Args[2])
+		talk(n)
 	case "swap":
 		swap(os.Args[2], os.Args[3])
 	case "limits":
@@ -107,6 +110,25 @@ func files() {
 		}
 		n++
 	}
+}
+
+// talk prints lines, of which and of the code that it exits with its number says how many and which: see kills_test.go.
+// How many lines it has printed so far is in a file.
+func talk(k int) {
+	told, err := os.Create("/told/" + os.Args[3])
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(255)
+	}
+	lines := 40 + k*37%200
+	for n := 1; n <= lines; n++ {
+		if _, err := fmt.Printf("%d of %d of talk %d\n", n, lines, k); err != nil {
+			os.Exit(254)
+		}
+		told.WriteAt(fmt.Appendf(nil, "%06d", n), 0)
+		time.Sleep(time.Duration((k+n)%9) * 3 * time.Millisecond)
+	}
+	os.Exit(k * 13 % 97)
 }
 
 // swap exchanges a directory and a link to elsewhere under one name, as fast as it can.
