@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"maps"
 	"slices"
 	"time"
 
@@ -11,37 +10,27 @@ import (
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-// networkState is the cluster's network state as this node was told it, part by part, and what
-// became of it; guarded by Agent.mu.
+// networkState is what this node was told of the cluster's network, and what became of it; guarded by
+// Agent.mu.
 type networkState struct {
 	revision uint64 // up to which it is known to be right; 0: nothing was told
 	version  int    // counts different contents
 	inForce  int    // the version that is
 	lost     bool   // a difference did not fit; everything is on its way
-	// touched are the IDs of what was told since a state was last put in force; nil: everything.
-	touched map[string]bool
-
-	pools     [3]string // of nodes, of networks, of networks' IPv6
-	nodes     map[string]wire.NetworkNode
-	networks  map[string]*model.Network
-	services  map[string]wire.NetworkService
-	instances map[string]wire.NetworkInstance
-	policies  map[string]*model.Policy
-
-	byAddress map[string]string // instances, while a state is put together; nil otherwise
+	// pending are the messages that are to be put in force next.
+	pending []*wire.Network
 }
+
+// mostPending bounds what waits while a state is put in force: who is further behind asks for everything.
+const mostPending = 4096
 
 // take takes over a complete state or a difference. It reports whether a difference fits, and
 // whether anything changed.
 func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 	switch {
 	case m.Since == 0:
-		*n = networkState{
-			version: n.version, inForce: n.inForce,
-			nodes: map[string]wire.NetworkNode{}, networks: map[string]*model.Network{},
-			services: map[string]wire.NetworkService{}, instances: map[string]wire.NetworkInstance{}, policies: map[string]*model.Policy{},
-		}
-	case n.revision == 0 || n.revision < m.Since:
+		*n = networkState{version: n.version, inForce: n.inForce}
+	case n.revision == 0 || n.revision < m.Since || len(n.pending) >= mostPending:
 		return false, false
 	case len(m.Nodes)+len(m.Networks)+len(m.Services)+len(m.Instances)+len(m.Policies)+len(m.Gone) == 0 && m.NodePool == "":
 		n.revision = max(n.revision, m.Revision) // it only says that nothing changed
@@ -49,135 +38,8 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 	}
 	n.revision = max(n.revision, m.Revision)
 	n.version++
-	n.pools = [3]string{m.NodePool, m.AddressPool, m.AddressPool6}
-	touch := func(id string) {
-		if n.touched != nil {
-			n.touched[id] = true
-		}
-	}
-	for _, id := range m.Gone {
-		touch(id)
-		delete(n.nodes, id)
-		delete(n.networks, id)
-		delete(n.services, id)
-		delete(n.instances, id)
-		delete(n.policies, id)
-	}
-	for _, v := range m.Nodes {
-		touch(v.ID)
-		n.nodes[v.ID] = v
-	}
-	for _, v := range m.Networks {
-		touch(v.ID)
-		n.networks[v.ID] = v
-	}
-	for _, v := range m.Services {
-		touch(v.ID)
-		n.services[v.ID] = v
-	}
-	for _, v := range m.Instances {
-		touch(v.ID)
-		n.instances[v.ID] = v
-	}
-	for _, v := range m.Policies {
-		touch(v.ID)
-		n.policies[v.ID] = v
-	}
+	n.pending = append(n.pending, m)
 	return true, true
-}
-
-// whole puts the state together, in the order of IDs.
-func (n *networkState) whole() *wire.Network {
-	out := &wire.Network{Revision: n.revision, NodePool: n.pools[0], AddressPool: n.pools[1], AddressPool6: n.pools[2]}
-	for _, id := range slices.Sorted(maps.Keys(n.nodes)) {
-		out.Nodes = append(out.Nodes, n.nodes[id])
-	}
-	for _, id := range slices.Sorted(maps.Keys(n.networks)) {
-		out.Networks = append(out.Networks, n.networks[id])
-	}
-	for _, id := range slices.Sorted(maps.Keys(n.policies)) {
-		out.Policies = append(out.Policies, n.policies[id])
-	}
-	endpoints := map[string][]wire.Endpoint{} // by workload
-	for _, id := range slices.Sorted(maps.Keys(n.instances)) {
-		i := n.instances[id]
-		out.Instances = append(out.Instances, i)
-		if i.Serves {
-			endpoints[i.WorkloadID] = append(endpoints[i.WorkloadID], wire.Endpoint{Instance: id, NodeID: i.NodeID, Addresses: i.Addresses})
-		}
-	}
-	for _, id := range slices.Sorted(maps.Keys(n.services)) {
-		s := n.services[id]
-		if s.Endpoints = endpoints[s.WorkloadID]; s.Direct {
-			s.Endpoints = n.direct(&s)
-		}
-		out.Services = append(out.Services, s)
-	}
-	n.byAddress = nil
-	out.Services = groupPorts(out.Services)
-	return out
-}
-
-// direct are the endpoints of a direct service: its backends, but those on nodes that are down.
-func (n *networkState) direct(s *wire.NetworkService) []wire.Endpoint {
-	if len(s.VirtualIPs) == 0 {
-		return nil
-	}
-	if n.byAddress == nil {
-		n.byAddress = map[string]string{}
-		for id, i := range n.instances {
-			for _, a := range i.Addresses {
-				n.byAddress[a.IP] = id
-			}
-		}
-	}
-	var out []wire.Endpoint
-	for _, b := range s.Backends {
-		e := wire.Endpoint{Addresses: []model.Address{{Network: s.VirtualIPs[0].Network, IP: b.Address}}}
-		if id, ok := n.byAddress[b.Address]; ok {
-			e.Instance, e.NodeID = id, n.instances[id].NodeID
-			if n.nodes[e.NodeID].Down {
-				continue
-			}
-		}
-		out = append(out, e)
-	}
-	return out
-}
-
-// groupPorts gives the ports that services of a group publish together to a service of the group's own,
-// which leads to the instances of all of them.
-func groupPorts(services []wire.NetworkService) []wire.NetworkService {
-	groups := map[string]*wire.NetworkService{}
-	var names []string
-	for i := range services {
-		s := &services[i]
-		if s.PortGroup == "" {
-			continue
-		}
-		key := s.Namespace + "/" + s.Application + "/" + s.PortGroup
-		g := groups[key]
-		if g == nil {
-			g = &wire.NetworkService{ID: "group " + key, Namespace: s.Namespace, Application: s.Application, PortGroup: s.PortGroup}
-			groups[key], names = g, append(names, key)
-		}
-		g.Endpoints = append(g.Endpoints, s.Endpoints...)
-		s.Ports = slices.Clone(s.Ports) // it is shared with the state that is kept
-		for n := range s.Ports {
-			p := &s.Ports[n]
-			if p.Published == 0 || p.HostMode {
-				continue
-			}
-			if !slices.Contains(g.Ports, *p) {
-				g.Ports = append(g.Ports, *p)
-			}
-			p.Published = 0
-		}
-	}
-	for _, key := range names {
-		services = append(services, *groups[key])
-	}
-	return services
 }
 
 // networkRevision is the revision of the network state that this agent holds; 0: none.
@@ -240,6 +102,7 @@ const keepEvery = 2 * time.Second
 func (a *Agent) runNetwork(ctx context.Context) error {
 	keep := time.NewTicker(keepEvery)
 	defer keep.Stop()
+	kept := wire.NewKeptNetwork()
 	for {
 		select {
 		case <-ctx.Done():
@@ -250,33 +113,48 @@ func (a *Agent) runNetwork(ctx context.Context) error {
 		case <-a.networkWake:
 		}
 		a.mu.Lock()
-		version, state := a.network.version, a.network.whole()
-		state.Changed, a.network.touched = a.network.touched, map[string]bool{}
+		version, revision, told := a.network.version, a.network.revision, a.network.pending
+		a.network.pending = nil
 		a.mu.Unlock()
+		for _, m := range told {
+			kept.Apply(m)
+		}
+		state := kept.Next()
 		if err := a.syncNetwork(ctx, state); err != nil {
 			if ctx.Err() != nil {
 				return nil
 			}
-			a.mu.Lock()
-			a.network.touched = nil // the parts are in different states now
-			a.mu.Unlock()
-			a.Log.Error("network state could not be put in force", "error", err, "revision", state.Revision)
+			kept.Forget() // the parts are in different states now
+			a.Log.Error("network state could not be put in force", "error", err, "revision", revision)
 			time.AfterFunc(500*time.Millisecond, a.pokeNetwork)
 			continue
 		}
-		knows := make(map[string][]model.Address, len(state.Instances))
-		for i := range state.Instances {
-			knows[state.Instances[i].ID] = state.Instances[i].Addresses
+		var knows map[string][]model.Address // of all instances, where it is not known which are others
+		if state.Changes == nil {
+			knows = make(map[string][]model.Address, len(state.Instances))
+			for i := range state.Instances {
+				knows[state.Instances[i].ID] = state.Instances[i].Addresses
+			}
 		}
 		a.mu.Lock()
 		a.network.inForce = version
-		a.networkKnows = knows
+		if knows != nil {
+			a.networkKnows = knows
+		} else {
+			for id := range state.Changes.Instances {
+				if in := state.Instance(id); in != nil {
+					a.networkKnows[id] = in.Addresses
+				} else {
+					delete(a.networkKnows, id)
+				}
+			}
+		}
 		close(a.networkChanged)
 		a.networkChanged = make(chan struct{})
 		if a.network.version == version {
 			a.tellApplied()
 		} else {
-			a.session.Applied(state.Revision) // a newer one is on its way
+			a.session.Applied(revision) // a newer one is on its way
 		}
 		a.mu.Unlock()
 	}

@@ -43,7 +43,7 @@ type Balance struct {
 // side is the table of one version of IP, and what it says.
 type side struct {
 	*family
-	inForce *Desired            // nil: unknown, or no table
+	inForce *ledger             // nil: unknown, or no table
 	begun   bool                // what an earlier agent left has been dealt with
 	retired map[netip.Addr]bool // addresses that were led to, and are not any more; some have connections still
 }
@@ -53,54 +53,83 @@ func New(c Config) *Balance {
 	return &Balance{Config: c, sides: [2]*side{{family: ipv4, retired: map[netip.Addr]bool{}}, {family: ipv6, retired: map[netip.Addr]bool{}}}}
 }
 
-// Sync puts the network state in force.
+// Sync puts the network state in force: by what it says has changed, where it does.
 func (b *Balance) Sync(ctx context.Context, n *wire.Network) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, side := range b.sides {
-		d, err := Compute(n, b.NodeID, side.family)
-		if err != nil {
-			return err
-		}
-		if err := b.put(n, side, d); err != nil {
+		if err := b.sync(n, side); err != nil {
+			side.inForce = nil // whatever is there now: the next one begins anew
 			return fmt.Errorf("write the balancer's table for %s: %w", side.name, err)
 		}
 	}
 	return nil
 }
 
+func (b *Balance) sync(n *wire.Network, s *side) error {
+	if old := s.inForce; old != nil && n.Changes != nil {
+		d, ok, err := old.update(n)
+		if err != nil {
+			return err
+		}
+		if ok {
+			if err := changeTable(s.family, d); err != nil {
+				return err
+			}
+			b.cutAfter(n, s, d)
+			return nil
+		}
+	}
+	l, err := newLedger(n, b.NodeID, s.family)
+	if err != nil {
+		return err
+	}
+	return b.put(n, s, l)
+}
+
 // put brings one table to what is wanted of it.
-func (b *Balance) put(n *wire.Network, s *side, d *Desired) error {
-	old := s.inForce
-	var left []*Frontend
+func (b *Balance) put(n *wire.Network, s *side, l *ledger) error {
+	old, now := s.inForce, l.desired()
+	d := &delta{}
 	var err error
 	switch {
-	case !d.Own.IsValid() && s.family == ipv4:
+	case !now.Own.IsValid() && s.family == ipv4:
 		return nil // this node has no address yet: the next state tells
-	case !d.Own.IsValid():
+	case !now.Own.IsValid():
 		if old != nil || !s.begun {
 			err = deleteTable(s.family)
 		}
-		s.inForce = nil
-	case old == nil || old.Own != d.Own || old.NodePool != d.NodePool: // which are in rules
-		err, s.inForce = replaceTable(s.family, d), d
+		l = nil
+	case old == nil || old.shape.Own != now.Own || old.shape.NodePool != now.NodePool: // which are in rules
+		err, d.stricter = replaceTable(s.family, now), !now.Policies.empty()
 	default:
-		left, err = changeTable(s.family, old, d)
-		s.inForce = d
+		d, l.idle = compare(old.desired(), now, old.idle)
+		for _, f := range now.Frontends {
+			l.led[f.FrontendKey] = f // in the order that they have in the kernel
+		}
+		err = changeTable(s.family, d)
 	}
 	if err != nil {
-		s.inForce = nil // whatever is there now: the next one begins anew
 		return err
 	}
-	s.begun = true
-	b.cutDead(n, s, left)
-	if !d.Policies.empty() && (old == nil || !old.Policies.sameRules(&d.Policies)) {
-		b.cutRefused(s.family, d)
-	}
-	if old != nil {
-		b.cutMissed(s.family, old, d)
-	}
+	s.inForce, s.begun = l, true
+	b.cutAfter(n, s, d)
 	return nil
+}
+
+// cutAfter ends connections that a change leaves without an end, or forbids.
+func (b *Balance) cutAfter(n *wire.Network, s *side, d *delta) {
+	b.cutDead(n, s, d.left)
+	if d.stricter && s.inForce != nil {
+		b.cutRefused(s.family, s.inForce)
+	}
+	if len(d.opened) > 0 {
+		missed := missedFlows{}
+		for _, port := range d.opened {
+			missed[port] = true
+		}
+		b.cut(s.family, missed)
+	}
 }
 
 // Keep writes a table again that somebody took away or wrote to.
@@ -112,7 +141,8 @@ func (b *Balance) Keep(ctx context.Context) error {
 			continue
 		}
 		b.Log.Warn("the balancer's table was taken away, and is written again", "version", s.name)
-		if err := replaceTable(s.family, s.inForce); err != nil {
+		s.inForce.idle = nil
+		if err := replaceTable(s.family, s.inForce.desired()); err != nil {
 			return fmt.Errorf("write the balancer's table for %s again: %w", s.name, err)
 		}
 	}
@@ -121,7 +151,7 @@ func (b *Balance) Keep(ctx context.Context) error {
 
 // cutDead ends connections into instances that are no longer there, so that clients notice at once
 // instead of waiting for an answer that cannot come. Who is no endpoint any more may still have some.
-func (b *Balance) cutDead(n *wire.Network, s *side, left []*Frontend) {
+func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 	for _, f := range left {
 		for _, e := range f.Endpoints {
 			s.retired[e] = true
@@ -132,19 +162,15 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []*Frontend) {
 	}
 	down := map[string]bool{}
 	for _, node := range n.Nodes {
-		down[node.ID] = node.Down
-	}
-	alive := map[netip.Addr]bool{}
-	for i := range n.Instances {
-		for j := range n.Instances[i].Addresses {
-			if ip, ok := s.address(&n.Instances[i].Addresses[j]); ok && s.retired[ip] && !down[n.Instances[i].NodeID] {
-				alive[ip] = true
-			}
+		if node.Down {
+			down[node.ID] = true
 		}
 	}
-	dead := deadFlows{}
+	alive, dead := map[netip.Addr]bool{}, deadFlows{}
 	for a := range s.retired {
-		if !alive[a] {
+		if in := n.Holder(a); in != nil && !down[in.NodeID] {
+			alive[a] = true
+		} else {
 			dead[a] = true
 		}
 	}
@@ -152,26 +178,6 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []*Frontend) {
 		b.cut(s.family, dead)
 	}
 	s.retired = alive
-}
-
-// cutMissed forgets datagrams that came to a port of this node before it led anywhere: whoever goes
-// on sending would be taken for the same connection, and never be led.
-func (b *Balance) cutMissed(f *family, old, now *Desired) {
-	led := map[uint16]bool{}
-	for i := range old.Frontends {
-		if fe := &old.Frontends[i]; fe.Node && fe.Protocol == unix.IPPROTO_UDP && len(fe.Endpoints) > 0 {
-			led[fe.Port] = true
-		}
-	}
-	missed := missedFlows{}
-	for i := range now.Frontends {
-		if fe := &now.Frontends[i]; fe.Node && fe.Protocol == unix.IPPROTO_UDP && len(fe.Endpoints) > 0 && !led[fe.Port] {
-			missed[fe.Port] = true
-		}
-	}
-	if len(missed) > 0 {
-		b.cut(f, missed)
-	}
 }
 
 func (b *Balance) cut(f *family, which netlink.CustomConntrackFilter) {
@@ -189,7 +195,8 @@ func (d deadFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	return ok && d[a.Unmap()]
 }
 
-// missedFlows matches datagrams to one of the ports that were not led anywhere.
+// missedFlows matches datagrams that came to one of the ports before it led anywhere: whoever goes on
+// sending would be taken for the same connection, and never be led.
 type missedFlows map[uint16]bool
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.

@@ -220,3 +220,39 @@ func TestPortsThatInstancesHold(t *testing.T) {
 		t.Errorf("ports lead to %v, want %v", got, want)
 	}
 }
+
+// TestSharesFollowWeights holds that endpoints are there as often as they weigh, and that none is left out.
+func TestSharesFollowWeights(t *testing.T) {
+	a, b, c := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
+	for _, x := range []struct {
+		list []weighted
+		want string
+	}{
+		{nil, "map[]"},
+		{[]weighted{{b, 100}, {a, 100}}, "map[10.0.0.1:1 10.0.0.2:1]"},
+		{[]weighted{{b, 100}, {a, 10}, {c, 100}}, "map[10.0.0.1:1 10.0.0.2:10 10.0.0.3:10]"},
+		{[]weighted{{a, 30}, {a, 30}, {b, 20}}, "map[10.0.0.1:3 10.0.0.2:2]"},
+	} {
+		got := map[netip.Addr]int{}
+		for _, ip := range shares(x.list) {
+			got[ip]++
+		}
+		if fmt.Sprint(got) != x.want {
+			t.Errorf("%v are %v, want %v", x.list, got, x.want)
+		}
+	}
+	many := []weighted{{c, 1}}
+	for i := range 2000 {
+		many = append(many, weighted{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 999 + i%2})
+	}
+	got := shares(many)
+	light := 0
+	for _, ip := range got {
+		if ip == c {
+			light++
+		}
+	}
+	if len(got) > 2*mostShares || light != 1 {
+		t.Errorf("%d entries for %d endpoints, the lightest %d times", len(got), len(many), light)
+	}
+}

@@ -43,25 +43,26 @@ type Frontend struct {
 	FrontendKey
 	Target    uint16        // the port that is led to; 0: the same
 	Sticky    time.Duration // how long a client is remembered after its latest connection; 0: not at all
-	Endpoints []netip.Addr  // each as likely; ascending
+	Endpoints []netip.Addr  // each entry as likely; one that weighs more is there several times
 }
 
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
 
-// reading computes what one table should hold.
-type reading struct {
-	Desired
-	f      *family
-	nodeID string
-}
-
 // Compute says what the table of a node for a version of IP should hold. It is pure, and its output is
 // in a fixed order. Without networks of that version, Own is invalid.
 func Compute(n *wire.Network, nodeID string, f *family) (*Desired, error) {
-	r := &reading{f: f, nodeID: nodeID}
-	pool, err := r.pools(n)
+	l, err := newLedger(n, nodeID, f)
 	if err != nil {
 		return nil, err
+	}
+	return l.desired(), nil
+}
+
+// shapeOf is what a table holds whatever services and instances there are.
+func shapeOf(n *wire.Network, nodeID string, f *family) (d Desired, err error) {
+	pool, err := d.pools(n, nodeID, f)
+	if err != nil {
+		return d, err
 	}
 	for _, net := range n.Networks {
 		subnet := net.Status.Subnet
@@ -72,59 +73,45 @@ func Compute(n *wire.Network, nodeID string, f *family) (*Desired, error) {
 		}
 		p, err := netip.ParsePrefix(subnet)
 		if err != nil {
-			return nil, fault.New(fault.Internal, "subnet of network %s: %w", net.FullName(), err)
+			return d, fault.New(fault.Internal, "subnet of network %s: %w", net.FullName(), err)
 		}
-		r.Subnets = append(r.Subnets, p)
+		d.Subnets = append(d.Subnets, p)
 		if net.Internal {
-			r.Internal = append(r.Internal, p)
+			d.Internal = append(d.Internal, p)
 		}
 	}
-	if f == ipv6 && len(r.Subnets) == 0 {
-		return &Desired{}, nil
+	if f == ipv6 && len(d.Subnets) == 0 {
+		return Desired{}, nil
 	}
-	for i := range n.Instances {
-		if n.Instances[i].NodeID != nodeID {
-			continue
-		}
-		for _, a := range n.Instances[i].Addresses {
-			if ip, ok := f.address(&a); ok {
-				r.Local = append(r.Local, ip)
-			}
-		}
-	}
-	for i := range n.Services {
-		r.addService(&n.Services[i])
-	}
-	r.addHeld(n)
-	r.Policies = compilePolicies(n, f)
-	r.Networks = merge(append(slices.Clone(r.Subnets), pool))
-	r.sort()
-	r.settle()
-	return &r.Desired, nil
+	d.Networks = merge(append(slices.Clone(d.Subnets), pool))
+	slices.SortFunc(d.Subnets, netip.Prefix.Compare)
+	d.Subnets = slices.Compact(d.Subnets)
+	slices.SortFunc(d.Internal, netip.Prefix.Compare)
+	return d, nil
 }
 
 // pools reads the node's own address, and where nodes have theirs; it returns where networks have theirs.
-func (r *reading) pools(n *wire.Network) (pool netip.Prefix, err error) {
-	if r.NodePool, err = netip.ParsePrefix(n.NodePool); err != nil {
+func (d *Desired) pools(n *wire.Network, nodeID string, f *family) (pool netip.Prefix, err error) {
+	if d.NodePool, err = netip.ParsePrefix(n.NodePool); err != nil {
 		return pool, fault.New(fault.Internal, "pool of node addresses: %w", err)
 	}
 	if pool, err = netip.ParsePrefix(n.AddressPool); err != nil {
 		return pool, fault.New(fault.Internal, "pool of network addresses: %w", err)
 	}
 	for _, node := range n.Nodes {
-		if node.ID == r.nodeID {
-			if r.Own, err = netip.ParseAddr(node.OverlayAddress); err != nil {
+		if node.ID == nodeID {
+			if d.Own, err = netip.ParseAddr(node.OverlayAddress); err != nil {
 				return pool, fault.New(fault.Internal, "overlay address of this node: %w", err)
 			}
 		}
 	}
-	if r.f == ipv6 && n.AddressPool6 != "" {
+	if f == ipv6 && n.AddressPool6 != "" {
 		if pool, err = netip.ParsePrefix(n.AddressPool6); err != nil {
 			return pool, fault.New(fault.Internal, "pool of network addresses: %w", err)
 		}
-		r.NodePool = model.NodePool6(pool)
-		if r.Own.IsValid() {
-			r.Own = model.Embed(r.NodePool, r.Own)
+		d.NodePool = model.NodePool6(pool)
+		if d.Own.IsValid() {
+			d.Own = model.Embed(d.NodePool, d.Own)
 		}
 	}
 	return pool, nil
@@ -145,20 +132,21 @@ func merge(list []netip.Prefix) []netip.Prefix {
 	return out
 }
 
-// on appends the addresses of endpoints on a network; "" takes the first of each. Those of this node
-// may come before all others, or be the only ones.
-func (r *reading) on(s *wire.NetworkService, network string, local model.LocalPolicy) []netip.Addr {
-	all, near := make([]netip.Addr, 0, len(s.Endpoints)), []netip.Addr(nil)
+// on are the addresses of endpoints on a network, each as often as it weighs; "" takes the first of each.
+// Those of this node may come before all others, or be the only ones.
+func (l *ledger) on(s *wire.NetworkService, network string, local model.LocalPolicy) []netip.Addr {
+	all, near := make([]weighted, 0, len(s.Endpoints)), []weighted(nil)
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
 		for j := range e.Addresses {
-			ip, ok := r.f.address(&e.Addresses[j])
+			ip, ok := l.f.address(&e.Addresses[j])
 			if !ok || network != "" && e.Addresses[j].Network != network {
 				continue
 			}
-			all = append(all, ip)
-			if local != "" && e.NodeID == r.nodeID {
-				near = append(near, ip)
+			w := weighted{ip, cmp.Or(e.Weight, model.FullWeight)}
+			all = append(all, w)
+			if local != "" && e.NodeID == l.nodeID {
+				near = append(near, w)
 			}
 			break
 		}
@@ -166,25 +154,61 @@ func (r *reading) on(s *wire.NetworkService, network string, local model.LocalPo
 	if local == model.LocalOnly || len(near) > 0 {
 		all = near
 	}
-	slices.SortFunc(all, netip.Addr.Compare)
-	return slices.Compact(all)
+	return shares(all)
 }
 
-func (r *reading) addService(s *wire.NetworkService) {
+// weighted is an endpoint, and how many connections it gets beside others.
+type weighted struct {
+	netip.Addr
+	weight int
+}
+
+// mostShares bounds how often a table has endpoints of different weights; more endpoints are there once each.
+const mostShares = 4096
+
+// shares are endpoints in ascending order, each as often as it weighs.
+func shares(list []weighted) []netip.Addr {
+	slices.SortFunc(list, func(a, b weighted) int { return cmp.Or(a.Compare(b.Addr), cmp.Compare(b.weight, a.weight)) })
+	list = slices.CompactFunc(list, func(a, b weighted) bool { return a.Addr == b.Addr })
+	divisor, sum := 0, 0
+	for _, e := range list {
+		sum += e.weight
+		for a, b := e.weight, divisor; ; a, b = b, a%b {
+			if b == 0 {
+				divisor = a
+				break
+			}
+		}
+	}
+	out := make([]netip.Addr, 0, len(list))
+	for _, e := range list {
+		times := e.weight / divisor
+		if sum/divisor > max(mostShares, len(list)) {
+			times = max(1, e.weight*mostShares/sum)
+		}
+		for range times {
+			out = append(out, e.Addr)
+		}
+	}
+	return out
+}
+
+// ofService are the frontends of a service.
+func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 	for i := range s.VirtualIPs {
-		ip, ok := r.f.address(&s.VirtualIPs[i])
+		ip, ok := l.f.address(&s.VirtualIPs[i])
 		if !ok {
 			continue
 		}
-		endpoints := r.on(s, s.VirtualIPs[i].Network, s.Balance.Local)
+		endpoints := l.on(s, s.VirtualIPs[i].Network, s.Balance.Local)
 		if s.Direct {
-			r.addDirect(s, ip, endpoints)
+			out = append(out, direct(s, ip, endpoints)...)
 			continue
 		}
-		r.Frontends = append(r.Frontends, Frontend{FrontendKey: FrontendKey{IP: ip}, Sticky: s.Balance.Sticky, Endpoints: endpoints})
+		out = append(out, Frontend{FrontendKey: FrontendKey{IP: ip}, Sticky: s.Balance.Sticky, Endpoints: endpoints})
 		for _, p := range s.Ports {
 			if proto, ok := protocols[p.Protocol]; ok && p.Virtual != 0 && p.Virtual != p.Target {
-				r.Frontends = append(r.Frontends, Frontend{
+				out = append(out, Frontend{
 					FrontendKey: FrontendKey{IP: ip, Protocol: proto, Port: uint16(p.Virtual)},
 					Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: endpoints,
 				})
@@ -196,7 +220,7 @@ func (r *reading) addService(s *wire.NetworkService) {
 		if p.Published == 0 || !ok {
 			continue
 		}
-		hostIP, ok := r.hostAddress(p.HostIP)
+		hostIP, ok := hostAddress(p.HostIP, l.f)
 		if !ok {
 			continue
 		}
@@ -204,64 +228,58 @@ func (r *reading) addService(s *wire.NetworkService) {
 		if p.HostMode {
 			local = model.LocalOnly
 		}
-		r.Frontends = append(r.Frontends, Frontend{
+		out = append(out, Frontend{
 			FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(p.Published)},
-			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: r.on(s, "", local),
+			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, "", local),
 		})
 	}
+	return out
 }
 
-// addDirect leads the ports of a direct service's virtual IP; its others lead nowhere.
-func (r *reading) addDirect(s *wire.NetworkService, ip netip.Addr, endpoints []netip.Addr) {
-	r.Frontends = append(r.Frontends, Frontend{FrontendKey: FrontendKey{IP: ip}})
+// direct leads the ports of a direct service's virtual IP; its others lead nowhere.
+func direct(s *wire.NetworkService, ip netip.Addr, endpoints []netip.Addr) []Frontend {
+	out := []Frontend{{FrontendKey: FrontendKey{IP: ip}}}
 	for _, p := range s.Ports {
 		port := p.Virtual
 		if port == 0 {
 			port = p.Target
 		}
 		if proto, ok := protocols[p.Protocol]; ok {
-			r.Frontends = append(r.Frontends, Frontend{
+			out = append(out, Frontend{
 				FrontendKey: FrontendKey{IP: ip, Protocol: proto, Port: uint16(port)},
 				Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: endpoints,
 			})
 		}
 	}
+	return out
 }
 
-// addHeld publishes the ports that instances of this node hold by themselves. Those of a service are led
+// heldPort is a port of the node that instances of a workload have where they run.
+type heldPort struct {
+	workload, protocol string
+	port               int
+}
+
+// ofHolder publishes the ports that an instance of this node holds by itself. Those of a service are led
 // as that says.
-func (r *reading) addHeld(n *wire.Network) {
-	type held struct {
-		workload, protocol string
-		port               int
+func (l *ledger) ofHolder(i *wire.NetworkInstance) (out []Frontend) {
+	if len(i.Addresses) == 0 {
+		return nil
 	}
-	ofServices := map[held]bool{}
-	for i := range n.Services {
-		for _, p := range n.Services[i].Ports {
-			if p.HostMode {
-				ofServices[held{n.Services[i].WorkloadID, p.Protocol, p.Published}] = true
-			}
+	ip, ok := l.f.address(&i.Addresses[0])
+	for _, h := range i.HostPorts {
+		if proto, known := protocols[h.Protocol]; ok && known && l.hostPorts[heldPort{i.WorkloadID, h.Protocol, h.Published}] == 0 {
+			out = append(out, Frontend{
+				FrontendKey: FrontendKey{Node: true, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
+			})
 		}
 	}
-	for k := range n.Instances {
-		i := &n.Instances[k]
-		if i.NodeID != r.nodeID || len(i.Addresses) == 0 {
-			continue
-		}
-		ip, ok := r.f.address(&i.Addresses[0])
-		for _, h := range i.HostPorts {
-			if proto, known := protocols[h.Protocol]; ok && known && !ofServices[held{i.WorkloadID, h.Protocol, h.Published}] {
-				r.Frontends = append(r.Frontends, Frontend{
-					FrontendKey: FrontendKey{Node: true, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
-				})
-			}
-		}
-	}
+	return out
 }
 
 // hostAddress reads the address that a port is published on: the zero Addr is all of them. It is
 // not ok when it is of the other version of IP.
-func (r *reading) hostAddress(s string) (netip.Addr, bool) {
+func hostAddress(s string, f *family) (netip.Addr, bool) {
 	if s == "" {
 		return netip.Addr{}, true
 	}
@@ -272,41 +290,15 @@ func (r *reading) hostAddress(s string) (netip.Addr, bool) {
 	if ip = ip.Unmap(); ip.IsUnspecified() {
 		return netip.Addr{}, true
 	}
-	return ip, ip.Is4() == (r.f == ipv4)
+	return ip, ip.Is4() == (f == ipv4)
 }
 
-// settle drops what claims the same as another that leads somewhere: one wrong service must not
-// keep the table from being written.
-func (r *reading) settle() {
-	claimed := make(map[FrontendKey]int, len(r.Frontends))
-	kept := r.Frontends[:0]
-	for _, f := range r.Frontends {
-		i, again := claimed[f.FrontendKey]
-		switch {
-		case !again:
-			claimed[f.FrontendKey] = len(kept)
-			kept = append(kept, f)
-		case len(kept[i].Endpoints) == 0:
-			kept[i] = f
+func byKey(a, b Frontend) int {
+	if a.Node != b.Node {
+		if b.Node {
+			return -1
 		}
+		return 1
 	}
-	r.Frontends = kept
-	r.Subnets = slices.Compact(r.Subnets)
-}
-
-func (r *reading) sort() {
-	byPrefix := func(a, b netip.Prefix) int { return a.Compare(b) }
-	slices.SortFunc(r.Local, netip.Addr.Compare)
-	r.Local = slices.Compact(r.Local)
-	slices.SortFunc(r.Subnets, byPrefix)
-	slices.SortFunc(r.Internal, byPrefix)
-	slices.SortStableFunc(r.Frontends, func(a, b Frontend) int {
-		if a.Node != b.Node {
-			if b.Node {
-				return -1
-			}
-			return 1
-		}
-		return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
-	})
+	return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.Port, b.Port), cmp.Compare(a.Protocol, b.Protocol))
 }

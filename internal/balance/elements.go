@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/fnv"
 	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
@@ -123,30 +124,76 @@ func (f *Frontend) leads() leading {
 	return l
 }
 
-func (f *Frontend) elements() (out []element) {
+// entry is the element by which a frontend is found; one without endpoints may have none.
+func (f *Frontend) entry() []element {
 	set, _, key := f.keyed()
-	if len(f.Endpoints) == 0 {
-		if set == virtualIPs {
-			out = append(out, element{set: nowhere, key: key})
-		}
-		return out
+	if len(f.Endpoints) > 0 {
+		l := f.leads()
+		return []element{{set: set, key: key, chain: l.name()}}
 	}
+	if set == virtualIPs {
+		return []element{{set: nowhere, key: key}}
+	}
+	return nil
+}
+
+// slots are the elements that a frontend's chain draws from, in their order.
+func (f *Frontend) slots() []element {
+	_, _, key := f.keyed()
 	chain := f.leads()
-	out = append(out, element{set: set, key: key, chain: chain.name()})
 	if f.Sticky > 0 {
 		key = word(chain.number)
 	}
+	out := make([]element, 0, len(f.Endpoints))
 	for i, e := range f.Endpoints {
 		to := element{set: chain.kind, key: key + word(uint32(i)), value: raw(e)}
 		if chain.kind == portsAtTargets || chain.kind == publishedTarget {
 			to.value += port(f.Target)
 		}
 		out = append(out, to)
-		if f.Sticky > 0 {
+	}
+	return out
+}
+
+// members are the endpoints that a client may be led to again.
+func (f *Frontend) members() (out []element) {
+	if f.Sticky == 0 {
+		return nil
+	}
+	key := word(f.number())
+	seen := map[netip.Addr]bool{}
+	for _, e := range f.Endpoints {
+		if !seen[e] {
+			seen[e] = true
 			out = append(out, element{set: stickyMembers, key: key + raw(e)})
 		}
 	}
 	return out
+}
+
+func (f *Frontend) elements() []element {
+	return slices.Concat(f.entry(), f.slots(), f.members())
+}
+
+// differs says what turns a frontend into another of the same key; nil is none.
+func (f *Frontend) differs(next *Frontend) (gone, come []element) {
+	if next == nil {
+		return f.elements(), nil
+	}
+	gone, come = differ(slices.Concat(f.entry(), f.members()), slices.Concat(next.entry(), next.members()))
+	old, now := f.slots(), next.slots()
+	for i := range max(len(old), len(now)) {
+		if i < len(old) && i < len(now) && old[i] == now[i] {
+			continue
+		}
+		if i < len(old) {
+			gone = append(gone, old[i])
+		}
+		if i < len(now) {
+			come = append(come, now[i])
+		}
+	}
+	return gone, come
 }
 
 // ranges are the elements of a set of prefixes of which none overlaps with another.
@@ -166,7 +213,10 @@ func (d *Desired) elements() (out []element) {
 	}
 	out = append(out, d.Policies.elements()...)
 	for _, a := range d.Local {
-		out = append(out, element{set: selfSet, key: raw(a) + raw(a)})
+		out = append(out, self(a))
 	}
 	return out
 }
+
+// self is an instance of this node that is led to itself.
+func self(a netip.Addr) element { return element{set: selfSet, key: raw(a) + raw(a)} }

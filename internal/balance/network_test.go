@@ -682,3 +682,49 @@ func askDatagram(ns netns.NsHandle, address string) (answer string, err error) {
 	})
 	return answer, err
 }
+
+// TestRoutesFollowInstances moves an instance, outside of all blocks, between nodes by what is said to change.
+func TestRoutesFollowInstances(t *testing.T) {
+	l := newLAN(t)
+	l.state.Networks = []*model.Network{network("front", "10.99.1.0/24", false)}
+	kept := wire.NewKeptNetwork()
+	kept.Apply(l.state)
+	routes := func() (out []string) {
+		l.in(l.a.ns, func() error {
+			if err := l.a.overlay.Sync(t.Context(), kept.Next()); err != nil {
+				return err
+			}
+			list, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Protocol: 97}, netlink.RT_FILTER_PROTOCOL)
+			for _, r := range list {
+				out = append(out, r.Dst.String())
+			}
+			slices.Sort(out)
+			return err
+		})
+		return out
+	}
+	tell := func(list ...wire.NetworkInstance) {
+		kept.Apply(&wire.Network{Since: 1, Instances: list})
+	}
+	at := func(id, node, ip string) wire.NetworkInstance {
+		return wire.NetworkInstance{ID: id, NodeID: node, Addresses: []model.Address{{Network: "front", IP: ip}}}
+	}
+	want := func(what string, more ...string) {
+		t.Helper()
+		more = append(more, "10.250.0.2/32") // the other node
+		slices.Sort(more)
+		if got := routes(); !slices.Equal(got, more) {
+			t.Errorf("%s: routes lead to %v, want %v", what, got, more)
+		}
+	}
+	want("at first")
+	tell(at("i1", "b", "10.99.1.77"))
+	want("an instance of another node", "10.99.1.77/32")
+	tell(at("i1", "a", "10.99.1.77"), at("i2", "b", "10.99.1.78"))
+	want("that is here now, and another", "10.99.1.78/32")
+	tell(at("i3", "b", "10.99.1.78"))
+	kept.Apply(&wire.Network{Since: 1, Gone: []string{"i2"}})
+	want("in whose place another has come", "10.99.1.78/32")
+	kept.Apply(&wire.Network{Since: 1, Gone: []string{"i1", "i3"}})
+	want("with none any more")
+}

@@ -82,7 +82,7 @@ func (j *judge) refuses(from, to netip.Addr, protocol uint8, port uint16) bool {
 }
 
 func (j *judge) refusesOn(side int, self, other netip.Addr, protocol uint8, port uint16) bool {
-	s := []*sidePolicies{&j.Out, &j.In}[side]
+	s := j.side(side)
 	profile, ok := s.Profile[self]
 	if !ok {
 		return false
@@ -156,53 +156,193 @@ func candidates(named map[string][]int, e *model.End) []int {
 	return slices.Concat(named[""], named[endKey(e.Namespace, e.Application, "")], named[endKey(e.Namespace, e.Application, e.Workload)])
 }
 
+// policyBook is what policies come to, with what it takes to say it of one more instance.
+type policyBook struct {
+	policies
+	reader   *policyReader
+	segments []segment
+	profiles [2]map[string]uint32 // numbers of profiles, out and in, by the policies that they are of
+	classes  map[string]uint32    // numbers of classes, by the peers that mean them
+	used     map[used]int         // by so many addresses, or ranges
+	of       map[string][]netip.Addr
+}
+
+// used is a profile of a side, or a class.
+type used struct {
+	side   int
+	number uint32
+}
+
+const sideClass = 2
+
 // compilePolicies makes tables of the cluster's policies for a version of IP.
-func compilePolicies(n *wire.Network, f *family) policies {
-	var out policies
-	if len(n.Policies) == 0 {
-		return out
-	}
+func compilePolicies(n *wire.Network, f *family) *policyBook {
 	r := &policyReader{f: f, policies: n.Policies, byPeer: map[string]int{}, named: map[string][]int{}, subjects: map[string][]int{}}
+	book := &policyBook{reader: r, used: map[used]int{}, of: map[string][]netip.Addr{}}
+	out := &book.policies
+	if len(n.Policies) == 0 {
+		return book
+	}
 	r.read()
-	segments := r.segments()
+	book.segments = r.segments()
 	out.Class = map[netip.Addr]uint32{}
 	profiles := [2]map[netip.Addr]string{{}, {}} // out, in
 	classes := map[netip.Addr]string{}
 	signatures := map[string][]int{}
+	seen := map[netip.Addr]string{}
 	for i := range n.Instances {
 		in := &n.Instances[i]
-		for j := range in.Addresses {
-			ip, ok := f.address(&in.Addresses[j])
-			if !ok {
-				continue
+		r.each(in, func(ip netip.Addr, e *model.End) {
+			if other, again := seen[ip]; again {
+				if n.Holder(ip).ID != in.ID {
+					return
+				}
+				book.of[other] = slices.DeleteFunc(book.of[other], func(a netip.Addr) bool { return a == ip })
+				delete(profiles[0], ip)
+				delete(profiles[1], ip)
+				delete(classes, ip)
 			}
-			e := model.End{Address: ip, Namespace: in.Namespace, Application: in.Application, Workload: in.Workload, Labels: in.Labels, Network: in.Addresses[j].Network}
-			for side, p := range r.profilesOf(&e) {
+			seen[ip] = in.ID
+			book.of[in.ID] = append(book.of[in.ID], ip)
+			for side, p := range r.profilesOf(e) {
 				if p != "" {
 					profiles[side][ip] = p
 				}
 			}
-			if peers := r.peersOf(&e, segments); len(peers) > 0 {
+			if peers := r.peersOf(e, book.segments); len(peers) > 0 {
 				key := signature(peers)
 				classes[ip], signatures[key] = key, peers
 			}
-		}
+		})
 	}
-	for _, s := range segments {
+	for _, s := range book.segments {
 		signatures[signature(s.peers)] = s.peers
 	}
-	numbers := numbered(signatures)
+	book.classes = numbered(signatures)
 	for ip, key := range classes {
-		out.Class[ip] = numbers[key]
+		out.Class[ip] = book.classes[key]
+		book.used[used{sideClass, out.Class[ip]}]++
 	}
-	for _, s := range segments {
-		out.Ranges = append(out.Ranges, classRange{s.first, s.last, numbers[signature(s.peers)]})
+	for _, s := range book.segments {
+		number := book.classes[signature(s.peers)]
+		out.Ranges = append(out.Ranges, classRange{s.first, s.last, number})
+		book.used[used{sideClass, number}]++
 	}
 	for side, direction := range []model.Direction{model.DirectionOut, model.DirectionIn} {
-		to := []*sidePolicies{&out.Out, &out.In}[side]
-		r.cells(to, direction, profiles[side], signatures, numbers)
+		to := out.side(side)
+		book.profiles[side] = r.cells(to, direction, profiles[side], signatures, book.classes)
+		for _, number := range to.Profile {
+			book.used[used{side, number}]++
+		}
 	}
-	return out
+	return book
+}
+
+// side is one of the two directions: out, and in.
+func (p *policies) side(side int) *sidePolicies { return []*sidePolicies{&p.Out, &p.In}[side] }
+
+// each goes through the addresses of an instance, as policies see it by them.
+func (r *policyReader) each(in *wire.NetworkInstance, do func(netip.Addr, *model.End)) {
+	for j := range in.Addresses {
+		if ip, ok := r.f.address(&in.Addresses[j]); ok {
+			do(ip, &model.End{Address: ip, Namespace: in.Namespace, Application: in.Application, Workload: in.Workload, Labels: in.Labels, Network: in.Addresses[j].Network})
+		}
+	}
+}
+
+// update follows instances that changed, and returns what that is in the tables. It is not ok, and nothing
+// is changed, when one is what none was so far, or the last of its kind is gone: then all is to be compiled.
+func (b *policyBook) update(n *wire.Network) (gone, come []element, ok bool) {
+	if len(b.reader.policies) == 0 {
+		return nil, nil, true
+	}
+	said := map[entry]uint32{} // 0: nothing
+	for id := range n.Changes.Instances {
+		now := map[netip.Addr]*model.End{}
+		if in := n.Instance(id); in != nil {
+			b.reader.each(in, func(ip netip.Addr, e *model.End) {
+				if n.Holder(ip).ID == id {
+					now[ip] = e
+				}
+			})
+		}
+		for _, ip := range b.of[id] {
+			holder := n.Holder(ip)
+			if now[ip] != nil || holder != nil && slices.Contains(b.of[holder.ID], ip) {
+				continue // by another instance it is said what holds
+			}
+			for side := range 3 {
+				said[entry{side, ip}] = 0
+			}
+		}
+		delete(b.of, id)
+		for ip, e := range now {
+			if b.of[id] = append(b.of[id], ip); !b.say(ip, e, said) {
+				return nil, nil, false
+			}
+		}
+	}
+	unused := b.empty() // no connection asks then, and the kernel has none of it
+	uses := map[used]int{}
+	for e, number := range said {
+		if old := b.table(e.side)[e.ip]; old != number {
+			uses[used{e.side, old}]--
+			uses[used{e.side, number}]++
+		}
+	}
+	for u, by := range uses {
+		if u.number != 0 && by != 0 && b.used[u]+by == 0 {
+			return nil, nil, false
+		}
+	}
+	for e, number := range said {
+		table, set := b.table(e.side), []string{policyFrom, policyTo, policyClass}[e.side]
+		old := table[e.ip]
+		if old == number {
+			continue
+		}
+		if b.used[used{e.side, old}]--; old != 0 {
+			gone = append(gone, element{set: set, key: raw(e.ip), value: word(old)})
+			delete(table, e.ip)
+		}
+		if b.used[used{e.side, number}]++; number != 0 {
+			come = append(come, element{set: set, key: raw(e.ip), value: word(number)})
+			table[e.ip] = number
+		}
+	}
+	if unused {
+		return nil, nil, true
+	}
+	return gone, come, true
+}
+
+// entry is what is said of an address in one of the tables.
+type entry struct {
+	side int
+	ip   netip.Addr
+}
+
+// table is that of a side, or of classes.
+func (b *policyBook) table(side int) map[netip.Addr]uint32 {
+	return []map[netip.Addr]uint32{b.Out.Profile, b.In.Profile, b.Class}[side]
+}
+
+// say says what an address is. It reports false when none was that so far.
+func (b *policyBook) say(ip netip.Addr, e *model.End, said map[entry]uint32) bool {
+	keys := [3]string{}
+	p := b.reader.profilesOf(e)
+	copy(keys[:], p[:])
+	if peers := b.reader.peersOf(e, b.segments); len(peers) > 0 {
+		keys[sideClass] = signature(peers)
+	}
+	for side, known := range []map[string]uint32{b.profiles[0], b.profiles[1], b.classes} {
+		number := known[keys[side]]
+		if keys[side] != "" && number == 0 {
+			return false
+		}
+		said[entry{side, ip}] = number
+	}
+	return true
 }
 
 // read finds different peers, and whom policies and peers may be about.
@@ -364,8 +504,8 @@ const (
 	deny
 )
 
-// cells fills in one direction: the numbers of profiles, and what they say of each class.
-func (r *policyReader) cells(to *sidePolicies, direction model.Direction, profiles map[netip.Addr]string, signatures map[string][]int, numbers map[string]uint32) {
+// cells fills in one direction: the numbers of profiles, which it returns by name, and what they say of each class.
+func (r *policyReader) cells(to *sidePolicies, direction model.Direction, profiles map[netip.Addr]string, signatures map[string][]int, numbers map[string]uint32) map[string]uint32 {
 	names := map[string]bool{}
 	for _, p := range profiles {
 		names[p] = true
@@ -412,6 +552,7 @@ func (r *policyReader) cells(to *sidePolicies, direction model.Direction, profil
 			to.Cells = append(to.Cells, cellsOf(own[name], numbers[key], rules[name], signatures[key])...)
 		}
 	}
+	return own
 }
 
 // spans are the protocols that are told apart.

@@ -278,7 +278,7 @@ func TestPoliciesByRealConnections(t *testing.T) {
 	for _, h := range []*host{l.a, l.b} {
 		l.in(h.ns, func() error {
 			for _, s := range h.balance.sides {
-				sameTable(t, s.family, s.inForce)
+				sameTable(t, s.family, s.inForce.desired())
 			}
 			return nil
 		})

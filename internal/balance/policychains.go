@@ -57,8 +57,8 @@ func (b *table) policiesOfNode(arrived *nftables.Chain) {
 }
 
 // cutRefused ends connections that may not begin any more.
-func (b *Balance) cutRefused(f *family, d *Desired) {
-	flows := refusedFlows{Desired: d, judge: d.Policies.judge(), own: map[netip.Addr]bool{}}
+func (b *Balance) cutRefused(f *family, l *ledger) {
+	flows := refusedFlows{nodes: l.shape.NodePool, judge: l.book.judge(), own: map[netip.Addr]bool{}}
 	all, err := net.InterfaceAddrs()
 	if err != nil {
 		b.Log.Info("connections that policies refuse could not be cut", "error", err)
@@ -76,7 +76,7 @@ func (b *Balance) cutRefused(f *family, d *Desired) {
 
 // refusedFlows matches connections that policies refuse. What nodes say themselves they are not asked about.
 type refusedFlows struct {
-	*Desired
+	nodes netip.Prefix
 	judge *judge
 	own   map[netip.Addr]bool
 }
@@ -86,7 +86,7 @@ func (r refusedFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
 	from, ok1 := netip.AddrFromSlice(f.Forward.SrcIP)
 	to, ok2 := netip.AddrFromSlice(f.Reverse.SrcIP)
 	from, to = from.Unmap(), to.Unmap()
-	if !ok1 || !ok2 || r.own[from] || r.NodePool.Contains(from) {
+	if !ok1 || !ok2 || r.own[from] || r.nodes.Contains(from) {
 		return false
 	}
 	return r.judge.refuses(from, to, f.Forward.Protocol, f.Reverse.SrcPort)

@@ -90,70 +90,72 @@ func replaceTable(f *family, d *Desired) error {
 	if err := b.build(d); err != nil {
 		return err
 	}
-	if _, err := b.change(&Desired{}, d); err != nil {
+	all, _ := compare(&Desired{}, d, nil)
+	if err := b.change(all); err != nil {
 		return err
 	}
 	return b.conn.Flush()
 }
 
-// changeTable turns what an older state left into what the new one wants, in one transaction. It returns
-// the frontends that lead elsewhere now, as they were.
-func changeTable(f *family, old, now *Desired) (left []*Frontend, err error) {
+// changeTable changes what is to be changed, in one transaction.
+func changeTable(f *family, d *delta) error {
+	if len(d.gone)+len(d.come)+len(d.born)+len(d.dead) == 0 {
+		return nil
+	}
 	b, err := newTable(f)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if left, err = b.change(old, now); err != nil {
-		return nil, err
+	if err := b.change(d); err != nil {
+		return err
 	}
-	return left, b.conn.Flush()
+	return b.conn.Flush()
 }
 
-// change adds and deletes elements, and the chains that they name. Nothing is sent where nothing differs.
-func (b *table) change(old, now *Desired) (left []*Frontend, err error) {
-	var gone, come []element
-	before, chains := map[leading]bool{}, map[leading]bool{}
-	was := make(map[FrontendKey]*Frontend, len(old.Frontends))
-	for i := range old.Frontends {
-		f := &old.Frontends[i]
-		was[f.FrontendKey], before[f.leads()] = f, true
+// change adds and deletes elements, and the chains that they name.
+func (b *table) change(d *delta) error {
+	for _, l := range d.born {
+		b.lead(&l)
 	}
+	if err := b.send(d.gone, b.conn.SetDeleteElements); err != nil {
+		return err
+	}
+	if err := b.send(d.come, b.conn.SetAddElements); err != nil {
+		return err
+	}
+	for _, l := range d.dead {
+		c := &nftables.Chain{Name: l.name(), Table: b.t}
+		b.conn.FlushChain(c)
+		b.conn.DelChain(c)
+	}
+	return nil
+}
+
+// compare says what turns a state into another, and which chains are idle then. Endpoints that stay are left in
+// their places.
+func compare(old, now *Desired, idle []leading) (d *delta, idleThen []leading) {
+	d = &delta{stricter: !now.Policies.empty() && !old.Policies.sameRules(&now.Policies)}
+	l := &ledger{led: map[FrontendKey]Frontend{}, chains: map[leading]int{}, idle: idle}
+	for _, f := range old.Frontends {
+		l.led[f.FrontendKey] = f
+		l.chains[f.leads()]++
+	}
+	stay := map[FrontendKey]bool{}
 	for i := range now.Frontends {
 		f := &now.Frontends[i]
-		chains[f.leads()] = true
-		o := was[f.FrontendKey]
-		delete(was, f.FrontendKey)
-		if o != nil && o.Target == f.Target && o.Sticky == f.Sticky && slices.Equal(o.Endpoints, f.Endpoints) {
-			continue
-		}
-		come = append(come, f.elements()...)
-		if o != nil {
-			gone, left = append(gone, o.elements()...), append(left, o)
+		stay[f.FrontendKey] = true
+		l.put(f.FrontendKey, f, d)
+		*f = l.led[f.FrontendKey]
+	}
+	for i := range old.Frontends {
+		if k := old.Frontends[i].FrontendKey; !stay[k] {
+			l.put(k, nil, d)
 		}
 	}
-	for _, f := range was {
-		gone, left = append(gone, f.elements()...), append(left, f)
-	}
-	gone, come = differ(append(gone, old.elements()...), append(come, now.elements()...))
-	for l := range chains {
-		if l.count > 0 && !before[l] {
-			b.lead(&l)
-		}
-	}
-	if err := b.send(gone, b.conn.SetDeleteElements); err != nil {
-		return nil, err
-	}
-	if err := b.send(come, b.conn.SetAddElements); err != nil {
-		return nil, err
-	}
-	for l := range before {
-		if l.count > 0 && !chains[l] {
-			c := &nftables.Chain{Name: l.name(), Table: b.t}
-			b.conn.FlushChain(c)
-			b.conn.DelChain(c)
-		}
-	}
-	return left, nil
+	l.tidy(d)
+	gone, come := differ(old.elements(), now.elements())
+	d.gone, d.come = append(d.gone, gone...), append(d.come, come...)
+	return d, l.idle
 }
 
 // differ leaves of two lists what is not in both, in their order, which matters for ranges.

@@ -47,7 +47,7 @@ var tuttiRules = keys{
 		"max_surge": well, "max_unavailable": well,
 	}),
 
-	"balance": within(keys{"sticky": well, "local": well}),
+	"balance": within(keys{"sticky": well, "local": well, "weight": well}),
 	"routes": within(keys{
 		"host": well, "path": well, "exact": well, "headers": well, "target": well, "protocol": well, "weight": well, "certificate": well,
 		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "wait": well, "retries": well,
@@ -96,6 +96,7 @@ type extras struct {
 	Balance struct {
 		Sticky string `json:"sticky"`
 		Local  string `json:"local"`
+		Weight *int   `json:"weight"`
 	} `json:"balance"`
 
 	Routes []routeEntry `json:"routes"`
@@ -397,10 +398,16 @@ func (o *one) extraBalance(x *extras) {
 		Sticky: o.duration("balance.sticky", x.Balance.Sticky),
 		Local:  choice(o, "balance.local", x.Balance.Local, map[string]model.LocalPolicy{"any": "", "prefer": model.LocalPrefer, "only": model.LocalOnly}),
 	}
-	if o.svc.Balance == (model.Balancing{}) {
+	weight := x.Balance.Weight
+	if weight != nil {
+		o.w.Template.Weight = *weight
+	}
+	if o.svc.Balance == (model.Balancing{}) && weight == nil {
 		return
 	}
 	switch {
+	case weight != nil && (*weight < 1 || *weight > model.MostWeight):
+		o.invalid(tuttiKey+".balance.weight", "%d is not between 1 and %d; others have %d when nothing is said", *weight, model.MostWeight, model.FullWeight)
 	case !o.isService():
 		o.invalid(tuttiKey+".balance", "nothing is balanced: it has no network that others could reach it on")
 	case o.svc.DNSRoundRobin && len(o.svc.Ports) == 0:

@@ -58,6 +58,7 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "rollout.max_surge":           {with: "x-tutti: {rollout: {max_surge: 2}}"},
 	ours + "rollout.max_unavailable":     {with: "x-tutti: {rollout: {max_unavailable: 2}}"},
 	ours + "balance.sticky":              {with: "x-tutti: {balance: {sticky: 3h}}"},
+	ours + "balance.weight":              {with: "x-tutti: {balance: {weight: 10}}"},
 	ours + "balance.local":               {with: "x-tutti: {balance: {local: prefer}}"},
 	ours + "routes.host":                 {with: "x-tutti: {routes: [{host: a.example, target: 80}]}"},
 	ours + "routes.path":                 {with: "x-tutti: {routes: [{path: /a, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},

@@ -354,7 +354,7 @@ func networkInstance(snap *store.Snapshot, inst *model.Instance) wire.NetworkIns
 				ni.Aliases[at.Network] = at.Aliases
 			}
 		}
-		ni.DNS = rev.Template.DNS.Servers
+		ni.DNS, ni.Weight = rev.Template.DNS.Servers, rev.Template.Weight
 	}
 	return ni
 }

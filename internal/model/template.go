@@ -39,6 +39,9 @@ type Template struct {
 	// The tasks see the processes, or the System V IPC, of the node.
 	HostPIDs bool `json:"hostPIDs,omitempty"`
 	HostIPC  bool `json:"hostIPC,omitempty"`
+	// Weight is how many connections each instance gets compared with others of its services, from 1 to
+	// MostWeight; 0 is FullWeight.
+	Weight int `json:"weight,omitempty"`
 	// ForceUpdate makes an otherwise equal template a new revision.
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }

@@ -34,6 +34,12 @@ type Backend struct {
 	Name string `json:"name,omitempty"`
 }
 
+// How many connections an instance gets compared with others: what it is when nothing is said, and at most.
+const (
+	FullWeight = 100
+	MostWeight = 1000
+)
+
 // Balancing says which of a service's instances get a connection.
 type Balancing struct {
 	// Sticky leads a client to the same instance as before, if it is not longer ago than this and the

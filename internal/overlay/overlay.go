@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -66,7 +67,14 @@ type Overlay struct {
 	own6  netip.Addr            // likewise; invalid while no network has IPv6
 	vxlan int                   // index of the device
 	fdb   map[netip.Addr]string // other nodes that the tunnel knows: overlay → host address
+
+	where   *places                                // as routes are in force; nil: they are to be looked at anew
+	singles map[string]map[netip.Prefix]netip.Addr // routes that instances have for themselves
+	checked time.Time                              // when all routes were last compared with the kernel's
 }
+
+// checkEvery is how long routes are taken to be as they were made.
+const checkEvery = 30 * time.Second
 
 // New makes or takes over what all instances share. The tunnel follows with the first Sync, which
 // tells the node's own address.
@@ -153,6 +161,11 @@ func underlayMTU(a netip.Addr) int {
 func (o *Overlay) Sync(ctx context.Context, n *wire.Network) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if c := n.Changes; c != nil && !c.Shape && o.where != nil && time.Since(o.checked) < checkEvery {
+		if _, err := netlink.LinkByIndex(o.vxlan); err == nil {
+			return o.moveRoutes(n)
+		}
+	}
 	nodes := map[string]wire.NetworkNode{}
 	addresses := map[string]netip.Addr{}
 	var own netip.Addr

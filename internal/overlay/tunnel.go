@@ -3,12 +3,14 @@ package overlay
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -161,61 +163,87 @@ func both(a netip.Addr, pool6 netip.Prefix) []netip.Addr {
 	return []netip.Addr{a, model.Embed(pool6, a)}
 }
 
+// places is where instances are, as routes need it.
+type places struct {
+	nodeID    string
+	addresses map[string]netip.Addr     // of nodes in the overlay
+	pool6     netip.Prefix              // where nodes have theirs of IPv6
+	blocks    map[string][]netip.Prefix // by node and network
+	subnets6  map[string]netip.Prefix   // of networks
+}
+
+// via is the node that a route leads to; none leads to the node itself.
+func (p *places) via(nodeID string) (netip.Addr, bool) {
+	a, ok := p.addresses[nodeID]
+	return a, ok && nodeID != p.nodeID
+}
+
+// single are the routes that an instance needs for itself: what lies outside of its node's blocks.
+func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Addr) {
+	to, ok := p.via(in.NodeID)
+	if !ok {
+		return nil
+	}
+	add := func(a, via netip.Addr) {
+		if out == nil {
+			out = map[netip.Prefix]netip.Addr{}
+		}
+		out[netip.PrefixFrom(a, a.BitLen())] = via
+	}
+	for _, addr := range in.Addresses {
+		a, err := netip.ParseAddr(addr.IP)
+		if err != nil {
+			continue
+		}
+		covered := slices.ContainsFunc(p.blocks[in.NodeID+addr.Network], func(b netip.Prefix) bool { return b.Contains(a) })
+		if !covered {
+			add(a, to)
+		}
+		s, has := p.subnets6[addr.Network]
+		if a6, err := netip.ParseAddr(addr.IP6); err == nil && has && (!covered || a6 != model.Embed(s, a)) {
+			add(a6, model.Embed(p.pool6, to))
+		}
+	}
+	return out
+}
+
 // syncRoutes routes the blocks of other nodes through the tunnel, and what lies outside of its
 // node's blocks one by one.
 func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
+	o.where, o.singles = nil, map[string]map[netip.Prefix]netip.Addr{}
+	p := &places{nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}}
 	wanted := map[netip.Prefix]netip.Addr{}
-	blocks := map[string][]netip.Prefix{} // by node and network
-	via := func(nodeID string) (netip.Addr, bool) {
-		a, ok := addresses[nodeID]
-		return a, ok && nodeID != o.NodeID
-	}
 	for id := range addresses {
-		if a, ok := via(id); ok {
+		if a, ok := p.via(id); ok {
 			for _, ip := range both(a, pool6) {
 				wanted[netip.PrefixFrom(ip, ip.BitLen())] = netip.Addr{}
 			}
 		}
 	}
-	subnets6 := map[string]netip.Prefix{}
 	for _, net := range n.Networks {
 		if s, err := netip.ParsePrefix(net.Status.Subnet6); err == nil {
-			subnets6[net.ID] = s
+			p.subnets6[net.ID] = s
 		}
 		for _, b := range net.Status.Blocks {
-			p, err := netip.ParsePrefix(b.CIDR)
+			block, err := netip.ParsePrefix(b.CIDR)
 			if err != nil {
 				return fault.New(fault.Internal, "block %q of network %s: %w", b.CIDR, net.FullName(), err)
 			}
-			blocks[b.NodeID+net.ID] = append(blocks[b.NodeID+net.ID], p)
-			to, ok := via(b.NodeID)
+			p.blocks[b.NodeID+net.ID] = append(p.blocks[b.NodeID+net.ID], block)
+			to, ok := p.via(b.NodeID)
 			if !ok {
 				continue
 			}
-			wanted[p] = to
-			if s, has := subnets6[net.ID]; has {
-				wanted[model.EmbedPrefix(s, p)] = model.Embed(pool6, to)
+			wanted[block] = to
+			if s, has := p.subnets6[net.ID]; has {
+				wanted[model.EmbedPrefix(s, block)] = model.Embed(pool6, to)
 			}
 		}
 	}
 	for i := range n.Instances {
-		to, ok := via(n.Instances[i].NodeID)
-		if !ok {
-			continue
-		}
-		for _, addr := range n.Instances[i].Addresses {
-			a, err := netip.ParseAddr(addr.IP)
-			if err != nil {
-				continue
-			}
-			covered := slices.ContainsFunc(blocks[n.Instances[i].NodeID+addr.Network], func(b netip.Prefix) bool { return b.Contains(a) })
-			if !covered {
-				wanted[netip.PrefixFrom(a, 32)] = to
-			}
-			s, has := subnets6[addr.Network]
-			if a6, err := netip.ParseAddr(addr.IP6); err == nil && has && (!covered || a6 != model.Embed(s, a)) {
-				wanted[netip.PrefixFrom(a6, 128)] = model.Embed(pool6, to)
-			}
+		if routes := p.single(&n.Instances[i]); routes != nil {
+			o.singles[n.Instances[i].ID] = routes
+			maps.Copy(wanted, routes)
 		}
 	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
@@ -223,6 +251,51 @@ func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, p
 			return err
 		}
 	}
+	if err := o.addRoutes(wanted); err != nil {
+		return err
+	}
+	o.where, o.checked = p, time.Now()
+	return nil
+}
+
+// moveRoutes follows instances that came, went or are elsewhere.
+func (o *Overlay) moveRoutes(n *wire.Network) error {
+	where := o.where
+	o.where = nil // until it is known to have gone well
+	for id := range n.Changes.Instances {
+		old := o.singles[id]
+		var now map[netip.Prefix]netip.Addr
+		if in := n.Instance(id); in != nil {
+			now = where.single(in)
+		}
+		if maps.Equal(old, now) {
+			continue
+		}
+		if delete(o.singles, id); now != nil {
+			o.singles[id] = now
+		}
+		for p := range old {
+			if _, stays := now[p]; stays {
+				continue
+			}
+			if holder := n.Holder(p.Addr()); holder != nil && holder.ID != id {
+				if _, has := o.singles[holder.ID][p]; has {
+					continue
+				}
+			}
+			if err := netlink.RouteDel(&netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p)}); err != nil && !errors.Is(err, unix.ESRCH) {
+				return fmt.Errorf("remove the route to %s: %w", p, err)
+			}
+		}
+		if err := o.addRoutes(now); err != nil {
+			return err
+		}
+	}
+	o.where = where
+	return nil
+}
+
+func (o *Overlay) addRoutes(wanted map[netip.Prefix]netip.Addr) error {
 	for p, via := range wanted {
 		r := &netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p), Src: o.own.AsSlice()}
 		if p.Addr().Is6() {

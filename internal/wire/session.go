@@ -136,9 +136,11 @@ type Network struct {
 	AddressPool string `json:"addressPool"`
 	// AddressPool6 is where networks have their addresses of IPv6, and, in its first subnet, nodes.
 	AddressPool6 string `json:"addressPool6,omitempty"`
-	// Changed are, in a complete state that an agent put together, the IDs of what was added, changed
-	// or dropped since the one before; nil: anything may have been. It does not travel.
-	Changed map[string]bool `json:"-"`
+	// Changes says, in a complete state that an agent put together, in what it differs from the one
+	// before; nil: anything may be different. It does not travel.
+	Changes *Changes `json:"-"`
+
+	index *networkIndex // of a complete state that an agent put together
 }
 
 // NetworkNode is a node as others reach it.
@@ -178,6 +180,7 @@ type Endpoint struct {
 	Instance  string          `json:"instance"`
 	NodeID    string          `json:"nodeID"`
 	Addresses []model.Address `json:"addresses"`
+	Weight    int             `json:"weight,omitempty"` // see NetworkInstance
 }
 
 // NetworkInstance is an instance as names and isolation need it.
@@ -195,6 +198,8 @@ type NetworkInstance struct {
 	Labels      map[string]string   `json:"labels,omitempty"` // of its workload
 	// Serves says that the services of its workload lead new connections to it.
 	Serves bool `json:"serves,omitempty"`
+	// Weight is how many connections it gets compared with others of its services; 0 is model.FullWeight.
+	Weight int `json:"weight,omitempty"`
 	// DNS are resolvers the instance wants asked for names from outside the cluster.
 	DNS []string `json:"dns,omitempty"`
 }

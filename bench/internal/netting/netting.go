@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
@@ -24,6 +25,7 @@ import (
 	"github.com/tutti-run/tutti/internal/balance/ingress"
 	"github.com/tutti-run/tutti/internal/balance/names"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -99,7 +101,7 @@ func measure(dir string, brief bool, sheet *report.Sheet) error {
 		}
 	}
 	sheet.Say("changes at %d services with %d endpoints", sizes[len(sizes)-1], sizes[len(sizes)-1]*endpointsEach)
-	if err := l.changes(sheet, brief); err != nil {
+	if err := l.changes(sheet, dir, brief); err != nil {
 		return err
 	}
 	sheet.Say("names")
@@ -146,43 +148,129 @@ func (l *lan) sync() error {
 	return nil
 }
 
-// changes measures what it takes one node to take over that an endpoint came or went.
-func (l *lan) changes(sheet *report.Sheet, brief bool) error {
-	count := 100
+// changes measures what it takes one node to take over that endpoints come and go: one after the other, and a
+// hundred in every second.
+func (l *lan) changes(sheet *report.Sheet, dir string, brief bool) error {
+	count, span := 100, 5*time.Second
 	if brief {
-		count = 30
+		count, span = 30, 2*time.Second
 	}
-	fresh := balance.New(balance.Config{NodeID: "a", Log: slog.New(slog.DiscardHandler)})
+	c := &changing{
+		kept: wire.NewKeptNetwork(), balance: balance.New(balance.Config{NodeID: "a", Log: slog.New(slog.DiscardHandler)}),
+		overlay: l.a.overlay, names: names.New(filepath.Join(dir, "names"), "169.254.1.1:53", slog.New(slog.DiscardHandler)),
+	}
 	began := time.Now()
-	if err := inside(l.a.ns, func() error { return fresh.Sync(context.Background(), l.state) }); err != nil {
+	c.kept.Apply(l.state)
+	if err := inside(l.a.ns, func() error { return c.balance.Sync(context.Background(), c.kept.Next()) }); err != nil {
 		return err
 	}
 	if err := sheet.AddAlone("net/rules/whole", float64(time.Since(began))/float64(time.Millisecond), "ms",
 		"10,000 services with 100,000 endpoints written to the kernel anew, in one transaction, as after a restart"); err != nil {
 		return err
 	}
-	l.a.balance = fresh
-	all := l.state.Services[5000].Endpoints
-	var took []time.Duration
-	before := used()
-	err := inside(l.a.ns, func() error {
+	l.a.balance = c.balance
+	endpoints := l.state.Instances[2:]
+	return inside(l.a.ns, func() error {
+		c.kept.Forget()
+		if err := c.sync(); err != nil { // routes and names as well
+			return err
+		}
+		defer c.names.Remove(context.Background())
+		runtime.GC()
+		var took []time.Duration
+		before := c.used()
 		for i := range count {
-			l.state.Services[5000].Endpoints = all[:len(all)-(i+1)%2]
 			began := time.Now()
-			if err := l.a.balance.Sync(context.Background(), l.state); err != nil {
+			c.change(&endpoints[len(endpoints)/count*i])
+			if err := c.sync(); err != nil {
 				return err
 			}
 			took = append(took, time.Since(began))
 		}
-		return nil
+		cpu := (c.used() - before) / time.Duration(count)
+		const counted = "one of 100,000 endpoints comes or goes; computed, and in force in the kernel and in the names responder, before the next"
+		if err := errors.Join(
+			sheet.AddAlone("net/rules/change/p50", report.Percentile(took, 0.5), "ms", counted),
+			sheet.AddAlone("net/rules/change/p99", report.Percentile(took, 0.99), "ms", counted),
+			sheet.AddAlone("net/rules/change/cpu", float64(cpu)/float64(time.Millisecond), "ms", "processor time of each such change, the kernel's and the responder's with it"),
+		); err != nil {
+			return err
+		}
+		return c.steadily(sheet, endpoints, span)
 	})
-	cpu := (used() - before) / time.Duration(count)
-	l.state.Services[5000].Endpoints = all
-	const counted = "one of 100,000 endpoints comes or goes; computed, and changed in the kernel in one transaction, before the next"
-	return errors.Join(err,
-		sheet.AddAlone("net/rules/change/p50", report.Percentile(took, 0.5), "ms", counted),
-		sheet.AddAlone("net/rules/change/p99", report.Percentile(took, 0.99), "ms", counted),
-		sheet.AddAlone("net/rules/change/cpu", float64(cpu)/float64(time.Millisecond), "ms", "processor time of each such change"))
+}
+
+// changing is a node that follows changes.
+type changing struct {
+	kept    *wire.KeptNetwork
+	overlay *overlay.Overlay
+	balance *balance.Balance
+	names   *names.Process
+}
+
+// change has an endpoint go, or come back.
+func (c *changing) change(in *wire.NetworkInstance) {
+	in.Serves = !in.Serves
+	c.kept.Apply(&wire.Network{Since: 1, Instances: []wire.NetworkInstance{*in}})
+}
+
+func (c *changing) sync() error {
+	n, ctx := c.kept.Next(), context.Background()
+	return errors.Join(c.overlay.Sync(ctx, n), c.balance.Sync(ctx, n), c.names.Sync(ctx, n))
+}
+
+// used is the processor time of this process and of the responder.
+func (c *changing) used() time.Duration {
+	sum := used()
+	pid, running := c.names.Running()
+	if !running {
+		return sum
+	}
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return sum
+	}
+	_, rest, _ := strings.Cut(string(text), ") ")
+	f := strings.Fields(rest)
+	for _, ticks := range f[11:13] { // of 10 ms: user and system
+		n, err := strconv.Atoi(ticks)
+		if err != nil {
+			return sum
+		}
+		sum += time.Duration(n) * 10 * time.Millisecond
+	}
+	return sum
+}
+
+// steadily has a hundred endpoints come or go in every second; what came meanwhile is put in force together, as
+// agents do.
+func (c *changing) steadily(sheet *report.Sheet, endpoints []wire.NetworkInstance, span time.Duration) error {
+	const rate = 100
+	told := make(chan time.Time, int(span/time.Second)*rate)
+	var took []time.Duration
+	before, began := c.used(), time.Now()
+	for n := 0; time.Since(began) < span; {
+		for due := int(time.Since(began) * rate / time.Second); n < due; n++ {
+			c.change(&endpoints[n*7919%len(endpoints)])
+			told <- began.Add(time.Duration(n+1) * time.Second / rate)
+		}
+		if len(told) == 0 {
+			time.Sleep(time.Millisecond)
+			continue
+		}
+		if err := c.sync(); err != nil {
+			return err
+		}
+		for now := time.Now(); len(told) > 0; {
+			took = append(took, now.Sub(<-told))
+		}
+	}
+	wall := time.Since(began)
+	const counted = "endpoints of 100,000 come and go, 100 in every second, until that is in force in the kernel and in the names responder; what comes meanwhile is put in force together"
+	return errors.Join(
+		sheet.AddAlone("net/rules/100-a-second/p50", report.Percentile(took, 0.5), "ms", counted),
+		sheet.AddAlone("net/rules/100-a-second/p99", report.Percentile(took, 0.99), "ms", counted),
+		sheet.AddAlone("net/rules/100-a-second/cpu", 100*float64(c.used()-before)/float64(wall), "% of a core", "processor time meanwhile, the kernel's and the responder's with it"))
 }
 
 // used is the processor time of this process so far.

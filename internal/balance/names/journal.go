@@ -35,23 +35,24 @@ func message(n *wire.Network) ([]byte, error) {
 
 // write adds what changed, or writes everything where that is not known or takes less.
 func (j *journal) write(n *wire.Network) error {
-	if n.Changed != nil && j.base > 0 && j.end < 2*j.base+1<<16 {
+	if c := n.Changes; c != nil && j.base > 0 && j.end < 2*j.base+1<<16 {
 		difference := &wire.Network{Since: 1}
-		seen := map[string]bool{}
-		for i := range n.Instances {
-			if id := n.Instances[i].ID; n.Changed[id] {
-				difference.Instances, seen[id] = append(difference.Instances, n.Instances[i]), true
-			}
-		}
-		for i := range n.Services {
-			if id := n.Services[i].ID; n.Changed[id] {
-				difference.Services, seen[id] = append(difference.Services, bare(n.Services[i])), true
-			}
-		}
-		for id := range n.Changed {
-			if !seen[id] {
+		for id := range c.Instances {
+			if in := n.Instance(id); in != nil {
+				difference.Instances = append(difference.Instances, *in)
+			} else {
 				difference.Gone = append(difference.Gone, id)
 			}
+		}
+		for id := range c.Services {
+			if s := n.Service(id); s != nil {
+				difference.Services = append(difference.Services, bare(*s))
+			} else {
+				difference.Gone = append(difference.Gone, id)
+			}
+		}
+		if len(difference.Instances)+len(difference.Services)+len(difference.Gone) == 0 {
+			return nil
 		}
 		return j.add(difference)
 	}

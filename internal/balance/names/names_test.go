@@ -201,7 +201,7 @@ func TestDifferencesLeadToTheSameZone(t *testing.T) {
 	writer, reader := &journal{path: filepath.Join(dir, stateFile)}, &journal{path: filepath.Join(dir, stateFile)}
 	followed, before := newZone(), map[string]string{}
 	for step := range 200 {
-		n, changed := state(), map[string]bool{}
+		n, changed := state(), &wire.Changes{Instances: map[string]bool{}, Services: map[string]bool{}}
 		now := map[string]string{}
 		for _, i := range n.Instances {
 			now[i.ID] = fmt.Sprint(i)
@@ -211,13 +211,17 @@ func TestDifferencesLeadToTheSameZone(t *testing.T) {
 		}
 		for _, m := range []map[string]string{now, before} {
 			for id := range m {
-				if now[id] != before[id] {
-					changed[id] = true
+				switch {
+				case now[id] == before[id]:
+				case id[0] == 's':
+					changed.Services[id] = true
+				default:
+					changed.Instances[id] = true
 				}
 			}
 		}
 		if before = now; step%70 > 0 {
-			n.Changed = changed
+			n.Changes = changed
 		}
 		if err := writer.write(n); err != nil {
 			t.Fatal(err)
