@@ -63,7 +63,7 @@ func ApplyLabels(labels map[string]string, w *model.Workload, svc *model.Service
 		delete(values, key)
 	}
 	o.Extensions = types.Extensions{tuttiKey: values}
-	for _, c := range certificatesOf(o.ServiceConfig) {
+	for _, c := range routeSecretsOf(o.ServiceConfig) {
 		o.refs["secrets."+c] = c
 	}
 	x := o.readExtras()

@@ -237,7 +237,7 @@ func usedBy(services types.Services, section, member string) bool {
 				return true
 			}
 		case "secrets":
-			if slices.ContainsFunc(s.Secrets, func(v types.ServiceSecretConfig) bool { return v.Source == member }) || slices.Contains(certificatesOf(&s), member) {
+			if slices.ContainsFunc(s.Secrets, func(v types.ServiceSecretConfig) bool { return v.Source == member }) || slices.Contains(routeSecretsOf(&s), member) {
 				return true
 			}
 		case "configs":

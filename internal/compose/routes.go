@@ -1,11 +1,14 @@
 package compose
 
 import (
+	"cmp"
 	"encoding/json"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/docker/go-units"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -26,6 +29,23 @@ type routeEntry struct {
 	Timeout     string            `json:"timeout"`
 	Wait        string            `json:"wait"`
 	Retries     *int              `json:"retries"`
+
+	TLS  string `json:"tls"`
+	ACME *struct {
+		Server    string `json:"server"`
+		Email     string `json:"email"`
+		Authority string `json:"authority"`
+	} `json:"acme"`
+	BasicAuth      string `json:"basic_auth"`
+	Redirect       string `json:"redirect"`
+	RedirectStatus int    `json:"redirect_status"`
+	RateLimit      *struct {
+		Requests int    `json:"requests"`
+		Per      string `json:"per"`
+		Burst    int    `json:"burst"`
+	} `json:"rate_limit"`
+	MaxBody     string `json:"max_body"`
+	MaxRequests int64  `json:"max_requests"`
 }
 
 func (e *routeEntry) UnmarshalJSON(data []byte) error {
@@ -41,8 +61,8 @@ func (e *routeEntry) UnmarshalJSON(data []byte) error {
 	return nil
 }
 
-// certificatesOf are the secrets that a service's routes name, as far as they can be read.
-func certificatesOf(s *types.ServiceConfig) (out []string) {
+// routeSecretsOf are the secrets that a service's routes name, as far as they can be read.
+func routeSecretsOf(s *types.ServiceConfig) (out []string) {
 	raw, err := json.Marshal(s.Extensions[tuttiKey])
 	var x struct {
 		Routes []routeEntry `json:"routes"`
@@ -51,8 +71,10 @@ func certificatesOf(s *types.ServiceConfig) (out []string) {
 		return nil // which readExtras says
 	}
 	for _, r := range x.Routes {
-		if r.Certificate != "" {
-			out = append(out, r.Certificate)
+		for _, secret := range []string{r.Certificate, r.BasicAuth} {
+			if secret != "" {
+				out = append(out, secret)
+			}
 		}
 	}
 	return out
@@ -70,14 +92,13 @@ func (o *one) extraRoutes(x *extras) {
 			Host: strings.ToLower(e.Host), Path: e.Path, Exact: e.Exact, Headers: e.Headers, Target: o.routeTarget(e.Target), Protocol: e.Protocol,
 			Weight: e.Weight, Insecure: e.Insecure, StripPath: e.StripPath, Sticky: e.Sticky, Timeout: o.duration("routes.timeout", e.Timeout), Wait: o.duration("routes.wait", e.Wait), Retries: e.Retries,
 		}
-		if e.Certificate != "" {
-			ref, ok := o.ref("secrets", e.Certificate, o.src.item(o.sub(key), e.Certificate), o.sub(key)+".certificate")
-			if !ok {
-				continue
-			}
-			r.Certificate = ref
+		if !o.routeSecret(e.Certificate, "certificate", &r.Certificate) || !o.routeSecret(e.BasicAuth, "basic_auth", &r.BasicAuth) {
+			continue
 		}
-		if r.Target == 0 {
+		o.routeLimits(&e, &r)
+		if e.Redirect != "" && e.Target == 0 {
+			r.Target = 0
+		} else if r.Target == 0 {
 			o.invalid(key, "route %s%s: target is the port inside the service's containers; it can be left out where ports or expose has a single one", e.Host, e.Path)
 			continue
 		}
@@ -86,6 +107,34 @@ func (o *one) extraRoutes(x *extras) {
 			continue
 		}
 		o.svc.Routes = append(o.svc.Routes, r)
+	}
+}
+
+// routeSecret finds one that a route names; ok is false when there is none of that name.
+func (o *one) routeSecret(name, key string, ref *string) (ok bool) {
+	if name == "" {
+		return true
+	}
+	where := o.sub(tuttiKey + ".routes")
+	*ref, ok = o.ref("secrets", name, o.src.item(where, name), where+"."+key)
+	return ok
+}
+
+// routeLimits reads what a route says of certificates, redirects and limits.
+func (o *one) routeLimits(e *routeEntry, r *model.Route) {
+	r.Issuer, r.Redirect, r.RedirectStatus, r.MaxRequests = model.Issuer(e.TLS), e.Redirect, e.RedirectStatus, e.MaxRequests
+	if e.ACME != nil {
+		r.ACME = &model.ACME{Server: e.ACME.Server, Email: e.ACME.Email, Authority: e.ACME.Authority}
+	}
+	if l := e.RateLimit; l != nil {
+		r.Rate = &model.RateLimit{Requests: l.Requests, Per: cmp.Or(o.duration("routes.rate_limit.per", l.Per), time.Second), Burst: cmp.Or(l.Burst, l.Requests)}
+	}
+	if e.MaxBody != "" {
+		n, err := units.RAMInBytes(e.MaxBody)
+		if err != nil || n < 1 {
+			o.invalid(tuttiKey+".routes.max_body", "%q is not a size such as 10m", e.MaxBody)
+		}
+		r.MaxBody = n
 	}
 }
 

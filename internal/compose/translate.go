@@ -102,7 +102,7 @@ func (t *translation) checkUnused() {
 	secrets := t.project.Secrets
 	t.project = t.project.WithoutUnnecessaryResources()
 	for _, s := range t.project.Services { // of which the parser knows nothing
-		for _, key := range certificatesOf(&s) {
+		for _, key := range routeSecretsOf(&s) {
 			if c, ok := secrets[key]; ok {
 				if t.project.Secrets == nil {
 					t.project.Secrets = types.Secrets{}

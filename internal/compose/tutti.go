@@ -51,6 +51,9 @@ var tuttiRules = keys{
 	"routes": within(keys{
 		"host": well, "path": well, "exact": well, "headers": well, "target": well, "protocol": well, "weight": well, "certificate": well,
 		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "wait": well, "retries": well,
+		"tls": well, "acme": within(keys{"server": well, "email": well, "authority": well}), "basic_auth": well,
+		"redirect": well, "redirect_status": well, "rate_limit": within(keys{"requests": well, "per": well, "burst": well}),
+		"max_body": well, "max_requests": well,
 	}),
 
 	"allow": within(talkRules), "deny": within(talkRules),

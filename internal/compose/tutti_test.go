@@ -1,8 +1,15 @@
 package compose
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"math/big"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -74,6 +81,18 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "routes.timeout":              {with: "x-tutti: {routes: [{timeout: 5s, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.wait":                 {with: "x-tutti: {routes: [{wait: 5s, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.retries":              {with: "x-tutti: {routes: [{retries: 0, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
+	ours + "routes.tls":                  {with: "x-tutti: {routes: [{host: a, tls: cluster, target: 80}]}", without: "x-tutti: {routes: [{host: a, target: 80}]}"},
+	ours + "routes.acme.server":          {with: "x-tutti: {routes: [{host: a, tls: acme, acme: {server: 'https://ca.test/dir'}, target: 80}]}", without: "x-tutti: {routes: [{host: a, tls: acme, target: 80}]}"},
+	ours + "routes.acme.email":           {with: "x-tutti: {routes: [{host: a, tls: acme, acme: {email: a@b}, target: 80}]}", without: "x-tutti: {routes: [{host: a, tls: acme, target: 80}]}"},
+	ours + "routes.acme.authority":       {with: "x-tutti: {routes: [{host: a, tls: acme, acme: {authority: \"" + anAuthority() + "\"}, target: 80}]}", without: "x-tutti: {routes: [{host: a, tls: acme, target: 80}]}"},
+	ours + "routes.basic_auth":           {with: "x-tutti: {routes: [{basic_auth: s, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
+	ours + "routes.redirect":             {with: "x-tutti: {routes: [{redirect: 'https://b{path}'}]}", without: "x-tutti: {routes: [{target: 80}]}"},
+	ours + "routes.redirect_status":      {with: "x-tutti: {routes: [{redirect: 'https://b{path}', redirect_status: 301}]}", without: "x-tutti: {routes: [{redirect: 'https://b{path}'}]}"},
+	ours + "routes.rate_limit.requests":  {with: "x-tutti: {routes: [{rate_limit: {requests: 5, burst: 9}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 6, burst: 9}, target: 80}]}"},
+	ours + "routes.rate_limit.per":       {with: "x-tutti: {routes: [{rate_limit: {requests: 5, per: 1m}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 5}, target: 80}]}"},
+	ours + "routes.rate_limit.burst":     {with: "x-tutti: {routes: [{rate_limit: {requests: 5, burst: 50}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 5}, target: 80}]}"},
+	ours + "routes.max_body":             {with: "x-tutti: {routes: [{max_body: 10m, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
+	ours + "routes.max_requests":         {with: "x-tutti: {routes: [{max_requests: 10, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 
 	ours + "parallelism":    {with: job + "x-tutti: {parallelism: 2}", without: job},
 	ours + "backoff_limit":  {with: job + "x-tutti: {backoff_limit: 2}", without: job},
@@ -161,4 +180,17 @@ func TestOwnKeyIsRefusedByLine(t *testing.T) {
 			t.Errorf("%s: error is\n %v\nwant\n %s", line, err, want)
 		}
 	}
+}
+
+// anAuthority is a certificate in PEM, as it stands between double quotes.
+func anAuthority() string {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{SerialNumber: big.NewInt(1)}, &x509.Certificate{}, &key.PublicKey, key)
+	if err != nil {
+		panic(err)
+	}
+	return strings.ReplaceAll(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), "\n", "\\n")
 }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/crypto/bcrypt"
+
 	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -607,22 +609,47 @@ func (p *planner) routes(s *model.Service) error {
 				return fault.New(fault.Conflict, "service %s: host %q has routes in namespace %s already", s.Name, r.Host, other.Namespace)
 			}
 		}
-		if r.Certificate == "" {
-			continue
-		}
-		for _, given := range p.d.Secrets {
-			if given.Meta.Name != r.Certificate {
-				continue
-			}
-			if err := checkCertificate(given.Data, r.Host); err != nil {
-				return fault.New(fault.Invalid, "service %s: secret %s: %w", s.Name, r.Certificate, err)
-			}
-		}
-		id, err := resolve[*model.Secret](p, model.KindSecret, r.Certificate, "service "+s.Name)
-		if err != nil {
+		if err := p.routeSecret(s, &r.Certificate, func(pem []byte) error { return checkCertificate(pem, r.Host) }); err != nil {
 			return err
 		}
-		r.Certificate = id
+		if err := p.routeSecret(s, &r.BasicAuth, checkUsers); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// routeSecret finds the secret that a route refers to, and checks it if it comes with this deployment.
+func (p *planner) routeSecret(s *model.Service, ref *string, check func(data []byte) error) error {
+	if *ref == "" {
+		return nil
+	}
+	for _, given := range p.d.Secrets {
+		if given.Meta.Name == *ref {
+			if err := check(given.Data); err != nil {
+				return fault.New(fault.Invalid, "service %s: secret %s: %w", s.Name, *ref, err)
+			}
+		}
+	}
+	id, err := resolve[*model.Secret](p, model.KindSecret, *ref, "service "+s.Name)
+	if err == nil {
+		*ref = id
+	}
+	return err
+}
+
+// checkUsers wants lines of name:hash, with hashes of bcrypt.
+func checkUsers(data []byte) error {
+	number := 0
+	for line := range strings.Lines(string(data)) {
+		line = strings.TrimSpace(line)
+		if number++; line == "" || strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, hash, ok := strings.Cut(line, ":")
+		if _, err := bcrypt.Cost([]byte(hash)); !ok || name == "" || err != nil {
+			return fmt.Errorf("line %d is not name:hash with a hash of bcrypt, as htpasswd -B writes it", number)
+		}
 	}
 	return nil
 }

@@ -162,7 +162,7 @@ func (n *network) follow(snap *store.Snapshot, changed []store.Change) (bool, er
 		}
 		return nil
 	}
-	for _, c := range withCertificates(snap, changed) {
+	for _, c := range withSecrets(snap, changed) {
 		if err := look(c.Kind, c.ID); err != nil {
 			return false, err
 		}
@@ -250,8 +250,8 @@ func poolsOf(snap *store.Snapshot) (p [3]string) {
 	return p
 }
 
-// withCertificates adds the services whose routes have a certificate that changed.
-func withCertificates(snap *store.Snapshot, changed []store.Change) []store.Change {
+// withSecrets adds the services whose routes have a secret that changed.
+func withSecrets(snap *store.Snapshot, changed []store.Change) []store.Change {
 	secrets := map[string]bool{}
 	for _, c := range changed {
 		if c.Kind == model.KindSecret {
@@ -263,27 +263,31 @@ func withCertificates(snap *store.Snapshot, changed []store.Change) []store.Chan
 	}
 	changed = slices.Clone(changed)
 	for s := range store.List[*model.Service](snap) {
-		if slices.ContainsFunc(s.Routes, func(r model.Route) bool { return secrets[r.Certificate] }) {
+		if slices.ContainsFunc(s.Routes, func(r model.Route) bool {
+			return slices.ContainsFunc(r.Secrets(s.Namespace), func(id string) bool { return secrets[id] })
+		}) {
 			changed = append(changed, store.Change{Kind: model.KindService, ID: s.ID})
 		}
 	}
 	return changed
 }
 
-// certificates are those that a service's routes name, with their keys. One that is not there, or that
-// a locked server cannot open, is left out: the ingress has none for that host then.
-func (n *network) certificates(snap *store.Snapshot, s *model.Service) map[string][]byte {
+// routeSecrets are what hosts need for a service's routes. One that is not there, or that a locked server
+// cannot open, is left out: the ingress has no certificate for that host then, say.
+func (n *network) routeSecrets(snap *store.Snapshot, s *model.Service) map[string][]byte {
 	var out map[string][]byte
 	for _, r := range s.Routes {
-		secret, ok := store.Get[*model.Secret](snap, r.Certificate)
-		if !ok {
-			continue
-		}
-		if data, err := n.open(secret); err == nil {
-			if out == nil {
-				out = map[string][]byte{}
+		for _, id := range r.Secrets(s.Namespace) {
+			secret, ok := store.Get[*model.Secret](snap, id)
+			if !ok {
+				continue
 			}
-			out[r.Certificate] = data
+			if data, err := n.open(secret); err == nil {
+				if out == nil {
+					out = map[string][]byte{}
+				}
+				out[id] = data
+			}
 		}
 	}
 	return out
@@ -312,7 +316,7 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
-				Direct: s.Direct, Backends: s.Backends, Routes: s.Routes, Certificates: n.certificates(snap, s),
+				Direct: s.Direct, Backends: s.Backends, Routes: s.Routes, Secrets: n.routeSecrets(snap, s),
 			}
 		}
 	case model.KindInstance:

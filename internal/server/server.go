@@ -17,6 +17,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/agent"
 	"github.com/tutti-run/tutti/internal/audit"
+	"github.com/tutti-run/tutti/internal/certify"
 	"github.com/tutti-run/tutti/internal/consensus"
 	"github.com/tutti-run/tutti/internal/control"
 	"github.com/tutti-run/tutti/internal/core"
@@ -243,6 +244,12 @@ func (s *Server) lead(ctx context.Context) error {
 	g.Go(func() error { return s.trust.Lead(ctx) })
 	g.Go(func() error { return (&control.Expiry{Store: s.store, Log: s.log}).Run(ctx) })
 	g.Go(func() error { return s.scaler.Run(ctx) })
+	g.Go(func() error {
+		return certify.New(certify.Deps{
+			Store: s.store, Live: s.liveness.Live, Applied: s.liveness.Applied, Key: s.trust.SecretKey, Open: s.trust.OpenSecret,
+			Issue: s.trust.IssueHost, Authority: s.trust.Authority, Log: s.log,
+		}).Run(ctx)
+	})
 	err := g.Wait()
 	s.log.Info("this server leads no more")
 	return err

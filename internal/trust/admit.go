@@ -164,6 +164,28 @@ func (t *Trust) Renew(_ context.Context, peer wire.Peer, req wire.RenewRequest) 
 	return wire.RenewResponse{Cert: cert, Trust: trustOf(cl)}, nil
 }
 
+// IssueHost signs a certificate for the host name of a route.
+func (t *Trust) IssueHost(csrPEM []byte, host string, life time.Duration) ([]byte, error) {
+	cl, m, err := t.cluster()
+	if err != nil {
+		return nil, err
+	}
+	a, err := wire.LoadAuthority(cl.CACertificate, m.CAKey)
+	if err != nil {
+		return nil, err
+	}
+	return a.IssueHost(csrPEM, host, life)
+}
+
+// Authority is the certificate of the cluster's present authority, in PEM.
+func (t *Trust) Authority() ([]byte, error) {
+	cl, _, err := t.cluster()
+	if err != nil {
+		return nil, err
+	}
+	return cl.CACertificate, nil
+}
+
 // IssueUser signs a user's certificate, valid for as long as life says.
 func (t *Trust) IssueUser(u *model.User, csrPEM []byte, life time.Duration) (certPEM []byte, trust wire.Trust, err error) {
 	cl, m, err := t.cluster()

@@ -183,6 +183,31 @@ func (a *Authority) Issue(csrPEM []byte, h Holder) ([]byte, error) {
 	return encodeCert(der), nil
 }
 
+// IssueHost issues a certificate with which a host name of a route is served. It names no node and no user, so
+// that nobody is believed by it between nodes or at an API.
+func (a *Authority) IssueHost(csrPEM []byte, host string, life time.Duration) ([]byte, error) {
+	key, err := requestedKey(csrPEM)
+	if err != nil {
+		return nil, err
+	}
+	if host == tlsName {
+		return nil, fault.New(fault.Invalid, "%s is the name that nodes have between themselves", host)
+	}
+	now := time.Now()
+	end := now.Add(life)
+	if end.After(a.cert.NotAfter) {
+		end = a.cert.NotAfter
+	}
+	der, err := x509.CreateCertificate(rand.Reader, &x509.Certificate{
+		SerialNumber: serial(), NotBefore: now.Add(-Backdated), NotAfter: end, DNSNames: []string{host},
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
+	}, a.cert, key, a.key)
+	if err != nil {
+		return nil, fmt.Errorf("sign certificate: %w", err)
+	}
+	return encodeCert(der), nil
+}
+
 // requestedKey returns the public key of a certificate request, whose owner has proved to have the
 // private one.
 func requestedKey(csrPEM []byte) (any, error) {

@@ -167,9 +167,9 @@ type NetworkService struct {
 	Direct      bool                `json:"direct,omitempty"` // see model.Service
 	Backends    []model.Backend     `json:"backends,omitempty"`
 	Routes      []model.Route       `json:"routes,omitempty"`
-	// Certificates are those that routes name, by the secret's ID, with their keys.
-	Certificates map[string][]byte `json:"certificates,omitempty"`
-	WorkloadID   string            `json:"workloadID,omitempty"`
+	// Secrets are what routes need of them, by ID: certificates with their keys, users, challenges.
+	Secrets    map[string][]byte `json:"certificates,omitempty"`
+	WorkloadID string            `json:"workloadID,omitempty"`
 	// Endpoints are those that get new connections. They do not travel: the agent finds them by
 	// NetworkInstance.Serves.
 	Endpoints []Endpoint `json:"endpoints,omitempty"`

@@ -40,7 +40,7 @@ var house = map[string][]string{
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
-		"internal/agent", "internal/api/native", "internal/audit", "internal/backup", "internal/consensus", "internal/control", "internal/core",
+		"internal/agent", "internal/api/native", "internal/audit", "internal/backup", "internal/certify", "internal/consensus", "internal/control", "internal/core",
 		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
@@ -65,6 +65,7 @@ var house = map[string][]string{
 	"internal/autoscale": {"internal/cron"},
 
 	// Who believes whom.
+	"internal/certify":         {"internal/secret", "internal/store"},
 	"internal/trust":           {"internal/secret", "internal/store", "internal/wire"},
 	"internal/trust/trusttest": {"internal/secret", "internal/store", "internal/trust", "internal/wire"},
 

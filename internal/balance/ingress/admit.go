@@ -87,7 +87,23 @@ func (p *proxy) lead(a *asked) *route {
 
 // elsewhere reports whether a request is not for a session to pass on. raw is the path as it was sent.
 func (r *route) elsewhere(raw string) bool {
+	if r.Redirect != "" {
+		return false
+	}
 	return r.Protocol == "h2c" || len(r.backends) == 0 && r.Wait > 0 || r.StripPath && raw != resolved(raw) || r.StripPath && strings.Contains(raw, "%")
+}
+
+// challengePath is where servers of ACME ask.
+const challengePath = "/.well-known/acme-challenge/"
+
+// challenge answers a server of ACME; nil: it is none, or one that somebody behind a route waits for.
+func (p *proxy) challenge(a *asked) *refusal {
+	if token, ok := strings.CutPrefix(a.path, challengePath); ok && !a.secure {
+		if said, ok := (*p.challenges.Load())[token]; ok {
+			return &refusal{status: http.StatusOK, text: said}
+		}
+	}
+	return nil
 }
 
 // admit lets a request through, until leave, or says what is answered instead.

@@ -2,6 +2,7 @@ package ingress
 
 import (
 	"cmp"
+	"encoding/json"
 	"maps"
 	"net/netip"
 	"slices"
@@ -16,6 +17,8 @@ type Config struct {
 	Routes []Route `json:"routes"`
 	// Certificates are certificates with their keys, in PEM.
 	Certificates []string `json:"certificates,omitempty"`
+	// Challenges are what servers of ACME want to hear, by token.
+	Challenges map[string]string `json:"challenges,omitempty"`
 }
 
 // Route leads requests to the instances of one service.
@@ -38,8 +41,9 @@ type Route struct {
 
 	Redirect       string  `json:"redirect,omitempty"` // see model.Route
 	RedirectStatus int     `json:"redirectStatus,omitempty"`
-	Users          string  `json:"users,omitempty"` // lines of name:hash
-	Rate           float64 `json:"rate,omitempty"`  // requests a second of one client
+	Protected      bool    `json:"protected,omitempty"` // by Users, lines of name:hash; without any nobody gets in
+	Users          string  `json:"users,omitempty"`
+	Rate           float64 `json:"rate,omitempty"` // requests a second of one client
 	Burst          float64 `json:"burst,omitempty"`
 	MaxBody        int64   `json:"maxBody,omitempty"`     // bytes
 	MaxRequests    int64   `json:"maxRequests,omitempty"` // at a time
@@ -75,11 +79,28 @@ func Compute(n *wire.Network, nodeID string) *Config {
 			if r.Retries != nil {
 				route.Retries = *r.Retries
 			}
-			if pem := s.Certificates[r.Certificate]; r.Certificate != "" {
-				route.Secure = true
-				if len(pem) > 0 {
+			if r.Secure() {
+				// Until one that is to be issued is there, port 80 answers.
+				pem := s.Secrets[r.CertificateSecret(s.Namespace)]
+				if route.Secure = r.Certificate != "" || len(pem) > 0; len(pem) > 0 {
 					certificates[string(pem)] = true
 				}
+			}
+			if data := s.Secrets[r.ChallengeSecret(s.Namespace)]; len(data) > 0 {
+				var said map[string]string
+				if json.Unmarshal(data, &said) == nil { // which the leader wrote
+					if c.Challenges == nil {
+						c.Challenges = map[string]string{}
+					}
+					maps.Copy(c.Challenges, said)
+				}
+			}
+			route.Redirect, route.RedirectStatus, route.MaxBody, route.MaxRequests = r.Redirect, r.RedirectStatus, r.MaxBody, r.MaxRequests
+			if route.Protected = r.BasicAuth != ""; route.Protected {
+				route.Users = string(s.Secrets[r.BasicAuth])
+			}
+			if r.Rate != nil {
+				route.Rate, route.Burst = float64(r.Rate.Requests)/r.Rate.Per.Seconds(), float64(r.Rate.Burst)
 			}
 			route.Backends = backends(s, nodeID, r.Target)
 			c.Routes = append(c.Routes, route)

@@ -81,7 +81,7 @@ func front(t *testing.T, c *Config) (in *ingress, plain, secure string) {
 			cancel()
 			s.shutdown(ctx)
 		}
-		in.proxy.put(nil)
+		in.proxy.put(nil, nil)
 		in.plain.CloseIdleConnections()
 		in.h2c.CloseIdleConnections()
 	})

@@ -293,13 +293,16 @@ func (s *session) answer(size int) bool {
 		a.path = decoded
 	}
 	a.path = resolved(a.path)
-	rt := p.lead(&a)
-	if rt != nil && rt.elsewhere(raw) {
+	rt, no := p.lead(&a), p.challenge(&a)
+	if no == nil && rt != nil && rt.elsewhere(raw) {
 		return s.handOver()
 	}
 	body := s.in[s.r+size : min(int64(s.w), int64(s.r+size)+h.length)]
 	rest := h.length - int64(len(body))
-	if no := p.admit(rt, &a); no != nil {
+	if no == nil {
+		no = p.admit(rt, &a)
+	}
+	if no != nil {
 		s.r += size + len(body)
 		keep := s.refuse(no, rest)
 		p.done(rt, &a, no.status, int64(len(no.text)), began)

@@ -452,3 +452,16 @@ func TestManyAtOnce(t *testing.T) {
 	}
 	clients.Wait()
 }
+
+// waiting is an instance that answers when it is let.
+func waiting(t *testing.T, came chan<- struct{}, let <-chan struct{}) Backend {
+	b, _ := plainly(t, func(c net.Conn, _ *http.Request, _ int) {
+		select {
+		case came <- struct{}{}:
+		default:
+		}
+		<-let
+		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+	})
+	return b
+}

@@ -21,14 +21,15 @@ import (
 // proxy passes requests on. What it knows is replaced as a whole, while requests go on with what they
 // began with.
 type proxy struct {
-	table    atomic.Pointer[table]
-	changed  atomic.Pointer[chan struct{}] // closed when the table is replaced
-	waiting  atomic.Int64                  // requests that wait for an instance
-	plain    *http.Transport               // instances that speak HTTP/1
-	h2c      *http.Transport               // instances that speak HTTP/2 without TLS
-	forward  *httputil.ReverseProxy
-	counts   *counts
-	unrouted *count
+	table      atomic.Pointer[table]
+	changed    atomic.Pointer[chan struct{}] // closed when the table is replaced
+	waiting    atomic.Int64                  // requests that wait for an instance
+	plain      *http.Transport               // instances that speak HTTP/1
+	h2c        *http.Transport               // instances that speak HTTP/2 without TLS
+	forward    *httputil.ReverseProxy
+	counts     *counts
+	unrouted   *count
+	challenges atomic.Pointer[map[string]string]
 
 	mu     sync.Mutex // of what changes keep
 	pools  map[string]*pool
@@ -50,6 +51,7 @@ func newProxy() *proxy {
 	first := make(chan struct{})
 	p.changed.Store(&first)
 	p.table.Store(newTable(nil))
+	p.challenges.Store(new(map[string]string))
 	p.forward = &httputil.ReverseProxy{
 		Rewrite: rewrite, Transport: p, BufferPool: newBuffers(), ErrorHandler: failed, ErrorLog: log.New(io.Discard, "", 0),
 	}
@@ -79,7 +81,11 @@ func (p *proxy) handler(secure bool) http.Handler {
 		a := &asked{method: r.Method, host: nameOf(r.Host), path: resolved(r.URL.Path), target: r.URL.RequestURI(), secure: secure, length: r.ContentLength, headers: r.Header}
 		a.client, _, _ = net.SplitHostPort(r.RemoteAddr)
 		rt := p.lead(a)
-		if no := p.admit(rt, a); no != nil {
+		no := p.challenge(a)
+		if no == nil {
+			no = p.admit(rt, a)
+		}
+		if no != nil {
 			if no.header != "" {
 				w.Header().Set(no.header, no.value)
 			}
@@ -135,7 +141,7 @@ func (p *proxy) await(ctx context.Context, a *asked, route *route) *route {
 }
 
 // put replaces what requests are led by.
-func (p *proxy) put(list []Route) {
+func (p *proxy) put(list []Route, challenges map[string]string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	pools, limited, known := map[string]*pool{}, map[string]*limits{}, map[string]*users{}
@@ -149,7 +155,7 @@ func (p *proxy) put(list []Route) {
 			r.limits = newLimits(r.Route)
 		}
 		limited[key] = r.limits
-		if r.Users != "" {
+		if r.Protected {
 			if r.users = cmp.Or(known[r.Users], p.users[r.Users]); r.users == nil {
 				r.users = newUsers(r.Users)
 			}
@@ -167,6 +173,7 @@ func (p *proxy) put(list []Route) {
 	}
 	before := p.pools
 	p.pools, p.limits, p.users = pools, limited, known
+	p.challenges.Store(&challenges)
 	p.table.Store(newTable(routes))
 	next := make(chan struct{})
 	close(*p.changed.Swap(&next))

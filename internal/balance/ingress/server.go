@@ -119,7 +119,7 @@ func (in *ingress) put(c *Config) {
 		}
 	}
 	in.certificates.Store(&certificates)
-	in.proxy.put(c.Routes)
+	in.proxy.put(c.Routes, c.Challenges)
 }
 
 // requests is what was counted, for the agent.

@@ -74,7 +74,7 @@ func (j *journal) write(n *wire.Network) error {
 
 // bare is a service without what its instances say, and without what has nothing to do with names.
 func bare(s wire.NetworkService) wire.NetworkService {
-	s.Endpoints, s.Routes, s.Certificates = nil, nil, nil
+	s.Endpoints, s.Routes, s.Secrets = nil, nil, nil
 	return s
 }
 
