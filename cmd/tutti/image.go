@@ -21,10 +21,10 @@ import (
 
 func imageCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
-		Use: "image", Aliases: []string{"images"}, Short: "Make, import, list and remove images",
+		Use: "image", Aliases: []string{"images"}, Short: "Make, import, pull, push, list and remove images",
 		Example: "  tutti image pack --name shop/web:v1 --dir build --entrypoint /web -o web.tar\n  tutti image import web.tar\n  tutti image ls",
 	}
-	cmd.AddCommand(packCommand(), importCommand(g), imagesCommand(g), removeImageCommand(g))
+	cmd.AddCommand(packCommand(), importCommand(g), pullCommand(g), pushCommand(g), imagesCommand(g), removeImageCommand(g), pruneCommand(g), policyOfImagesCommand(g))
 	return cmd
 }
 

@@ -6,9 +6,11 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -248,6 +250,12 @@ func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
 				}
 				return "", fault.New(fault.Unavailable, "the content of %s %s has not reached node %s", m.Type, m.Source, w.agent.NodeName)
 			}
+			if as.Templated[m.Source] {
+				var err error
+				if data, err = w.fillInFile(as, &t, &m, data); err != nil {
+					return "", err
+				}
+			}
 			mode := os.FileMode(m.Mode)
 			if mode == 0 {
 				mode = 0o444
@@ -348,15 +356,19 @@ func numericID(s, target string) (int, error) {
 func secretFile(task string, mount int) string { return task + "." + strconv.Itoa(mount) }
 
 func (w *worker) prepareRoot(ctx context.Context, p *prepared, t *model.TaskSpec) error {
+	var got fetched
 	info, err := w.agent.Images.Ensure(ctx, t.Image, t.Digest, func(pr image.Progress) {
 		w.set(func(st *model.InstanceStatus) {
 			if st.State == model.InstancePreparing {
-				st.Message = "fetching image " + t.Image
+				st.Message = got.text(t.Image, pr)
 			}
 		})
 	})
 	if err != nil {
 		return err
+	}
+	if info.Elsewhere {
+		return fault.New(fault.Unsupported, "image %s has nothing for the platform of this node, %s/%s", t.Image, runtime.GOOS, runtime.GOARCH)
 	}
 	p.images[t.Name], p.digests[t.Name] = &info, info.Digest
 	root, err := w.agent.Images.Mount(ctx, w.id+"."+t.Name, info.Digest)
@@ -365,6 +377,29 @@ func (w *worker) prepareRoot(ctx context.Context, p *prepared, t *model.TaskSpec
 	}
 	p.rootfs[t.Name] = root
 	return nil
+}
+
+// fetched is how far an image has come.
+type fetched struct {
+	mu    sync.Mutex
+	blobs map[string]image.Progress
+}
+
+func (f *fetched) text(name string, pr image.Progress) string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.blobs == nil {
+		f.blobs = map[string]image.Progress{}
+	}
+	f.blobs[pr.Blob] = pr
+	var have, all int64
+	for _, b := range f.blobs {
+		have, all = have+b.Bytes, all+b.Total
+	}
+	if all == 0 {
+		return "fetching image " + name
+	}
+	return fmt.Sprintf("fetching image %s: %d of %d MB", name, have/1e6, (all+999_999)/1e6)
 }
 
 // prepareMounts resolves a task's mounts to paths on this host, those that its image declares

@@ -20,6 +20,11 @@ type Blobs interface {
 	Remove(ctx context.Context, name string) error
 }
 
+// Relay is a node that knows which others have an image: a server.
+type Relay interface {
+	BlobOf(ctx context.Context, image, digest string) (io.ReadCloser, int64, error)
+}
+
 // Handle registers what servers and other nodes may ask of this node.
 func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathLogs, wire.HandleStream(a.serveLogs), wire.RoleServer)
@@ -70,7 +75,11 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 		return wire.Empty{}, a.Volumes.Remove(ctx, r.ID)
 	}), wire.RoleServer)
 	p.Handle(wire.PathBlob, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-		body, size, err := blobs.Blob(r.Context(), strings.TrimPrefix(r.URL.Path, wire.PathBlob))
+		digest := strings.TrimPrefix(r.URL.Path, wire.PathBlob)
+		body, size, err := blobs.Blob(r.Context(), digest)
+		if relay, ok := blobs.(Relay); ok && fault.Is(err, fault.NotFound) {
+			body, size, err = relay.BlobOf(r.Context(), r.URL.Query().Get(wire.BlobOf), digest)
+		}
 		if err != nil {
 			wire.WriteError(rw, err)
 			return

@@ -80,11 +80,11 @@ var fileRules = within(keys{
 		"name": well, "external": within(keys{"name": well}), "labels": well, "file": well, "environment": well,
 		"driver":          no("secrets are kept by Tutti itself; give file or environment"),
 		"driver_opts":     no("secrets are kept by Tutti itself; give file or environment"),
-		"template_driver": no("templates in secrets are not supported yet"),
+		"template_driver": no("golang is the only template driver", "golang"),
 	})),
 	"configs": each(within(keys{
 		"name": well, "external": within(keys{"name": well}), "labels": well, "file": well, "environment": well, "content": well,
-		"template_driver": no("templates in configs are not supported yet; ${VARIABLES} in content are replaced when the file is read"),
+		"template_driver": no("golang is the only template driver", "golang"),
 	})),
 	"models": no("AI models are not supported; run the model's server as a service"),
 	"jobs":   no("the jobs section is not supported yet; write a service with deploy.mode: replicated-job"),

@@ -11,6 +11,7 @@ import (
 
 	"github.com/compose-spec/compose-go/v2/types"
 
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
@@ -331,6 +332,17 @@ func (o *one) dependsOn() {
 	}
 }
 
+// pull says when the registry of the service's image is asked.
+func (o *one) pull(policy core.PullPolicy) {
+	if o.out.Pulls == nil {
+		o.out.Pulls = map[string]core.PullPolicy{}
+	}
+	if before, ok := o.out.Pulls[o.Image]; ok && before != policy {
+		o.invalid("pull_policy", "another service with the same image says %s", before)
+	}
+	o.out.Pulls[o.Image] = policy
+}
+
 // hints are keys that ask for what Tutti does in its own way.
 func (o *one) hints() {
 	if o.ContainerName != "" {
@@ -342,8 +354,12 @@ func (o *one) hints() {
 	}
 	switch o.PullPolicy {
 	case "", types.PullPolicyMissing, types.PullPolicyIfNotPresent:
+	case types.PullPolicyAlways:
+		o.pull(core.PullAlways)
+	case types.PullPolicyNever:
+		o.pull(core.PullNever)
 	default:
-		o.unsupported("pull_policy", "%q is not supported: an image is looked up when the application is deployed, in the cluster first, and pinned; a new tag or digest updates it", o.PullPolicy)
+		o.unsupported("pull_policy", "%q is not supported: an image is looked up when the application is deployed, and pinned; missing, always and never are accepted", o.PullPolicy)
 	}
 	if l := o.Logging; l != nil && (l.Driver != "" || len(l.Options) > 0) {
 		switch l.Driver {

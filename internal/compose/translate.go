@@ -272,7 +272,7 @@ func (t *translation) secrets() {
 			continue
 		}
 		t.out.Secrets = append(t.out.Secrets, core.SecretData{
-			Meta: model.Meta{Name: t.member("secrets", key, s.Name), Labels: s.Labels}, Data: t.content("secrets."+key, &s),
+			Meta: model.Meta{Name: t.member("secrets", key, s.Name), Labels: s.Labels}, Data: t.content("secrets."+key, &s), Templated: s.TemplateDriver != "",
 		})
 	}
 }
@@ -285,7 +285,7 @@ func (t *translation) configs() {
 			continue
 		}
 		t.out.Configs = append(t.out.Configs, &model.Config{
-			Meta: model.Meta{Name: t.member("configs", key, c.Name), Labels: c.Labels}, Data: t.content("configs."+key, &c),
+			Meta: model.Meta{Name: t.member("configs", key, c.Name), Labels: c.Labels}, Data: t.content("configs."+key, &c), Templated: c.TemplateDriver != "",
 		})
 	}
 }

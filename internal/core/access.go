@@ -95,6 +95,12 @@ var requirements = map[string]requirement{
 	"image import":      {role: model.RoleOperator, cluster: true},
 	"image push":        {role: model.RoleOperator, cluster: true},
 	"image remove":      {role: model.RoleOperator, cluster: true},
+	"image resolve":     {role: model.RoleOperator, silent: true}, // with logins of the cluster
+	"registry list":     {role: model.RoleViewer, cluster: true, silent: true},
+	"registry set":      {role: model.RoleAdmin, cluster: true},
+	"registry login":    {role: model.RoleAdmin, cluster: true},
+	"registry logout":   {role: model.RoleAdmin, cluster: true},
+	"image policy":      {role: model.RoleAdmin, cluster: true},
 
 	"host demand": {role: model.RoleViewer, cluster: true, silent: true},
 	"host tell":   {role: model.RoleOperator, cluster: true},

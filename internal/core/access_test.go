@@ -36,6 +36,8 @@ var needs = map[string]string{
 	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator",
 	"MayRead": "namespace viewer", "MayPush": "cluster operator", "ImagePushed": "cluster operator", "RemovePushed": "cluster operator",
+	"ResolveImage": "namespace operator", "CheckLogin": "namespace operator", "PruneImages": "cluster operator", "Registries": "cluster viewer", "SetRegistry": "cluster admin", "LoginRegistry": "cluster admin",
+	"LogoutRegistry": "cluster admin", "NameRegistry": "cluster admin", "SetSignaturePolicy": "cluster admin",
 	"GetKey": "cluster keys", "ListKeys": "cluster keys", "ChangeKeys": "cluster keys", "WatchKeys": "cluster keys",
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 

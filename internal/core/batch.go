@@ -89,7 +89,7 @@ func (c *Core) prepareBatch(ctx context.Context, a *act, b *Batch) (digests map[
 		if err := c.resolveImages(ctx, d, digests); err != nil {
 			return nil, nil, err
 		}
-		if key == nil && (len(d.Secrets)+len(d.Configs) > 0 || refersToConfigs(d)) {
+		if key == nil && (len(d.Secrets)+len(d.Configs)+len(d.Logins) > 0 || refersToConfigs(d)) {
 			if key, err = c.Trust.SecretKey(); err != nil {
 				return nil, nil, err
 			}

@@ -46,7 +46,9 @@ type Images interface {
 	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
 	Describe(ctx context.Context, name, digest string) (image.Detail, error)
 	Tag(ctx context.Context, name, digest, newName string) (image.Info, error)
-	Pull(ctx context.Context, ref string, progress func(image.Progress)) (image.Info, error)
+	Pull(ctx context.Context, ref string, o image.PullOptions) (image.Info, error)
+	Resolve(ctx context.Context, ref string, as image.Credentials) (image.Remote, error)
+	Signatures(ctx context.Context, name, digest string, as image.Credentials) ([]image.Signature, error)
 	Export(ctx context.Context, w io.Writer, names []string) error
 	Push(ctx context.Context, name, digest string, c image.Credentials, progress func(image.Progress)) (ocispec.Descriptor, error)
 }

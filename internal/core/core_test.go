@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	godigest "github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tutti-run/tutti/internal/core"
@@ -39,6 +40,15 @@ type bench struct {
 	paused  []string // node, instance, whether it is to pause
 	reads   int      // of usage
 	left    []string // servers taken out of the quorum
+
+	registry   map[string]string // what is in registries, by name
+	pulled     []pulled
+	signatures []image.Signature // of any image
+}
+
+type pulled struct {
+	name string
+	as   image.Credentials
 }
 
 func newBench(t *testing.T) *bench {
@@ -183,8 +193,25 @@ func (b *bench) Push(context.Context, string, string, image.Credentials, func(im
 	return ocispec.Descriptor{}, fault.New(fault.Unavailable, "not played")
 }
 
-func (b *bench) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
-	return image.Info{}, errors.New("not asked for in this test")
+func (b *bench) Pull(_ context.Context, ref string, o image.PullOptions) (image.Info, error) {
+	b.pulled = append(b.pulled, pulled{ref, o.As})
+	digest, ok := b.registry[ref]
+	if !ok {
+		return image.Info{}, fault.New(fault.NotFound, "%s is in no registry", ref)
+	}
+	return image.Info{Name: ref, Digest: digest, Pulled: true}, nil
+}
+
+func (b *bench) Resolve(_ context.Context, ref string, _ image.Credentials) (image.Remote, error) {
+	digest, ok := b.registry[ref]
+	if !ok {
+		return image.Remote{}, fault.New(fault.Unavailable, "the registry of %s is silent", ref)
+	}
+	return image.Remote{Target: ocispec.Descriptor{Digest: godigest.Digest(digest)}}, nil
+}
+
+func (b *bench) Signatures(context.Context, string, string, image.Credentials) ([]image.Signature, error) {
+	return b.signatures, nil
 }
 
 func (b *bench) Export(context.Context, io.Writer, []string) error {

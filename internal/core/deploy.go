@@ -140,7 +140,10 @@ func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]
 			if t.Image == "" || out[t.Image] != "" {
 				continue
 			}
-			digest, err := c.resolveImage(ctx, t.Image)
+			digest, err := c.resolveImage(ctx, t.Image, d.Pulls[t.Image], d.Logins[w.Name])
+			if fault.Is(err, fault.Forbidden) {
+				return fault.New(fault.Forbidden, "application %s: workload %s: %w", d.Application, w.Name, err)
+			}
 			if err != nil {
 				problems = append(problems, fmt.Sprintf("workload %s: %v", w.Name, err))
 				continue
@@ -154,22 +157,85 @@ func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]
 	return nil
 }
 
-func (c *Core) resolveImage(ctx context.Context, ref string) (string, error) {
+// newestPatience is how long a registry is waited for that need not answer.
+const newestPatience = 10 * time.Second
+
+// resolveImage finds out which content a reference means, has it in the cluster, and refuses what a
+// policy wants signed and is not.
+func (c *Core) resolveImage(ctx context.Context, ref string, policy PullPolicy, as image.Credentials) (string, error) {
 	name, err := image.Normalize(ref)
 	if err != nil {
 		return "", err
 	}
-	if img, ok := store.ByName[*model.Image](c.Store.Snapshot(), "", "", name); ok {
-		return img.Digest, nil
+	snap := c.Store.Snapshot()
+	if own := OwnName(snap, name); own != name {
+		name, ref = own, own
 	}
-	info, err := c.Images.Ensure(ctx, ref, "", func(image.Progress) {})
+	img, known := store.ByName[*model.Image](snap, "", "", name)
+	pull := !known
+	switch policy {
+	case PullMissing:
+	case PullAlways:
+		pull = true
+	case PullNever:
+		if !known {
+			return "", fault.New(fault.NotFound, "image %s is not in the cluster, and its pull policy is never", name)
+		}
+	case PullNewest:
+		if known && img.Pulled {
+			asking, cancel := context.WithTimeout(ctx, newestPatience)
+			r, err := c.Images.Resolve(asking, name, as)
+			cancel()
+			if err != nil {
+				c.Log.Warn("a registry was not asked what an image is now; the one that is here is meant", "image", name, "error", err)
+			}
+			pull = err == nil && r.Target.Digest.String() != img.Digest
+		}
+	default:
+		return "", fault.New(fault.Invalid, "pull policy %q: missing, always, never and newest are accepted", policy)
+	}
+	digest := ""
+	if known {
+		digest = img.Digest
+	}
+	var info image.Info
+	switch {
+	case !pull:
+	case policy == PullMissing && as == (image.Credentials{}):
+		info, err = c.Images.Ensure(ctx, ref, "", func(image.Progress) {})
+	default:
+		info, err = c.Images.Pull(ctx, ref, image.PullOptions{As: as})
+	}
 	if err != nil {
 		return "", err
 	}
-	if err := c.recordImages(ctx, []image.Info{info}); err != nil {
+	if pull {
+		digest = info.Digest
+	}
+	signed, err := c.checkSignature(ctx, name, digest, img, as)
+	if err != nil {
 		return "", err
 	}
-	return info.Digest, nil
+	if pull {
+		if err := c.recordImages(ctx, []image.Info{info}); err != nil {
+			return "", err
+		}
+	}
+	return digest, c.noteSigned(ctx, name, digest, signed)
+}
+
+// noteSigned remembers whose signatures of an image were verified.
+func (c *Core) noteSigned(ctx context.Context, name, digest string, signed []string) error {
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		img, ok := store.ByName[*model.Image](snap, "", "", name)
+		if !ok || img.Digest != digest || slices.Equal(img.Signed, signed) {
+			return nil
+		}
+		n := img.Clone()
+		n.Signed = signed
+		put(cs, n)
+		return nil
+	})
 }
 
 // planner turns a deployment into one change set over one snapshot.
@@ -307,7 +373,7 @@ func (p *planner) volumes() error {
 
 func (p *planner) secrets() error {
 	for _, s := range p.d.Secrets {
-		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.key, s.Data)}
+		want := &model.Secret{Meta: s.Meta, Digest: secret.Digest(p.key, s.Data), Templated: s.Templated}
 		fresh := true
 		if old, ok := store.ByName[*model.Secret](p.snap, p.d.Namespace, p.d.Application, s.Name); ok && old.Digest == want.Digest {
 			want.Sealed, fresh = old.Sealed, false
@@ -322,7 +388,7 @@ func (p *planner) secrets() error {
 		if err := settle(p, want, func(*model.Secret) {}); err != nil {
 			return err
 		}
-		p.content[want.ID] = want.Digest
+		p.content[want.ID] = contentOf(want.Digest, want.Templated)
 		if fresh && p.exists(want) {
 			p.tellFollowers(want)
 		}
@@ -354,13 +420,21 @@ func (p *planner) tellFollowers(s *model.Secret) {
 	}
 }
 
+// contentOf identifies what a file is made of.
+func contentOf(digest string, templated bool) string {
+	if templated {
+		return digest + " template"
+	}
+	return digest
+}
+
 func (p *planner) configs() error {
 	for _, cfg := range p.d.Configs {
 		cfg = cfg.Clone()
 		if err := settle(p, cfg, func(*model.Config) {}); err != nil {
 			return err
 		}
-		p.content[cfg.ID] = secret.Digest(p.key, cfg.Data)
+		p.content[cfg.ID] = contentOf(secret.Digest(p.key, cfg.Data), cfg.Templated)
 	}
 	return nil
 }
@@ -373,6 +447,13 @@ func (p *planner) workloads() error {
 		}
 		if err := p.feasible(w); err != nil {
 			return err
+		}
+		if as, ok := p.d.Logins[w.Name]; ok {
+			sealed, err := sealLogin(p.key, as, workloadBinding)
+			if err != nil {
+				return fmt.Errorf("keep the login of workload %s: %w", w.Name, err)
+			}
+			w.PullLogin = sealed
 		}
 		old, ok := store.ByName[*model.Workload](p.snap, p.d.Namespace, p.d.Application, w.Name)
 		if ok && old.Type != w.Type && (old.Type == model.StatefulWorkload || w.Type == model.StatefulWorkload) {
@@ -391,6 +472,9 @@ func (p *planner) workloads() error {
 			w.Proceed, w.Promoted = old.Proceed, old.Promoted
 			if w.Autoscale != nil && old.Autoscale != nil { // the cluster has chosen it
 				w.Count = old.Count
+			}
+			if w.PullLogin == nil {
+				w.PullLogin = old.PullLogin
 			}
 			w.RevisionID, w.PreviousRevisionID = old.RevisionID, old.PreviousRevisionID
 			if next := model.RevisionIDOf(w.ID, hash); next != old.RevisionID {
@@ -474,7 +558,7 @@ func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 		}
 		m.Content = p.content[m.Source]
 		if s, ok := store.Get[*model.Secret](p.snap, m.Source); ok && m.Content == "" {
-			m.Content = s.Digest
+			m.Content = contentOf(s.Digest, s.Templated)
 		}
 	case model.MountConfig:
 		if m.Source, err = resolve[*model.Config](p, model.KindConfig, m.Source, where); err != nil {
@@ -482,7 +566,7 @@ func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 		}
 		m.Content = p.content[m.Source]
 		if cfg, ok := store.Get[*model.Config](p.snap, m.Source); ok && m.Content == "" {
-			m.Content = secret.Digest(p.key, cfg.Data)
+			m.Content = contentOf(secret.Digest(p.key, cfg.Data), cfg.Templated)
 		}
 	}
 	return err

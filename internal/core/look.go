@@ -265,12 +265,19 @@ func (c *Core) recordImages(ctx context.Context, infos []image.Info) error {
 			for _, info := range infos {
 				img := &model.Image{
 					Meta:   model.Meta{ID: model.NewID(), Name: info.Name, Created: time.Now()},
-					Digest: info.Digest, SizeBytes: info.SizeBytes, Health: info.Config.Health,
+					Digest: info.Digest, SizeBytes: info.SizeBytes, Health: info.Config.Health, Pulled: info.Pulled,
 				}
 				if old, ok := store.ByName[*model.Image](snap, "", "", info.Name); ok {
 					img.Meta = old.Clone().Meta
+					if old.Digest == img.Digest {
+						img.Signed, img.Pulled = old.Signed, img.Pulled || old.Pulled
+					}
 				}
 				put(cs, img)
+				if info.Elsewhere { // nobody here has more than its name
+					cs.PutStatus(img)
+					continue
+				}
 				img.Status.Nodes = holders
 				cs.PutStatus(img)
 			}
@@ -289,6 +296,9 @@ func (c *Core) recordImages(ctx context.Context, infos []image.Info) error {
 		}
 		wg.Go(func() {
 			for _, info := range infos {
+				if info.Elsewhere {
+					continue
+				}
 				if err := c.Remote.EnsureImage(ctx, n.ID, info.Name, info.Digest); err != nil {
 					c.Log.Warn("image could not be copied to a server", "image", info.Name, "node", n.Name, "error", err)
 					return
@@ -318,16 +328,20 @@ func (c *Core) RemoveImage(ctx context.Context, who Caller, ref string) (err err
 	if err != nil {
 		return err
 	}
+	return c.removeImage(ctx, OwnName(c.Store.Snapshot(), name))
+}
+
+func (c *Core) removeImage(ctx context.Context, name string) error {
 	var img *model.Image
-	err = c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+	err := c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		var ok bool
 		if img, ok = store.ByName[*model.Image](snap, "", "", name); !ok {
-			return fault.New(fault.NotFound, "image %s does not exist", ref)
+			return fault.New(fault.NotFound, "image %s does not exist", name)
 		}
 		for w := range store.List[*model.Workload](snap) {
 			for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
 				if t.Digest == img.Digest {
-					return fault.New(fault.Conflict, "image %s is used by %s", ref, workloadLabel(w))
+					return fault.New(fault.Conflict, "image %s is used by %s", name, workloadLabel(w))
 				}
 			}
 		}

@@ -219,17 +219,25 @@ func (c *Core) AwaitGone(ctx context.Context, who Caller, workloadID string) err
 	return c.awaitGone(ctx, []string{workloadID})
 }
 
-// PullImage gets what a registry has under a name now into the cluster.
-func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress func(image.Progress)) (info image.Info, err error) {
+// PullImage gets what a registry has under a name now into the cluster. as, unless it is empty, is who asks for it.
+func (c *Core) PullImage(ctx context.Context, who Caller, ref string, as image.Credentials, progress func(image.Progress)) (info image.Info, err error) {
 	a, err := c.begin(who, "image import", ref)
 	if err != nil {
 		return info, err
 	}
 	defer a.end(&err)
-	if progress == nil {
-		progress = func(image.Progress) {}
+	name, err := image.Normalize(ref)
+	if err != nil {
+		return info, err
 	}
-	info, err = c.Images.Pull(ctx, ref, progress)
+	snap := c.Store.Snapshot()
+	if own := OwnName(snap, name); image.Host(own) == image.RegistryHost {
+		if img, ok := store.ByName[*model.Image](snap, "", "", own); ok { // what the cluster's registry has, the cluster has
+			return c.Images.Ensure(ctx, own, img.Digest, progress)
+		}
+		name = own
+	}
+	info, err = c.Images.Pull(ctx, name, image.PullOptions{As: as, Progress: progress})
 	if err != nil {
 		return info, err
 	}
@@ -238,6 +246,14 @@ func (c *Core) PullImage(ctx context.Context, who Caller, ref string, progress f
 	}
 	c.Log.Info("image pulled", "image", info.Name, "by", who.Name, "via", who.Via)
 	return info, nil
+}
+
+// ResolveImage asks a registry what it has under a name now.
+func (c *Core) ResolveImage(ctx context.Context, who Caller, ref string, as image.Credentials) (image.Remote, error) {
+	if _, err := c.begin(who, "image resolve", ref); err != nil {
+		return image.Remote{}, err
+	}
+	return c.Images.Resolve(ctx, ref, as)
 }
 
 // PushImage sends an image of the cluster to the registry that its name names, and returns what that has then.

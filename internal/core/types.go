@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -24,6 +25,11 @@ type Deployment struct {
 	Configs     []*model.Config   `json:"configs,omitempty"`
 	// Policies name networks as the other members do.
 	Policies []*model.Policy `json:"policies,omitempty"`
+	// Pulls say, by references of images as tasks have them, when a registry is asked what they mean now.
+	Pulls map[string]PullPolicy `json:"pulls,omitempty"`
+	// Logins are who asks registries for the images of workloads, by their names; they are kept with
+	// them, encrypted. A workload that is not named keeps what it has.
+	Logins map[string]image.Credentials `json:"logins,omitempty"`
 	// KeepOthers leaves members that the application has and the deployment lacks.
 	KeepOthers bool `json:"keepOthers,omitempty"`
 	// Members adds to an application whose members come and go one by one: its version counts none
@@ -32,6 +38,19 @@ type Deployment struct {
 	// DryRun checks everything and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }
+
+// PullPolicy says when a registry is asked what the name of an image means. Whatever it means then is pinned
+// in the revision.
+type PullPolicy string
+
+// The policies.
+const (
+	PullMissing PullPolicy = ""       // when the cluster has no image of that name
+	PullAlways  PullPolicy = "always" // at every deployment
+	PullNever   PullPolicy = "never"
+	// PullNewest asks when the image came from a registry; when that does not answer, what is there is meant.
+	PullNewest PullPolicy = "newest"
+)
 
 // Manifests are files of a language that a server reads, such as Marathon's; they become true together.
 type Manifests struct {
@@ -63,7 +82,8 @@ type Batch struct {
 // SecretData is a secret on its way in: the only form in which its content is readable.
 type SecretData struct {
 	model.Meta
-	Data []byte `json:"data"`
+	Data      []byte `json:"data"`
+	Templated bool   `json:"templated,omitempty"`
 }
 
 // DeployResult tells what a deployment changed.

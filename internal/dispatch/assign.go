@@ -147,6 +147,7 @@ func (s *Sessions) addMount(snap *store.Snapshot, as *wire.Assignment, m *model.
 	case model.MountConfig:
 		if c, ok := store.Get[*model.Config](snap, m.Source); ok {
 			as.Configs[c.ID] = c.Data
+			s.note(snap, as, c.ID, c.Templated)
 		}
 	case model.MountSecret:
 		sec, ok := store.Get[*model.Secret](snap, m.Source)
@@ -158,6 +159,21 @@ func (s *Sessions) addMount(snap *store.Snapshot, as *wire.Assignment, m *model.
 			return fmt.Errorf("open secret %s: %w", sec.FullName(), err)
 		}
 		as.Secrets[sec.ID] = data
+		s.note(snap, as, sec.ID, sec.Templated)
 	}
 	return nil
+}
+
+// note says of a file that it is a template, with what such ones may say of the workload.
+func (s *Sessions) note(snap *store.Snapshot, as *wire.Assignment, id string, templated bool) {
+	if !templated {
+		return
+	}
+	if as.Templated == nil {
+		as.Templated = map[string]bool{}
+		if w, ok := store.Get[*model.Workload](snap, as.Workload.ID); ok {
+			as.Labels = w.Labels
+		}
+	}
+	as.Templated[id] = true
 }

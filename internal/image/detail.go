@@ -74,14 +74,20 @@ func (s *Store) Tag(ctx context.Context, name, imageDigest, newName string) (Inf
 	return s.adopt(ctx, to, target)
 }
 
+// PullOptions say how an image is pulled.
+type PullOptions struct {
+	As       Credentials // unless it is empty, in place of what is known of the registry
+	Progress func(Progress)
+}
+
 // Pull gets what the registry has under a name now, whatever is here under it.
-func (s *Store) Pull(ctx context.Context, ref string, progress func(Progress)) (Info, error) {
+func (s *Store) Pull(ctx context.Context, ref string, o PullOptions) (Info, error) {
 	name, err := Normalize(ref)
 	if err != nil {
 		return Info{}, err
 	}
 	defer s.take(ctx)()
-	return s.pull(scoped(ctx), name, name, progress)
+	return s.pull(scoped(ctx), name, name, o.As, o.Progress)
 }
 
 // Export writes images as an archive that Docker and OCI tools read.

@@ -480,7 +480,7 @@ type shelf struct {
 	held   chan struct{} // gets a value when somebody waits
 }
 
-func (p *shelf) FetchBlob(ctx context.Context, digest string) (io.ReadCloser, int64, error) {
+func (p *shelf) FetchBlob(ctx context.Context, _, digest string) (io.ReadCloser, int64, error) {
 	p.asked.Add(1)
 	if p.hold != nil {
 		select {

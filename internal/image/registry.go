@@ -170,6 +170,19 @@ func (r *Registry) Open(ctx context.Context, e Entry) (content.ReaderAt, error) 
 	return r.store.content.ReaderAt(inRegistry(ctx), ocispec.Descriptor{Digest: e.content})
 }
 
+// read returns small content.
+func (r *Registry) read(ctx context.Context, d digest.Digest) ([]byte, error) {
+	ra, err := r.store.content.ReaderAt(inRegistry(ctx), ocispec.Descriptor{Digest: d})
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", d, err)
+	}
+	defer ra.Close()
+	if ra.Size() > maxManifest {
+		return nil, fault.New(fault.Invalid, "%s is larger than %d bytes", d, maxManifest)
+	}
+	return io.ReadAll(io.NewSectionReader(ra, 0, ra.Size()))
+}
+
 // Held finds content of this node's images, which others may have brought here: a manifest, or with
 // asBlob whatever it is.
 func (r *Registry) Held(ctx context.Context, d digest.Digest, asBlob bool) (Entry, content.ReaderAt, error) {
@@ -476,7 +489,8 @@ func (r *Registry) Share(ctx context.Context, name string, e Entry) (info Info, 
 	if err != nil {
 		return Info{}, false, err
 	}
-	if !images.IsConfigType(m.Config.MediaType) || len(m.Layers) == 0 {
+	foreign := func(l ocispec.Descriptor) bool { return !images.IsLayerType(l.MediaType) }
+	if !images.IsConfigType(m.Config.MediaType) || len(m.Layers) == 0 || slices.ContainsFunc(m.Layers, foreign) {
 		return Info{}, false, nil
 	}
 	children := images.FilterPlatforms(images.ChildrenHandler(r.store.content), platforms.Default())

@@ -51,9 +51,10 @@ const (
 	labelImage = "containerd.io/gc.ref.content.image"
 )
 
-// Peers fetches blobs from other nodes of the cluster; fault.NotFound when nobody has one.
+// Peers fetches blobs of images from other nodes of the cluster; fault.NotFound when nobody has one. Both go by
+// their digests.
 type Peers interface {
-	FetchBlob(ctx context.Context, digest string) (io.ReadCloser, int64, error)
+	FetchBlob(ctx context.Context, image, blob string) (io.ReadCloser, int64, error)
 }
 
 // Config says where images are kept.
@@ -61,6 +62,7 @@ type Config struct {
 	Root   string // content, layers and metadata
 	Mounts string // where root file systems are mounted, one directory per key
 	Peers  Peers  // nil: no other nodes
+	Reach  Reach  // how registries are reached; nil: each at its own address, without a login
 	Log    *slog.Logger
 }
 
@@ -71,6 +73,10 @@ type Info struct {
 	SizeBytes int64     `json:"sizeBytes"`
 	Created   time.Time `json:"created"`
 	Config    Settings  `json:"config"`
+	// Elsewhere: the image has nothing for this node's platform. Of what it is nothing else is known here then.
+	Elsewhere bool `json:"elsewhere,omitempty"`
+	// Pulled: it has just come from the registry that its name says.
+	Pulled bool `json:"-"`
 }
 
 // Settings is what an image says about running it.
@@ -89,8 +95,9 @@ type Settings struct {
 
 // Progress tells how fetching an image goes.
 type Progress struct {
-	Blob  string
-	Bytes int64
+	Blob  string `json:"blob"`
+	Bytes int64  `json:"bytes"`
+	Total int64  `json:"total,omitempty"` // 0: it is not known
 }
 
 // ImportOptions says how to take an archive in.
@@ -247,17 +254,24 @@ func (s *Store) adopt(ctx context.Context, name string, target ocispec.Descripto
 	if err := s.unpack(ctx, target); err != nil {
 		return Info{}, fmt.Errorf("unpack image %s: %w", name, err)
 	}
-	target.Annotations = nil
-	img := images.Image{Name: name, Target: target}
-	if _, err := s.images.Create(ctx, img); err != nil {
-		if !errdefs.IsAlreadyExists(err) {
-			return Info{}, fmt.Errorf("name image %s: %w", name, err)
-		}
-		if _, err := s.images.Update(ctx, img); err != nil {
-			return Info{}, fmt.Errorf("name image %s: %w", name, err)
-		}
+	if err := s.keep(ctx, name, target); err != nil {
+		return Info{}, err
 	}
 	return s.info(ctx, name, target)
+}
+
+// keep names content.
+func (s *Store) keep(ctx context.Context, name string, target ocispec.Descriptor) error {
+	target.Annotations = nil
+	img := images.Image{Name: name, Target: target}
+	_, err := s.images.Create(ctx, img)
+	if errdefs.IsAlreadyExists(err) {
+		_, err = s.images.Update(ctx, img)
+	}
+	if err != nil {
+		return fmt.Errorf("name image %s: %w", name, err)
+	}
+	return nil
 }
 
 func (s *Store) readJSON(ctx context.Context, d digest.Digest, v any) error {
@@ -323,6 +337,9 @@ type dockerConfig struct {
 
 func (s *Store) info(ctx context.Context, name string, target ocispec.Descriptor) (Info, error) {
 	m, err := s.manifest(ctx, target)
+	if errdefs.IsNotFound(err) && images.IsIndexType(target.MediaType) {
+		return Info{Name: name, Digest: target.Digest.String(), Elsewhere: true}, nil
+	}
 	if err != nil {
 		return Info{}, err
 	}

@@ -54,6 +54,7 @@ func (w *Workload) Clone() *Workload {
 	c.Autoscale = w.Autoscale.Clone()
 	c.Maintenance = slices.Clone(w.Maintenance)
 	c.StopWithin = clonePointer(w.StopWithin)
+	c.PullLogin = slices.Clone(w.PullLogin)
 	return &c
 }
 
@@ -150,6 +151,7 @@ func (i *Image) Clone() *Image {
 	c.Meta = i.Meta.clone()
 	c.Status.Nodes = slices.Clone(i.Status.Nodes)
 	c.Health = i.Health.Clone()
+	c.Signed = slices.Clone(i.Signed)
 	return &c
 }
 
@@ -169,6 +171,7 @@ func (c *Cluster) Clone() *Cluster {
 		n.Quota = n.Quota.clone()
 		d.Namespaces[name] = n
 	}
+	d.Images = c.Images.clone()
 	d.CACertificate = slices.Clone(c.CACertificate)
 	d.CAKey = slices.Clone(c.CAKey)
 	d.SecretKey = slices.Clone(c.SecretKey)

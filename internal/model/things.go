@@ -128,21 +128,28 @@ type Secret struct {
 	Sealed []byte `json:"sealed"`
 	// Digest identifies the content without revealing it (keyed).
 	Digest string `json:"digest"`
+	// Templated content is a template, which nodes fill in for each task: see package agent.
+	Templated bool `json:"templated,omitempty"`
 }
 
 // Config is plain data for tasks.
 type Config struct {
 	Meta
-	Data []byte `json:"data"`
+	Data      []byte `json:"data"`
+	Templated bool   `json:"templated,omitempty"` // as of a secret
 }
 
 // Image is a name for content, and which nodes hold it.
 type Image struct {
-	Meta                  // Name is the normalized reference, e.g. "docker.io/library/redis:7"
-	Digest    string      `json:"digest"` // of the manifest or index
-	SizeBytes int64       `json:"sizeBytes"`
-	Status    ImageStatus `json:"status"`
-	Health    *Probe      `json:"health,omitempty"` // HEALTHCHECK of the image's configuration
+	Meta             // Name is the normalized reference, e.g. "docker.io/library/redis:7"
+	Digest    string `json:"digest"` // of the manifest or index
+	SizeBytes int64  `json:"sizeBytes"`
+	// Pulled: it came from the registry that its name says, and can come from there again.
+	Pulled bool `json:"pulled,omitempty"`
+	// Signed are the keys whose signature of Digest was verified: the beginnings of their hashes.
+	Signed []string    `json:"signed,omitempty"`
+	Status ImageStatus `json:"status"`
+	Health *Probe      `json:"health,omitempty"` // HEALTHCHECK of the image's configuration
 }
 
 // ImageStatus is written by the leader from what nodes report.
@@ -203,6 +210,7 @@ type Cluster struct {
 	AddressPool6 string `json:"addressPool6,omitempty"`
 	// Namespaces have a share of the cluster of their own, by name; others weigh 1 and have no quota.
 	Namespaces map[string]NamespaceShare `json:"namespaces,omitempty"`
+	Images     ImageSettings             `json:"images,omitzero"`
 	// CACertificate is that of the authority that signs, in PEM.
 	CACertificate []byte `json:"caCertificate"`
 	// Retiring is the authority before, while another takes over from it.

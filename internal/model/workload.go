@@ -91,6 +91,8 @@ type Workload struct {
 	StopWithin *time.Duration `json:"stopWithin,omitempty"`
 	// RemoveWhenEnded removes the workload once its instances have ended for good.
 	RemoveWhenEnded bool `json:"removeWhenEnded,omitempty"`
+	// PullLogin is who asks registries for its images, encrypted with the cluster's secret key.
+	PullLogin []byte `json:"pullLogin,omitempty"`
 	// Generation grows with every change that people make; Status.Generation follows it.
 	Generation uint64         `json:"generation"`
 	Status     WorkloadStatus `json:"status"`

@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/tutti-run/tutti/internal/agent"
 	"github.com/tutti-run/tutti/internal/api/access"
 	"github.com/tutti-run/tutti/internal/api/docker"
 	"github.com/tutti-run/tutti/internal/api/native"
@@ -63,14 +64,16 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	defer func() { err = errors.Join(err, images.Close()) }()
 
 	var s *server.Server
+	offered := agent.Blobs(images)
 	if id.Role == wire.RoleServer {
 		if s, err = newServer(&cfg, id, port, images); err != nil {
 			return err
 		}
 		defer func() { err = errors.Join(err, s.Shutdown()) }()
-		blobs.servers = s.Addresses
+		blobs.servers, blobs.outside = s.Addresses, s.Outside()
+		offered = shelf{Store: images, client: port.Client(), state: s.Core().Store}
 	}
-	w, err := newWorker(&cfg, id, port, images)
+	w, err := newWorker(&cfg, id, port, images, offered)
 	if err != nil {
 		return err
 	}

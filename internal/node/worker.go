@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -15,6 +16,7 @@ import (
 	"github.com/tutti-run/tutti/internal/balance"
 	"github.com/tutti-run/tutti/internal/balance/ingress"
 	"github.com/tutti-run/tutti/internal/balance/names"
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/driver/process"
@@ -23,6 +25,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/store"
 	"github.com/tutti-run/tutti/internal/volume"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -36,10 +39,10 @@ type worker struct {
 }
 
 // openImages opens this node's images; blobs that it lacks come from servers.
-func openImages(cfg *Config, peers image.Peers) (*image.Store, error) {
+func openImages(cfg *Config, peers *peers) (*image.Store, error) {
 	return image.Open(image.Config{
 		Root: filepath.Join(cfg.DataDir, "images"), Mounts: filepath.Join(cfg.RunDir, "rootfs"),
-		Peers: peers, Log: cfg.Log,
+		Peers: peers, Reach: peers.reach, Log: cfg.Log,
 	})
 }
 
@@ -59,7 +62,7 @@ func openDrivers(cfg *Config) (map[string]driver.Driver, error) {
 func (c *Config) sandboxDir() string { return filepath.Join(c.DataDir, "sandboxes") }
 
 // newWorker builds the worker half.
-func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) (*worker, error) {
+func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, blobs agent.Blobs) (*worker, error) {
 	drivers, err := openDrivers(cfg)
 	if err != nil {
 		return nil, err
@@ -94,7 +97,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store) 
 	if err != nil {
 		return nil, err
 	}
-	a.Handle(port, images)
+	a.Handle(port, blobs)
 	servers := id.servers
 	if id.Role == wire.RoleServer {
 		servers = append([]wire.ServerAddress{{ID: id.NodeID, Address: cfg.wireAddress()}}, servers...)
@@ -153,27 +156,87 @@ func (s *session) Applied(revision uint64) {
 	}
 }
 
-// peers fetches blobs from the cluster's servers, which hold every image that was imported.
+// peers fetches blobs from the cluster's servers, which hold every image that was imported, and know who has
+// others.
 type peers struct {
 	client *wire.Client
 	self   string
-	// servers is set once the connection is there.
+	// servers is set once the connection is there, and outside on a server.
 	servers func() []wire.ServerAddress
+	outside *core.Outside
 }
 
 // FetchBlob implements image.Peers.
-func (p *peers) FetchBlob(ctx context.Context, digest string) (io.ReadCloser, int64, error) {
+func (p *peers) FetchBlob(ctx context.Context, of, digest string) (io.ReadCloser, int64, error) {
 	last := error(fault.New(fault.NotFound, "no server holds %s", digest))
 	for _, s := range p.servers() {
 		if s.ID == p.self {
 			continue
 		}
-		body, size, err := p.client.Get(ctx, s.Address, wire.PathBlob+digest)
+		body, size, err := p.client.Get(ctx, s.Address, wire.PathBlob+digest+"?"+wire.BlobOf+"="+of)
 		if err == nil {
 			return body, size, nil
 		}
 		if !fault.Is(err, fault.NotFound) {
 			last = fmt.Errorf("ask server %s: %w", s.Address, err)
+		}
+	}
+	return nil, 0, last
+}
+
+// reach is an image.Reach: what a server knows, others ask one.
+func (p *peers) reach(ctx context.Context, w image.Wanted) ([]image.Endpoint, error) {
+	if p.outside != nil {
+		return p.outside.Reach(ctx, w)
+	}
+	last := error(fault.New(fault.Unavailable, "no server is known"))
+	for _, s := range p.servers() {
+		out, err := wire.Call[image.Wanted, []image.Endpoint](ctx, p.client, s.Address, wire.PathRegistry, w)
+		if err == nil {
+			return out, nil
+		}
+		last = fmt.Errorf("ask server %s how the registry of %s is reached: %w", s.Address, w.Name, err)
+	}
+	return nil, last
+}
+
+// shelf is what this node's images have for others; on a server also what other nodes' have.
+type shelf struct {
+	*image.Store
+	client *wire.Client
+	state  *store.Store
+}
+
+// relayed is how many nodes are asked for a blob.
+const relayed = 3
+
+// BlobOf implements agent.Relay: nodes that run an image have it, such as one of a platform that no server is of.
+func (s shelf) BlobOf(ctx context.Context, of, digest string) (io.ReadCloser, int64, error) {
+	last := error(fault.New(fault.NotFound, "no node is known to hold %s", digest))
+	if of == "" {
+		return nil, 0, last
+	}
+	snap := s.state.Snapshot()
+	asked := map[string]bool{}
+	for i := range store.List[*model.Instance](snap) {
+		if len(asked) == relayed {
+			break
+		}
+		n, ok := store.Get[*model.Node](snap, i.NodeID)
+		if !ok || asked[n.ID] || n.Server || n.Status.State != model.NodeReady || i.Status.State != model.InstanceRunning {
+			continue
+		}
+		r, ok := store.Get[*model.Revision](snap, i.RevisionID)
+		if !ok || !slices.ContainsFunc(r.Template.Tasks, func(t model.TaskSpec) bool { return t.Digest == of }) {
+			continue
+		}
+		asked[n.ID] = true
+		body, size, err := s.client.Get(ctx, n.WireAddress, wire.PathBlob+digest)
+		if err == nil {
+			return body, size, nil
+		}
+		if !fault.Is(err, fault.NotFound) {
+			last = fmt.Errorf("ask node %s: %w", n.Name, err)
 		}
 	}
 	return nil, 0, last

@@ -20,6 +20,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/fake"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/store"
@@ -164,6 +165,9 @@ var decisions = map[string][]wire.Role{
 	// Content of images, by digest: nodes take it from servers. Whoever knows a digest may read it;
 	// images are no place for secrets.
 	wire.PathBlob: {wire.RoleServer, wire.RoleAgent},
+
+	// The login at a registry, of an image that the agent is to run.
+	wire.PathRegistry: {wire.RoleServer, wire.RoleAgent},
 
 	// Servers among themselves.
 	"/server/propose":    {wire.RoleServer},
@@ -341,7 +345,7 @@ func (k *keep) agentKeepsToItself(thief *wire.Port) {
 	}
 	k.commit(func(cs *store.ChangeSet) {
 		cs.Put(&model.Revision{Meta: model.Meta{ID: "w.1", Namespace: "default", Name: "w.1"}, WorkloadID: "w", Template: model.Template{
-			Tasks: []model.TaskSpec{{Name: "main", Mounts: []model.Mount{{Type: model.MountConfig, Source: "c1"}}}},
+			Tasks: []model.TaskSpec{{Name: "main", Image: "registry.example.com/shop/web:1", Mounts: []model.Mount{{Type: model.MountConfig, Source: "c1"}}}},
 		}})
 		cs.Put(&model.Config{Meta: model.Meta{ID: "c1", Namespace: "default", Name: "c1"}, Data: []byte("of the other node")})
 		cs.Put(&model.Instance{
@@ -403,6 +407,10 @@ func (k *keep) agentKeepsToItself(thief *wire.Port) {
 		t.Errorf("agent-1 spoke for agent-2: %+v", n)
 	}
 
+	wanted := image.Wanted{Name: "registry.example.com/shop/web:1"}
+	if got, err := wire.Call[image.Wanted, []image.Endpoint](t.Context(), thief.Client(), k.address, wire.PathRegistry, wanted); err == nil {
+		t.Errorf("agent-1 is told how an image of agent-2 is pulled: %+v", got)
+	}
 	csr, key, err := wire.NewRequest()
 	if err != nil {
 		t.Fatal(err)

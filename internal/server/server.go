@@ -23,6 +23,7 @@ import (
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/dispatch"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/secret"
 	"github.com/tutti-run/tutti/internal/store"
@@ -168,6 +169,9 @@ func (s *Server) trustChanged() {
 // Core returns the use cases over this server's state.
 func (s *Server) Core() *core.Core { return s.core }
 
+// Outside is how registries outside of the cluster are reached.
+func (s *Server) Outside() *core.Outside { return &core.Outside{Store: s.store, Trust: s.trust} }
+
 // Replication returns this server's part in it.
 func (s *Server) Replication() *consensus.Raft { return s.raft }
 
@@ -198,6 +202,9 @@ func (s *Server) handle() {
 	s.port.Handle(trust.PathKey, wire.HandleCall(s.trust.ShareKey), wire.RoleServer)
 	s.port.Handle(wire.PathRenew, wire.HandleCall(func(ctx context.Context, r wire.RenewRequest) (wire.RenewResponse, error) {
 		return s.trust.Renew(ctx, wire.PeerOf(ctx), r)
+	}), wire.RoleServer, wire.RoleAgent)
+	s.port.Handle(wire.PathRegistry, wire.HandleCall(func(ctx context.Context, w image.Wanted) ([]image.Endpoint, error) {
+		return s.Outside().ForNode(ctx, wire.PeerOf(ctx).NodeID, w)
 	}), wire.RoleServer, wire.RoleAgent)
 	s.port.HandleOpen(wire.PathJoin, wire.HandleCall(s.trust.Admit))
 }

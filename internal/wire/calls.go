@@ -30,6 +30,12 @@ const (
 	PathBlob         = "/agent/blob/"         // GET <digest>
 )
 
+// PathRegistry is where servers tell nodes how the registry of an image that these are to run is reached.
+const PathRegistry = "/server/registry" // call: image.Wanted → []image.Endpoint
+
+// BlobOf is the query of PathBlob that says of which image the blob is.
+const BlobOf = "of"
+
 // Empty is an answer without content.
 type Empty struct{}
 

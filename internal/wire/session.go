@@ -104,6 +104,9 @@ type Assignment struct {
 	Volumes  []*model.Volume   `json:"volumes,omitempty"`
 	Secrets  map[string][]byte `json:"secrets,omitempty"` // by ID, opened
 	Configs  map[string][]byte `json:"configs,omitempty"` // by ID
+	// Templated are the IDs of those secrets and configs that are templates; Labels are the workload's, for these.
+	Templated map[string]bool   `json:"templated,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
 }
 
 // WorkloadRef names the workload of an instance.

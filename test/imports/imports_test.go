@@ -41,7 +41,7 @@ var house = map[string][]string{
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
 		"internal/agent", "internal/api/native", "internal/audit", "internal/backup", "internal/certify", "internal/consensus", "internal/control", "internal/core",
-		"internal/dispatch", "internal/secret", "internal/store", "internal/trust", "internal/wire",
+		"internal/dispatch", "internal/image", "internal/secret", "internal/store", "internal/trust", "internal/wire",
 	},
 
 	// Adapters translate into use cases.

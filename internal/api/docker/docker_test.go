@@ -71,8 +71,16 @@ func (h *house) Describe(_ context.Context, name, digest string) (image.Detail, 
 	return image.Detail{Info: image.Info{Name: name, Digest: digest}, Raw: []byte(`{"config":{"Cmd":["sh"]}}`)}, nil
 }
 
-func (h *house) Pull(_ context.Context, ref string, _ func(image.Progress)) (image.Info, error) {
+func (h *house) Pull(_ context.Context, ref string, _ image.PullOptions) (image.Info, error) {
 	return image.Info{}, fault.New(fault.NotFound, "image %s is in no registry of this test", ref)
+}
+
+func (h *house) Resolve(_ context.Context, ref string, _ image.Credentials) (image.Remote, error) {
+	return image.Remote{}, fault.New(fault.NotFound, "image %s is in no registry of this test", ref)
+}
+
+func (h *house) Signatures(context.Context, string, string, image.Credentials) ([]image.Signature, error) {
+	return nil, nil
 }
 
 func (h *house) Tag(context.Context, string, string, string) (image.Info, error) {

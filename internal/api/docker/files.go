@@ -55,11 +55,21 @@ func swarmMeta(m *model.Meta) swarm.Meta {
 }
 
 func secretView(s *model.Secret) swarm.Secret {
-	return swarm.Secret{ID: s.ID, Meta: swarmMeta(&s.Meta), Spec: swarm.SecretSpec{Annotations: annotations(&s.Meta)}}
+	return swarm.Secret{ID: s.ID, Meta: swarmMeta(&s.Meta), Spec: swarm.SecretSpec{Annotations: annotations(&s.Meta), Templating: templating(s.Templated)}}
+}
+
+// templateDriver is the only one that there is.
+const templateDriver = "golang"
+
+func templating(templated bool) *swarm.Driver {
+	if !templated {
+		return nil
+	}
+	return &swarm.Driver{Name: templateDriver}
 }
 
 func configView(c *model.Config) swarm.Config {
-	return swarm.Config{ID: c.ID, Meta: swarmMeta(&c.Meta), Spec: swarm.ConfigSpec{Annotations: annotations(&c.Meta), Data: c.Data}}
+	return swarm.Config{ID: c.ID, Meta: swarmMeta(&c.Meta), Spec: swarm.ConfigSpec{Annotations: annotations(&c.Meta), Data: c.Data, Templating: templating(c.Templated)}}
 }
 
 // listed reports whether an object passes the filters of a list of secrets or configs.
@@ -104,7 +114,7 @@ func (a *API) secretCreate(w http.ResponseWriter, r *request) error {
 	switch {
 	case spec.Driver != nil:
 		return notHonoured("secret driver", spec.Driver.Name)
-	case spec.Templating != nil:
+	case spec.Templating != nil && spec.Templating.Name != templateDriver:
 		return notHonoured("--template-driver", spec.Templating.Name)
 	case len(spec.Data) == 0 || len(spec.Data) > maxSecret:
 		return fault.New(fault.Invalid, "rpc error: code = InvalidArgument desc = secret data must be larger than 0 and less than %d bytes", maxSecret)
@@ -116,7 +126,7 @@ func (a *API) secretCreate(w http.ResponseWriter, r *request) error {
 		return fault.New(fault.Conflict, "rpc error: code = AlreadyExists desc = secret %s already exists", spec.Name)
 	}
 	app, name := placeOf(spec.Name, spec.Labels)
-	data := core.SecretData{Meta: model.Meta{Name: name, Labels: spec.Labels}, Data: spec.Data}
+	data := core.SecretData{Meta: model.Meta{Name: name, Labels: spec.Labels}, Data: spec.Data, Templated: spec.Templating != nil}
 	d := core.Deployment{Application: app, Members: true, KeepOthers: true, Source: "docker", Secrets: []core.SecretData{data}}
 	if _, err := a.Core.Deploy(r.Context(), r.who, d); err != nil {
 		return err
@@ -219,7 +229,7 @@ func (a *API) configCreate(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	switch {
-	case spec.Templating != nil:
+	case spec.Templating != nil && spec.Templating.Name != templateDriver:
 		return notHonoured("--template-driver", spec.Templating.Name)
 	case len(spec.Data) > maxConfig:
 		return fault.New(fault.Invalid, "rpc error: code = InvalidArgument desc = config data must be less than %d bytes", maxConfig)
@@ -231,7 +241,7 @@ func (a *API) configCreate(w http.ResponseWriter, r *request) error {
 		return fault.New(fault.Conflict, "rpc error: code = AlreadyExists desc = config %s already exists", spec.Name)
 	}
 	app, name := placeOf(spec.Name, spec.Labels)
-	c := &model.Config{Meta: model.Meta{Name: name, Labels: spec.Labels}, Data: spec.Data}
+	c := &model.Config{Meta: model.Meta{Name: name, Labels: spec.Labels}, Data: spec.Data, Templated: spec.Templating != nil}
 	d := core.Deployment{Application: app, Members: true, KeepOthers: true, Source: "docker", Configs: []*model.Config{c}}
 	if _, err := a.Core.Deploy(r.Context(), r.who, d); err != nil {
 		return err

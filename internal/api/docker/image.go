@@ -12,6 +12,7 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	apiimage "github.com/moby/moby/api/types/image"
 
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
@@ -25,8 +26,10 @@ func findImage(snap *store.Snapshot, ref string) (*model.Image, error) {
 	}
 	name, err := image.Normalize(ref)
 	if err == nil {
-		if img, ok := store.ByName[*model.Image](snap, "", "", name); ok {
-			return img, nil
+		for _, n := range []string{name, core.OwnName(snap, name)} {
+			if img, ok := store.ByName[*model.Image](snap, "", "", n); ok {
+				return img, nil
+			}
 		}
 	}
 	repository, digest, pinned := strings.Cut(ref, "@")

@@ -75,8 +75,9 @@ func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
 	if name == "" {
 		return fault.New(fault.Invalid, "fromImage is needed")
 	}
-	if auth := r.Header.Get("X-Registry-Auth"); auth != "" && auth != "e30=" && auth != "e30" {
-		return notHonoured("a login for pulling", "X-Registry-Auth")
+	as, err := credentials(r)
+	if err != nil {
+		return err
 	}
 	n, err := reference.ParseNormalizedNamed(name)
 	if err != nil {
@@ -94,8 +95,12 @@ func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
 	if img, err := findImage(a.snapshot(), ref); err == nil {
 		before = img.Digest
 	}
-	info, err := a.Core.PullImage(r.Context(), r.who, ref, func(pr image.Progress) {
-		p.say(progressLine{Status: "Downloading", ID: shortID(strings.TrimPrefix(pr.Blob, "sha256:")), ProgressDetail: &progressDetail{Current: pr.Bytes}})
+	info, err := a.Core.PullImage(r.Context(), r.who, ref, as, func(pr image.Progress) {
+		l := progressLine{Status: "Downloading", ID: shortID(strings.TrimPrefix(pr.Blob, "sha256:")), ProgressDetail: &progressDetail{Current: pr.Bytes, Total: pr.Total}}
+		if pr.Bytes == pr.Total && pr.Total > 0 {
+			l.Status, l.ProgressDetail = "Download complete", nil
+		}
+		p.say(l)
 	})
 	if err != nil {
 		return p.fail(err)

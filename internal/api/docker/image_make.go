@@ -381,7 +381,7 @@ func (a *API) auth(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	as := image.Credentials{User: c.Username, Password: c.Password, IdentityToken: c.IdentityToken}
-	if err := image.Login(r.Context(), cmp.Or(c.ServerAddress, "https://index.docker.io/v1/"), as); err != nil {
+	if err := a.Core.CheckLogin(r.Context(), r.who, image.ServerHost(c.ServerAddress), as); err != nil {
 		if fault.Is(err, fault.Forbidden) {
 			_ = answer(w, http.StatusUnauthorized, map[string]string{"message": err.Error()})
 			return nil

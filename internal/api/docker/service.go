@@ -14,6 +14,7 @@ import (
 
 	"github.com/moby/moby/api/types/network"
 	"github.com/moby/moby/api/types/swarm"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
@@ -365,11 +366,34 @@ func (a *API) swarmLogs(w http.ResponseWriter, r *request, ref string, wl *model
 	return nil
 }
 
-// distribution tells clients what an image of the cluster is, so that they can pin it.
+// distribution tells clients what the registry has under a name, or the cluster when it comes from none, so that
+// they can pin it.
 func (a *API) distribution(w http.ResponseWriter, r *request) error {
-	img, err := findImage(a.snapshot(), r.vars["name"])
+	as, err := credentials(r)
 	if err != nil {
-		return fault.New(fault.Unsupported, "asking a registry about an image is not supported by Tutti yet: %w", err)
+		return err
+	}
+	type platform struct {
+		Architecture string `json:"architecture"`
+		OS           string `json:"os"`
+		Variant      string `json:"variant,omitempty"`
+	}
+	answerWith := func(target ocispec.Descriptor, platforms []platform) error {
+		return answer(w, http.StatusOK, map[string]any{"Descriptor": target, "Platforms": platforms})
+	}
+	img, err := findImage(a.snapshot(), r.vars["name"])
+	if err != nil || img.Pulled {
+		asked, askErr := a.Core.ResolveImage(r.Context(), r.who, r.vars["name"], as)
+		if askErr == nil {
+			platforms := []platform{}
+			for _, p := range asked.Platforms {
+				platforms = append(platforms, platform{p.Architecture, p.OS, p.Variant})
+			}
+			return answerWith(asked.Target, platforms)
+		}
+		if err != nil {
+			return askErr
+		}
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), 10*time.Second)
 	defer cancel()
@@ -377,8 +401,5 @@ func (a *API) distribution(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, http.StatusOK, map[string]any{
-		"Descriptor": d.Target,
-		"Platforms":  []map[string]string{{"architecture": d.Config.Architecture, "os": d.Config.OS}},
-	})
+	return answerWith(d.Target, []platform{{Architecture: d.Config.Architecture, OS: d.Config.OS}})
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/tutti-run/tutti/internal/compose"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
@@ -61,10 +62,22 @@ func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec, rollback boo
 		return err
 	}
 	t.workload.Extensions = map[string][]byte{extension: data}
-	_, err = a.Core.Deploy(r.Context(), r.who, core.Deployment{
+	d := core.Deployment{
 		Application: t.app, Source: "docker", Members: true, KeepOthers: true,
 		Workloads: []*model.Workload{&t.workload}, Services: []*model.Service{&t.service},
-	})
+	}
+	// The Engine asks the registry at every change, and the nodes with the login that came along.
+	as, err := credentials(r)
+	if err != nil {
+		return err
+	}
+	if as != (image.Credentials{}) {
+		d.Logins = map[string]image.Credentials{name: as}
+	}
+	if !rollback {
+		d.Pulls = map[string]core.PullPolicy{t.workload.Template.Tasks[0].Image: core.PullNewest}
+	}
+	_, err = a.Core.Deploy(r.Context(), r.who, d)
 	return err
 }
 

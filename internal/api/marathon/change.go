@@ -367,10 +367,10 @@ func (p *planned) carryOut() error {
 	if p.c.dry {
 		p.pull = nil
 	}
-	for _, image := range p.pull {
-		if _, err := p.a.Core.PullImage(ctx, p.r.who, image, nil); err != nil {
+	for _, ref := range p.pull {
+		if _, err := p.a.Core.PullImage(ctx, p.r.who, ref, core.NoLogin, nil); err != nil {
 			return &invalid{message: "Object is not valid", status: 422, details: []detail{{
-				Path: "/container/docker/forcePullImage", Errors: []string{"the image " + image + " could not be pulled: " + err.Error()},
+				Path: "/container/docker/forcePullImage", Errors: []string{"the image " + ref + " could not be pulled: " + err.Error()},
 			}}}
 		}
 	}

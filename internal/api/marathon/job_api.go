@@ -343,8 +343,8 @@ func (a *API) addJob(r *request, outside, d *core.Deployment, out *part, k *kept
 			outside.Networks = append(outside.Networks, &model.Network{Meta: model.Meta{Name: name}, Driver: "overlay", Attachable: true})
 		}
 	}
-	for _, image := range out.pull {
-		if _, err := a.Core.PullImage(r.Context(), r.who, image, nil); err != nil {
+	for _, ref := range out.pull {
+		if _, err := a.Core.PullImage(r.Context(), r.who, ref, core.NoLogin, nil); err != nil {
 			return err
 		}
 	}

@@ -372,7 +372,15 @@ func setTime(q url.Values, name string, t time.Time) {
 var errorLine = []byte(`{"error":`)
 
 func readLines[T any](ctx context.Context, c *Client, path string, q url.Values, yield func(T) error) error {
-	resp, err := c.do(ctx, http.MethodGet, path, q, nil, "")
+	return readLinesOf(ctx, c, http.MethodGet, path, q, nil, yield)
+}
+
+func readLinesOf[T any](ctx context.Context, c *Client, method, path string, q url.Values, body io.Reader, yield func(T) error) error {
+	media := ""
+	if body != nil {
+		media = mediaJSON
+	}
+	resp, err := c.do(ctx, method, path, q, body, media)
 	if err != nil {
 		return unlessDone(ctx, err)
 	}

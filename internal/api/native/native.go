@@ -47,6 +47,7 @@ func New(d Deps) http.Handler {
 	s.streamRoutes(mux)
 	s.fileRoutes(mux)
 	s.keyRoutes(mux)
+	s.registryRoutes(mux)
 	s.instanceRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))

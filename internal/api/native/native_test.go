@@ -134,8 +134,16 @@ func (fakeImages) Tag(context.Context, string, string, string) (image.Info, erro
 	return image.Info{}, errors.New("not asked for in this test")
 }
 
-func (fakeImages) Pull(context.Context, string, func(image.Progress)) (image.Info, error) {
+func (fakeImages) Pull(context.Context, string, image.PullOptions) (image.Info, error) {
 	return image.Info{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Resolve(context.Context, string, image.Credentials) (image.Remote, error) {
+	return image.Remote{}, errors.New("not asked for in this test")
+}
+
+func (fakeImages) Signatures(context.Context, string, string, image.Credentials) ([]image.Signature, error) {
+	return nil, errors.New("not asked for in this test")
 }
 
 func (fakeImages) Push(context.Context, string, string, image.Credentials, func(image.Progress)) (ocispec.Descriptor, error) {
