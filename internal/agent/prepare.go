@@ -593,7 +593,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
 		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,
 		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Devices: t.Devices, Init: t.Init,
-		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust,
+		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust, Log: t.Log,
 	}
 	if task.Limit.Pids == 0 {
 		task.Limit.Pids = w.agent.PidsPerTask

@@ -229,7 +229,7 @@ var effects = map[string]struct{ with, without string }{
 	"services.*.healthcheck.start_period":                 {with: "healthcheck: {test: x, start_period: 5s}", without: "healthcheck: {test: x}"},
 	"services.*.healthcheck.start_interval":               {with: "healthcheck: {test: x, start_interval: 5s}", without: "healthcheck: {test: x}"},
 	"services.*.logging.driver":                           {with: "logging: {driver: syslog}"},
-	"services.*.logging.options":                          {with: "logging: {options: {a: b}}"},
+	"services.*.logging.options":                          {with: "logging: {options: {max-size: 1m}}", without: "logging: {}"},
 	"services.*.secrets.source":                           {with: "secrets: [{source: s}]"},
 	"services.*.secrets.target":                           {with: "secrets: [{source: s, target: x}]", without: "secrets: [s]"},
 	"services.*.secrets.uid":                              {with: "secrets: [{source: s, uid: '5'}]", without: "secrets: [s]"},

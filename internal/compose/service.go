@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
@@ -362,11 +363,17 @@ func (o *one) hints() {
 		o.unsupported("pull_policy", "%q is not supported: an image is looked up when the application is deployed, and pinned; missing, always and never are accepted", o.PullPolicy)
 	}
 	if l := o.Logging; l != nil && (l.Driver != "" || len(l.Options) > 0) {
-		switch l.Driver {
-		case "", "json-file", "local":
-			o.warn("logging", "ignored: Tutti keeps each run's log itself, in three files of 10 MiB")
-		default:
-			o.unsupported("logging.driver", "%q is not supported: Tutti keeps logs itself; remove it, or write local", l.Driver)
+		policy, unused, err := LogPolicy(l.Driver, l.Options)
+		switch {
+		case fault.Is(err, fault.Unsupported):
+			o.unsupported("logging.driver", "%q is not supported: json-file, local and none are", l.Driver)
+		case err != nil:
+			o.invalid("logging.options", "%v", err)
+		case len(unused) > 0:
+			o.warn("logging.options", "%s: ignored, as nothing is added to lines of logs", strings.Join(unused, ", "))
+		}
+		for i := range o.w.Template.Tasks {
+			o.w.Template.Tasks[i].Log = policy
 		}
 	}
 	if o.isProcess {

@@ -45,6 +45,7 @@ type Task struct {
 	Privileged     bool
 	ReadOnlyRoot   bool
 	SecurityOpts   []string // "no-new-privileges", "seccomp=unconfined"
+	Log            *model.LogPolicy
 	Ulimits        []model.Ulimit
 	Devices        []model.Device
 	Init           bool

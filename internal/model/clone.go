@@ -304,6 +304,10 @@ func (t TaskSpec) clone() TaskSpec {
 	t.CapAdd = slices.Clone(t.CapAdd)
 	t.CapDrop = slices.Clone(t.CapDrop)
 	t.SecurityOpts = slices.Clone(t.SecurityOpts)
+	if t.Log != nil {
+		l := *t.Log
+		t.Log = &l
+	}
 	t.Ulimits = slices.Clone(t.Ulimits)
 	t.Artifacts = slices.Clone(t.Artifacts)
 	if t.Umask != nil {

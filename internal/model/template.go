@@ -46,6 +46,17 @@ type Template struct {
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }
 
+// LogPolicy says what is kept of what each run of a task writes.
+type LogPolicy struct {
+	None      bool  `json:"none,omitempty"` // nothing
+	FileBytes int64 `json:"fileBytes,omitempty"`
+	// Files is how many of that size there are, up to MaxLogFiles; the oldest goes.
+	Files int `json:"files,omitempty"`
+}
+
+// MaxLogFiles is how many files the output of a run is kept in at most.
+const MaxLogFiles = 10
+
 // Attachment joins an instance to a network.
 type Attachment struct {
 	Network string   `json:"network"` // network ID
@@ -129,6 +140,7 @@ type TaskSpec struct {
 	Privileged     bool              `json:"privileged,omitempty"`
 	ReadOnlyRoot   bool              `json:"readOnlyRoot,omitempty"`
 	SecurityOpts   []string          `json:"securityOpts,omitempty"`
+	Log            *LogPolicy        `json:"log,omitempty"` // nil: what is kept of each run's output is the node's choice
 	Ulimits        []Ulimit          `json:"ulimits,omitempty"`
 	Devices        []Device          `json:"devices,omitempty"`
 	Init           bool              `json:"init,omitempty"` // run under a reaping init process

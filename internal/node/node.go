@@ -183,7 +183,8 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 		w.ready = s.WhenReady(ctx, w.ready)
 	}
 	noServer := fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name)
-	handler, dockerHandler := native.Refuse(noServer), docker.Refuse(noServer)
+	handler := native.Refuse(noServer)
+	dockerHandler := docker.Refuse(fault.New(fault.Forbidden, "node %s is an agent of its cluster: its administrator does not have the cluster. Ask a server, at its socket or, with a user's certificate (`tutti user cert`), over the network: docker --tlsverify -H tcp://SERVER:PORT", cfg.Name))
 	if s != nil {
 		dockerAPI := docker.New(docker.Deps{
 			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,

@@ -226,6 +226,9 @@ func (a *API) containerLogs(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	if l := b.spec().Log; l != nil && l.None {
+		return fault.New(fault.Unsupported, "configured logging driver does not support reading")
+	}
 	tty := b.spec().TTY
 	w.Header().Set("Content-Type", mediaOf(r, tty))
 	w.WriteHeader(http.StatusOK)

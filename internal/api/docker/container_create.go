@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"regexp"
-	"slices"
 	"strings"
 	"time"
 
@@ -78,6 +77,9 @@ func (a *API) createContainer(r *request, name string, made *created) (string, [
 		d.Services = []*model.Service{{Meta: model.Meta{Name: name}, WorkloadID: name, Ports: t.ports, PortGroup: portGroup(made)}}
 	}
 	if _, err := a.Core.Deploy(r.Context(), r.who, d); err != nil {
+		return "", nil, err
+	}
+	if err := a.linkAll(r, t.links); err != nil {
 		return "", nil, err
 	}
 	wl, ok := store.ByName[*model.Workload](a.snapshot(), model.DefaultNamespace, application, name)
@@ -166,6 +168,7 @@ type translation struct {
 	settings image.Settings
 	workload model.Workload
 	ports    []model.ServicePort
+	links    []link
 	warnings []string
 }
 
@@ -199,7 +202,7 @@ func (t *translation) container() error {
 	*tpl = model.Template{
 		Hostname: c.Hostname, Domainname: c.Domainname, Sysctls: h.Sysctls, StopGrace: grace, Labels: c.Labels, KeepEnded: true,
 	}
-	for _, step := range []func(*model.TaskSpec) error{t.resources, t.security, t.devices, t.health, t.restart, t.mounts, t.dns, t.networks, t.publish, t.placement} {
+	for _, step := range []func(*model.TaskSpec) error{t.resources, t.security, t.devices, t.health, t.restart, t.mounts, t.dns, t.networks, t.publish, t.placement, t.log} {
 		if err := step(&task); err != nil {
 			return err
 		}
@@ -228,9 +231,7 @@ func refuseContainer(c *container.Config, h *container.HostConfig) error {
 		{"--cgroupns", h.CgroupnsMode, h.CgroupnsMode != "" && h.CgroupnsMode != container.CgroupnsModePrivate},
 		{"--cgroup-parent", h.CgroupParent, h.CgroupParent != ""},
 		{"HostConfig.Cgroup", h.Cgroup, h.Cgroup != ""},
-		{"--volumes-from", h.VolumesFrom, len(h.VolumesFrom) > 0},
 		{"--volume-driver", h.VolumeDriver, h.VolumeDriver != "" && h.VolumeDriver != "local"},
-		{"--link", h.Links, len(h.Links) > 0},
 		{"--network", h.NetworkMode, h.NetworkMode.IsContainer()},
 		{"--gpus", "HostConfig.DeviceRequests", len(h.DeviceRequests) > 0},
 		{"--device-cgroup-rule", h.DeviceCgroupRules, len(h.DeviceCgroupRules) > 0},
@@ -240,8 +241,6 @@ func refuseContainer(c *container.Config, h *container.HostConfig) error {
 		{"HostConfig.Umask", "", h.Umask != nil},
 		{"--isolation", h.Isolation, !h.Isolation.IsDefault()},
 		{"--security-opt systempaths=unconfined", "", h.MaskedPaths != nil && len(h.MaskedPaths) == 0 || h.ReadonlyPaths != nil && len(h.ReadonlyPaths) == 0},
-		{"--log-driver", h.LogConfig.Type, !slices.Contains([]string{"", "json-file", "local"}, h.LogConfig.Type)},
-		{"--log-opt", h.LogConfig.Config, len(h.LogConfig.Config) > 0},
 		{"--cpu-shares", h.CPUShares, h.CPUShares != 0 && h.CPUShares != 1024},
 		{"--cpuset-cpus", h.CpusetCpus, h.CpusetCpus != ""},
 		{"--cpuset-mems", h.CpusetMems, h.CpusetMems != ""},

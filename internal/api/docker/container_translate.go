@@ -176,6 +176,11 @@ func (t *translation) mounts(task *model.TaskSpec) error {
 			return err
 		}
 	}
+	from, err := t.volumesFrom(targets)
+	if err != nil {
+		return err
+	}
+	task.Mounts = append(task.Mounts, from...)
 	for target, options := range h.Tmpfs {
 		m, err := tmpfs(target, options)
 		if err != nil {
@@ -364,6 +369,14 @@ func (t *translation) networks(*model.TaskSpec) error {
 			continue // by name and by ID
 		}
 		tpl.Networks = append(tpl.Networks, at)
+		if e := endpoints[name]; e != nil {
+			if err := t.link(e.Links, at.Network); err != nil {
+				return err
+			}
+		}
+	}
+	if len(h.Links) > 0 && len(tpl.Networks) > 0 {
+		return t.link(h.Links, tpl.Networks[0].Network)
 	}
 	return nil
 }
@@ -389,8 +402,6 @@ func (a *API) attachment(r *request, ref string, e *network.EndpointSettings) (m
 		return at, nil
 	}
 	switch {
-	case len(e.Links) > 0:
-		return at, notHonoured("--link", e.Links)
 	case len(e.MacAddress) > 0:
 		return at, notHonoured("--mac-address", e.MacAddress)
 	case len(e.DriverOpts) > 0:
@@ -513,7 +524,11 @@ func (t *translation) placement(task *model.TaskSpec) error {
 			}
 			t.workload.Template.Placement.Constraints = append(t.workload.Template.Placement.Constraints, c)
 		case strings.HasPrefix(e, "affinity:"):
-			return notHonoured("affinity expressions", e)
+			c, err := t.affinity(strings.TrimPrefix(e, "affinity:"))
+			if err != nil {
+				return err
+			}
+			t.workload.Template.Placement.Constraints = append(t.workload.Template.Placement.Constraints, c)
 		default:
 			env = append(env, e)
 		}

@@ -15,6 +15,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/api/docker"
 	"github.com/tutti-run/tutti/internal/core"
@@ -431,6 +432,45 @@ func FuzzCreate(f *testing.F) {
 		h := newHouse(t)
 		if code, text := h.ask("POST", path, body); code >= 500 && code != 501 && code != 503 {
 			t.Errorf("%s: %d %s", path, code, text)
+		}
+	})
+}
+
+// FuzzChange asks, of a container, a service, a network and a node that are there, for anything by any method.
+func FuzzChange(f *testing.F) {
+	f.Add("POST", "/v1.44/containers/web/update", "", `{"Memory":1,"RestartPolicy":{"Name":"on-failure","MaximumRetryCount":2}}`)
+	f.Add("POST", "/networks/net/connect", "", `{"Container":"web","EndpointConfig":{"Aliases":["x"],"IPAMConfig":{"IPv4Address":"10.1.0.5"}}}`)
+	f.Add("POST", "/networks/net/disconnect", "", `{"Container":"web","Force":true}`)
+	f.Add("POST", "/containers/web/rename", "name=other", "")
+	f.Add("POST", "/containers/web/exec", "", `{"Cmd":["true"],"DetachKeys":"ctrl-a"}`)
+	f.Add("POST", "/containers/prune", `filters={"until":["1h"]}`, "")
+	f.Add("POST", "/services/s/update", "version=1&rollback=previous", `{"Name":"s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"}}}`)
+	f.Add("POST", "/nodes/n1/update", "version=1", `{"Availability":"drain","Role":"manager"}`)
+	f.Add("POST", "/commit", "container=web&changes=ENV+a=b&repo=x", `{}`)
+	f.Add("DELETE", "/containers/web", "force=1&v=1", "")
+	f.Add("GET", "/events", `until=1&filters={"event":["x"]}`, "")
+	f.Add("GET", "/tasks", `filters={"desired-state":["running"]}`, "")
+	f.Fuzz(func(t *testing.T, method, path, query, body string) {
+		if strings.ContainsAny(method+path, " \x00\r\n%?#\"()<>@,;:\\[]={}\t") || !strings.HasPrefix(path, "/") || method == "" {
+			return
+		}
+		h := newHouse(t)
+		h.want("POST", "/containers/create?name=web", `{"Image":"busybox:1"}`, 201)
+		h.want("POST", "/networks/create", `{"Name":"net"}`, 201)
+		h.want("POST", "/services/create", `{"Name":"s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"}}}`, 201)
+		// Some requests wait for what only nodes and a leader would do; such a client has gone after a moment.
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, method, "http://docker/", strings.NewReader(body))
+		if err != nil {
+			return
+		}
+		req.URL.Path, req.URL.RawQuery = path, query
+		req.Header.Set("Content-Type", "application/json")
+		w := httptest.NewRecorder()
+		h.api.ServeHTTP(w, req)
+		if w.Code >= 500 && w.Code != 501 && w.Code != 503 && ctx.Err() == nil {
+			t.Errorf("%s %s?%s: %d %s", method, path, query, w.Code, w.Body)
 		}
 	})
 }

@@ -144,8 +144,15 @@ func (t *serviceTranslation) container() error {
 	if !c.Isolation.IsDefault() {
 		return notHonoured("--isolation", c.Isolation)
 	}
-	if d := tt.LogDriver; d != nil && (d.Name != "" && d.Name != "json-file" && d.Name != "local" || len(d.Options) > 0) {
-		return notHonoured("--log-driver, --log-opt", d.Name)
+	if d := tt.LogDriver; d != nil {
+		policy, unused, err := compose.LogPolicy(d.Name, d.Options)
+		if err == nil && len(unused) > 0 {
+			err = notHonoured("--log-opt", strings.Join(unused, ", "))
+		}
+		if err != nil {
+			return err
+		}
+		task.Log = policy
 	}
 	if err := t.privileges(&task); err != nil {
 		return err

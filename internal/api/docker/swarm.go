@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -107,14 +108,20 @@ func (a *API) swarmInspect(w http.ResponseWriter, r *request) error {
 	return answer(w, http.StatusOK, v)
 }
 
-// swarmMember refuses what only a host outside a swarm can do.
-func swarmMember(http.ResponseWriter, *request) error {
-	return fault.New(fault.Unavailable, "This node is already part of a swarm. Use `tutti down` to leave this swarm and `tutti join` to join another one.")
+// swarmMember refuses what only a host outside a swarm can do: every host that answers here is in one, as hosts
+// come to a cluster with the program that answers.
+func swarmMember(_ http.ResponseWriter, r *request) error {
+	var req swarm.JoinRequest
+	hint := "`tutti join ADDRESS --token TOKEN`"
+	if strings.HasSuffix(r.URL.Path, "/join") && decode(r, &req, true) == nil && len(req.RemoteAddrs) > 0 {
+		hint = "`tutti join " + req.RemoteAddrs[0] + " --token " + cmp.Or(req.JoinToken, "TOKEN") + "`"
+	}
+	return fault.New(fault.Unavailable, "This node is already part of a swarm. Use `tutti down` on it to leave this swarm, and %s to join another one; `tutti token` on a server of that prints tokens", hint)
 }
 
 // swarmLeave refuses what a host does with its own program.
 func swarmLeave(http.ResponseWriter, *request) error {
-	return fault.New(fault.Unsupported, "docker swarm leave is not supported by Tutti yet; `tutti down` on the host leaves the swarm")
+	return fault.New(fault.Unsupported, "docker swarm leave is not supported by Tutti: `tutti down` on the host ends its node, `tutti down --purge` takes it out for good")
 }
 
 // swarmUpdate replaces tokens, keys and authorities, and switches autolock. What else a specification says

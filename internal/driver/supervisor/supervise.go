@@ -115,7 +115,7 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
 	}
 	s.status = driver.Status{ID: s.task.ID, State: driver.Created}
 	var err error
-	if s.log, err = tasklog.Create(s.dir); err != nil {
+	if s.log, err = tasklog.Create(s.dir, s.task.Log); err != nil {
 		return err
 	}
 	if s.body, err = newBody(&s.task, socket+bodySuffix, reaper); err != nil {

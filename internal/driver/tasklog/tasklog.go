@@ -6,6 +6,7 @@ package tasklog
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,11 +19,12 @@ import (
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 const (
 	fileName = "log"
-	// MaxFileBytes and MaxFiles bound what one run may leave on disk.
+	// MaxFileBytes and MaxFiles bound what one run may leave on disk, unless its policy says otherwise.
 	MaxFileBytes = 10 << 20
 	MaxFiles     = 3
 	maxLine      = 16 << 10 // longer lines are kept in parts
@@ -34,11 +36,18 @@ type Writer struct {
 	dir  string
 	file *os.File
 	size int64
+
+	none      bool
+	fileBytes int64
+	files     int
 }
 
-// Create opens the log in a directory for appending.
-func Create(dir string) (*Writer, error) {
-	w := &Writer{dir: dir}
+// Create opens the log in a directory for appending; nil is the usual policy.
+func Create(dir string, policy *model.LogPolicy) (*Writer, error) {
+	w := &Writer{dir: dir, fileBytes: MaxFileBytes, files: MaxFiles}
+	if policy != nil {
+		w.none, w.fileBytes, w.files = policy.None, cmp.Or(policy.FileBytes, MaxFileBytes), min(cmp.Or(policy.Files, MaxFiles), model.MaxLogFiles)
+	}
 	return w, w.open()
 }
 
@@ -84,6 +93,9 @@ func (w *Writer) write(b *batch) error {
 	defer func() { b.text, b.ends = b.text[:0], b.ends[:0] }()
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if w.none {
+		return nil
+	}
 	from := 0 // what was not written yet begins here
 	flush := func(to int) error {
 		if to == from {
@@ -95,7 +107,7 @@ func (w *Writer) write(b *batch) error {
 	}
 	begin := 0 // of an entry
 	for _, end := range b.ends {
-		if w.size+int64(end-from) > MaxFileBytes {
+		if w.size+int64(end-from) > w.fileBytes {
 			if err := flush(begin); err != nil {
 				return err
 			}
@@ -110,7 +122,12 @@ func (w *Writer) write(b *batch) error {
 
 func (w *Writer) rotate() error {
 	base := filepath.Join(w.dir, fileName)
-	for n := MaxFiles - 1; n > 0; n-- {
+	if w.files == 1 {
+		if err := os.Remove(base); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("rotate log: %w", err)
+		}
+	}
+	for n := w.files - 1; n > 0; n-- {
 		from := base
 		if n > 1 {
 			from = base + "." + strconv.Itoa(n-1)
@@ -247,7 +264,7 @@ func rotated(base string, n int) string {
 // waits for a log that was not begun yet.
 func openAll(ctx context.Context, base string, follow bool, ended func() bool) ([]*os.File, error) {
 	var files []*os.File
-	for n := 0; n < MaxFiles; n++ {
+	for n := 0; n < model.MaxLogFiles; n++ {
 		f, err := os.Open(rotated(base, n))
 		switch {
 		case err == nil && len(files) > 0 && sameFile(f, files[len(files)-1]):
@@ -285,7 +302,7 @@ func sameFile(a, b *os.File) bool {
 // successor opens the file that was begun after f, nil when f is the newest.
 func successor(base string, f *os.File) *os.File {
 	var newer *os.File
-	for n := range MaxFiles {
+	for n := range model.MaxLogFiles {
 		c, err := os.Open(rotated(base, n))
 		if err != nil {
 			continue // just being rotated

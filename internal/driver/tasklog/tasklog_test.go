@@ -12,12 +12,13 @@ import (
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 func create(t *testing.T) (dir string, w *Writer) {
 	t.Helper()
 	dir = t.TempDir()
-	w, err := Create(dir)
+	w, err := Create(dir, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,6 +102,47 @@ func TestTheOldestFilesGive(t *testing.T) {
 	}
 }
 
+func TestAPolicyBoundsWhatIsKept(t *testing.T) {
+	for _, c := range []struct {
+		policy model.LogPolicy
+		files  int
+	}{
+		{model.LogPolicy{FileBytes: 1000, Files: 1}, 1}, {model.LogPolicy{FileBytes: 1000, Files: 5}, 5},
+		{model.LogPolicy{FileBytes: 1000}, MaxFiles}, {model.LogPolicy{None: true}, 0},
+	} {
+		dir := t.TempDir()
+		w, err := Create(dir, &c.policy)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 300 {
+			write(t, w, fmt.Sprintf("%d %s\n", i, strings.Repeat(".", 50)))
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		files, err := os.ReadDir(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var total int64
+		for _, f := range files {
+			info, err := f.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			total += info.Size()
+		}
+		if len(files) != max(c.files, 1) || total > int64(c.files)*1000 {
+			t.Errorf("%+v keeps %d files with %d bytes", c.policy, len(files), total)
+		}
+		lines := read(t, dir, driver.LogOptions{Tail: -1})
+		if c.files == 0 && len(lines) > 0 || c.files > 0 && (len(lines) == 0 || numberOf(t, lines[len(lines)-1]) != 299) {
+			t.Errorf("%+v keeps the lines %.200q", c.policy, lines)
+		}
+	}
+}
+
 // A follower that is slower than the log sees every line that was kept, through several rotations
 // between two looks.
 func TestAFollowerMissesNothingThatIsKept(t *testing.T) {
@@ -147,7 +189,7 @@ func TestAFollowerWaitsForTheLogToBegin(t *testing.T) {
 	var lines []string
 	err := Read(t.Context(), dir, driver.LogOptions{Follow: true, Tail: -1}, func() bool {
 		if looks++; looks == 2 {
-			w, err := Create(dir)
+			w, err := Create(dir, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
