@@ -245,7 +245,7 @@ func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
 	}
 	left := leftOutput(&t, st.PID)
 	d.Bury(&t, socketPath(d.RunDir, id)+bodySuffix)
-	if err := keepOutput(dir, left); err != nil {
+	if err := keepOutput(dir, t.Log, left); err != nil {
 		d.Log.Warn("the last of what a task printed that lost its supervisor could not be kept", "task", id, "error", err)
 	}
 	st.ID, st.State, st.PID, st.ExitCode, st.Finished = id, driver.Exited, 0, 255, time.Now()

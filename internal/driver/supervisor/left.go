@@ -13,6 +13,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // leftOutput opens the pipes of a task whose supervisor was killed, by way of its first process: what it printed since
@@ -37,11 +38,11 @@ func leftOutput(t *driver.Task, pid int) map[string]*os.File {
 }
 
 // keepOutput appends what is in a task's pipes to its log, now that nothing of it runs any more.
-func keepOutput(dir string, left map[string]*os.File) error {
+func keepOutput(dir string, policy *model.LogPolicy, left map[string]*os.File) error {
 	if len(left) == 0 {
 		return nil
 	}
-	log, err := tasklog.Create(dir)
+	log, err := tasklog.Create(dir, policy)
 	if err != nil {
 		return err
 	}
