@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-registry e2e-kube e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -56,6 +56,9 @@ test: needs ## unit tests of Tutti and of the example
 test-kube: needs ## look at kube/ and test it: an API server with its controllers on a cluster's key space
 	cd kube && go vet ./...
 	@$(summary) -dir kube -- ./...
+
+test-acme: needs ## certificates by ACME, issued by Pebble over the ingress
+	@$(summary) -dir test/acme -- -count=1 ./...
 
 test-registry: needs ## the OCI distribution specification's conformance suite, on the cluster's registry
 	GOFLAGS= GOBIN=$(CURDIR)/bin go install github.com/opencontainers/distribution-spec/conformance@v0.0.0-20260831232431-97274622c111

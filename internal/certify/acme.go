@@ -67,10 +67,17 @@ func (c *Certifier) ask(ctx context.Context, w want, csr []byte) (chain []byte, 
 			return nil, err
 		}
 	}
-	if order, err = client.WaitOrder(ctx, order.URI); err != nil {
+	at := order.URI
+	if order, err = client.WaitOrder(ctx, at); err != nil {
 		return nil, fmt.Errorf("wait for the order: %w", err)
 	}
 	ders, _, err := client.CreateOrderCert(ctx, order.FinalizeURL, csr, true)
+	if err != nil {
+		// A server that is not done at once need not say again where the order is, as the library has it.
+		if order, failed := client.WaitOrder(ctx, at); failed == nil && order.CertURL != "" {
+			ders, err = client.FetchCert(ctx, order.CertURL, true)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("fetch the certificate: %w", err)
 	}

@@ -18,6 +18,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/fault"
@@ -64,6 +65,7 @@ type Certifier struct {
 	tries   map[string]try
 	orders  map[string]bool // that are under way
 	results chan result
+	opening sync.Mutex // of accounts: orders share them
 }
 
 // standing is what is known of a certificate that was made.
@@ -348,6 +350,8 @@ func (c *Certifier) keep(ctx context.Context, id, namespace, name string, data [
 
 // account returns the key of the account with a server of ACME, which is made at the first time.
 func (c *Certifier) account(ctx context.Context, w want) (crypto.Signer, error) {
+	c.opening.Lock()
+	defer c.opening.Unlock()
 	id := accountID(w.namespace, &w.route)
 	if s, ok := store.Get[*model.Secret](c.Store.Snapshot(), id); ok {
 		data, err := c.Open(s)
