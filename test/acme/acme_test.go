@@ -101,7 +101,9 @@ func pebble(t *testing.T, port int) (directory, authority string, roots *x509.Ce
 // alone applies what is proposed at once.
 type alone struct{ *store.Store }
 
-func (a alone) Propose(_ context.Context, data []byte) (store.Result, error) { return a.Apply(data), nil }
+func (a alone) Propose(_ context.Context, data []byte) (store.Result, error) {
+	return a.Apply(data), nil
+}
 
 func TestPebble(t *testing.T) {
 	plain, secure := freePort(t), freePort(t)
