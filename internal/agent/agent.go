@@ -16,6 +16,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/tutti-run/tutti/internal/atomicfile"
@@ -71,6 +72,13 @@ type Artifacts interface {
 	Place(ctx context.Context, sandbox string, uid, gid int, list []model.Artifact) error
 }
 
+// Devices are those that this host has names for, as CDI does.
+type Devices interface {
+	Has(device string) bool
+	// Inject returns what a container's specification needs for devices.
+	Inject(devices []string) (*specs.Spec, error)
+}
+
 // NetworkState is something that follows the cluster's network state: the overlay, the
 // balancer, the names.
 type NetworkState interface {
@@ -106,6 +114,7 @@ type Deps struct {
 	// PidsPerTask bounds the processes and threads of a task that has no limit of its own; 0 does not.
 	PidsPerTask int64
 	Drivers     map[string]driver.Driver // by name: "oci", "process"
+	Devices     Devices                  // those with names; nil: there are none
 	Images      Images
 	Links       Links
 	Volumes     Volumes

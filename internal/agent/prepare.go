@@ -59,6 +59,13 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 	if err != nil {
 		return nil, fmt.Errorf("write hosts and resolver files: %w", err)
 	}
+	if as.Template.Shared().OfferIPC {
+		shm, err := w.sharedMemory(as)
+		if err != nil {
+			return nil, err
+		}
+		files = append(files, shm)
+	}
 	secretDir, err := w.putSecrets(as)
 	if err != nil {
 		return nil, err
@@ -408,10 +415,10 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 	covered := map[string]bool{}
 	for i, m := range t.Mounts {
 		covered[filepath.Clean(m.Target)] = true
-		dm := driver.Mount{Type: "bind", Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation}
+		dm := driver.Mount{Type: "bind", Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, Recursion: m.Recursion, Mapped: m.Type != model.MountBind}
 		switch m.Type {
 		case model.MountTmpfs:
-			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode}
+			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode, Options: m.Options}
 		case model.MountBind:
 			if m.Placed {
 				m.Source, m.Target = w.place(as.Instance, m.Source), w.place(as.Instance, m.Target)
@@ -592,7 +599,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS,
 		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
 		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,
-		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Devices: t.Devices, Init: t.Init,
+		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Init: t.Init, Runtime: t.Runtime, Tuning: t.Tuning,
 		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust, Log: t.Log,
 	}
 	if task.Limit.Pids == 0 {
@@ -632,6 +639,9 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		return task, fault.New(fault.Invalid, "task %s: it must not run as root, and would: neither the workload nor image %s names another user", t.Name, t.Image)
 	}
 	task.HostPIDs, task.HostIPC = as.Template.HostPIDs, as.Template.HostIPC
+	shared := as.Template.Shared()
+	task.HostNames, task.HostCgroups, task.OwnCgroups = shared.HostNames, shared.HostCgroups, shared.OwnCgroups
+	task.NoSharedMemory, task.UserRange = shared.NoSharedMemory, shared.UserRange
 	task.Args = slices.Concat(entrypoint, args)
 	if t.PlacedArgs {
 		task.Args = w.fillIn(as.Instance, t, id, task.Args)
@@ -740,6 +750,7 @@ func (w *worker) free(ctx context.Context) {
 		}
 	}
 	note("secrets", w.agent.Secrets.Remove(w.id))
+	note("shared memory", dropMount(filepath.Join(w.filesDir(), sharedMemoryDir)))
 	note("files", os.RemoveAll(w.filesDir()))
 }
 

@@ -53,6 +53,12 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 	}
 	id := runID(w.id, t.Name, n)
 	task, err := w.resolve(p, t, id)
+	if err == nil {
+		err = w.giveDevices(t, &task)
+	}
+	if err == nil {
+		err = w.joinOthers(ctx, &task)
+	}
 	if err != nil {
 		return driver.Status{}, err
 	}

@@ -253,6 +253,16 @@ func reachesHost(t *model.Template) string {
 		return "the node's network"
 	case len(t.Sysctls) > 0:
 		return "kernel settings"
+	case t.HostPIDs:
+		return "the node's processes"
+	case t.HostIPC:
+		return "the node's shared memory"
+	case t.Shared().HostNames:
+		return "the node's host name"
+	case t.Shared().HostCgroups:
+		return "the node's cgroups"
+	case t.Shared().UserRange != nil:
+		return "a range of the node's users"
 	}
 	for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
 		switch {
@@ -266,6 +276,8 @@ func reachesHost(t *model.Template) string {
 			return "devices of the node"
 		case len(task.SecurityOpts) > 0:
 			return "security options"
+		case task.Tuning != nil && (len(task.Tuning.DeviceRules) > 0 || task.Tuning.Paths != nil || task.Tuning.NoOOMKill):
+			return "rights that containers do not have"
 		case slices.ContainsFunc(task.Mounts, func(m model.Mount) bool { return m.Type == model.MountBind }):
 			return "a folder of the node"
 		}

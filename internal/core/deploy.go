@@ -109,6 +109,11 @@ func checkDeployment(d *Deployment) error {
 				bad("workload %s: maintenance: %s", w.Name, why)
 			}
 		}
+		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
+			if why := t.Tuning.Problem(); why != "" {
+				bad("workload %s: %s", w.Name, why)
+			}
+		}
 		switch {
 		case w.Exclusive && w.Type != model.SingleWorkload:
 			bad("workload %s: exclusive is for single workloads; it is of kind %s", w.Name, w.Type)
@@ -517,9 +522,39 @@ func newRevision(snap *store.Snapshot, w *model.Workload, hash string, now time.
 	}
 }
 
+// joins looks at the workloads whose namespaces a workload enters, on whose nodes it is to run.
+func (p *planner) joins(w *model.Workload, where string) error {
+	shared := w.Template.Shared()
+	for _, name := range shared.Joins() {
+		application, bare, full := strings.Cut(name, "/")
+		if !full {
+			application, bare = p.d.Application, name
+		}
+		var other *model.Workload
+		if i := slices.IndexFunc(p.d.Workloads, func(o *model.Workload) bool { return o.Name == bare }); i >= 0 && application == p.d.Application {
+			other = p.d.Workloads[i]
+		} else if other, _ = store.ByName[*model.Workload](p.snap, p.d.Namespace, application, bare); other == nil {
+			return fault.New(fault.NotFound, "%s: workload %q, whose namespaces it is to enter, does not exist", where, name)
+		}
+		switch {
+		case other.Name == w.Name && application == p.d.Application:
+			return fault.New(fault.Invalid, "%s: it cannot enter its own namespaces", where)
+		case len(other.Template.Tasks) > 0 && other.Template.Tasks[0].Driver == "process":
+			return fault.New(fault.Invalid, "%s: workload %q is a process of the host, without namespaces that others could enter", where, name)
+		case name == shared.IPCOf && !other.Template.Shared().OfferIPC && !other.Template.HostIPC:
+			return fault.New(fault.Invalid, "%s: workload %q does not share its IPC: that has to be said there (ipc: shareable)", where, name)
+		}
+	}
+	w.Template.StayWithJoined()
+	return nil
+}
+
 // resolveTemplate turns the names in a template into IDs and pins images.
 func (p *planner) resolveTemplate(w *model.Workload) error {
 	where := "workload " + w.Name
+	if err := p.joins(w, where); err != nil {
+		return err
+	}
 	for i := range w.Template.Networks {
 		id, err := resolve[*model.Network](p, model.KindNetwork, w.Template.Networks[i].Network, where)
 		if err != nil {

@@ -153,6 +153,13 @@ func (c *Core) SetNodeResources(ctx context.Context, who Caller, ref string, cou
 			return fault.New(fault.Invalid, "resource %s: a count from 1, or names of devices, is accepted", kind)
 		}
 	}
+	if n, err := findNode(c.Store.Snapshot(), ref); err == nil {
+		for _, kind := range slices.Concat(remove, slices.Collect(maps.Keys(counted))) {
+			if _, own := n.Attributes[model.CDIAttribute+kind]; own {
+				return fault.New(fault.Conflict, "devices of the kind %s are described by files on node %s, which counts them itself", kind, n.Name)
+			}
+		}
+	}
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) {
 		if n.Capacity.Custom == nil {
 			n.Capacity.Custom = map[string]int64{}

@@ -491,9 +491,7 @@ func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Nod
 	c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
 	c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
 	c.Overcommit, c.Reserved = old.Overcommit, old.Reserved
-	if len(c.Capacity.Custom) == 0 { // people say what there is
-		c.Capacity.Custom, c.Devices = old.Capacity.Custom, old.Devices
-	}
+	keepCounted(c, old)
 	a, err := wire.Marshal(c)
 	if err != nil {
 		return err
@@ -512,6 +510,26 @@ func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Nod
 		return fmt.Errorf("register node %s: %w", n.Name, err)
 	}
 	return nil
+}
+
+// keepCounted adds to the devices that a node counts by itself those that people said it has.
+func keepCounted(n, old *model.Node) {
+	for kind, count := range old.Capacity.Custom {
+		_, own := n.Capacity.Custom[kind]
+		if _, was := old.Attributes[model.CDIAttribute+kind]; own || was {
+			continue
+		}
+		if n.Capacity.Custom == nil {
+			n.Capacity.Custom = map[string]int64{}
+		}
+		n.Capacity.Custom[kind] = count
+		if names := old.Devices[kind]; len(names) > 0 {
+			if n.Devices == nil {
+				n.Devices = map[string][]string{}
+			}
+			n.Devices[kind] = names
+		}
+	}
 }
 
 func (s *Sessions) read(ctx context.Context, stream *wire.Stream, sess *session, id string) error {

@@ -13,6 +13,8 @@ import (
 	"os"
 	"time"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -33,21 +35,34 @@ type Task struct {
 	Domainname string
 	// NetNS is the path of the network namespace to join; "" is the host's.
 	NetNS string
-	// HostPIDs and HostIPC share these namespaces with the host (oci).
-	HostPIDs, HostIPC bool
+	// HostPIDs and HostIPC share these namespaces with the host (oci), HostNames that of its name.
+	// PIDNS and IPCNS are the paths of others to join.
+	HostPIDs, HostIPC, HostNames bool
+	PIDNS, IPCNS                 string
+	// HostCgroups shows all cgroups, OwnCgroups the task's own only; without both it is what
+	// privileges say.
+	HostCgroups, OwnCgroups bool
+	NoSharedMemory          bool
+	// UserRange maps users of the container to others of the host, those that own its root file system.
+	UserRange *model.UserRange
 	// CgroupParent is the path under which the task's cgroup is made, e.g. "/tutti/<instance>".
-	CgroupParent   string
-	Mounts         []Mount
-	Limit          model.Resources
-	Reserve        model.Resources
-	CapAdd         []string
-	CapDrop        []string
-	Privileged     bool
-	ReadOnlyRoot   bool
-	SecurityOpts   []string // "no-new-privileges", "seccomp=unconfined"
-	Log            *model.LogPolicy
-	Ulimits        []model.Ulimit
-	Devices        []model.Device
+	CgroupParent string
+	Mounts       []Mount
+	Limit        model.Resources
+	Reserve      model.Resources
+	CapAdd       []string
+	CapDrop      []string
+	Privileged   bool
+	ReadOnlyRoot bool
+	// SecurityOpts are "no-new-privileges", "seccomp=unconfined", "seccomp=" and a profile in JSON, and
+	// "apparmor=" and the name of a profile.
+	SecurityOpts []string
+	Tuning       *model.Tuning
+	Log          *model.LogPolicy
+	Ulimits      []model.Ulimit
+	Devices      []model.Device // by paths of the host
+	// Injected are changes to the container's specification that devices with names ask for.
+	Injected       *specs.Spec
 	Init           bool
 	TTY            bool
 	Stdin          bool
@@ -55,6 +70,9 @@ type Task struct {
 	Sysctls        map[string]string
 	OOMScoreAdjust int
 	Umask          *uint32 // nil: the driver's default (process)
+	// Runtime is the name of the OCI runtime that makes the container (oci); "" is the built-in one.
+	// RuntimePath is its program on this host, found by the driver.
+	Runtime, RuntimePath string
 	// Leased tasks run only while the node holds a lease; see Leaser.
 	Leased bool
 }
@@ -66,8 +84,11 @@ type Mount struct {
 	Target      string
 	ReadOnly    bool
 	Propagation string
+	Recursion   string // bind: as in model.Mount
+	Mapped      bool   // bind: owners are seen as the container's own users, where it has a range of users
 	SizeBytes   int64
 	Mode        uint32
+	Options     string // tmpfs: further ones, joined by commas
 }
 
 // State of a task run; it only moves forward.

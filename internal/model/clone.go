@@ -243,6 +243,7 @@ func (t Template) Clone() Template {
 	t.Ports = slices.Clone(t.Ports)
 	t.Sysctls = maps.Clone(t.Sysctls)
 	t.Placement = t.Placement.clone()
+	t.Sharing = t.Sharing.Clone()
 	t.Labels = maps.Clone(t.Labels)
 	return t
 }
@@ -309,6 +310,7 @@ func (t TaskSpec) clone() TaskSpec {
 		t.Log = &l
 	}
 	t.Ulimits = slices.Clone(t.Ulimits)
+	t.Tuning = t.Tuning.Clone()
 	t.Artifacts = slices.Clone(t.Artifacts)
 	if t.Umask != nil {
 		umask := *t.Umask

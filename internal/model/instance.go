@@ -1,6 +1,10 @@
 package model
 
-import "time"
+import (
+	"strconv"
+	"strings"
+	"time"
+)
 
 // Instance is one placed copy of a workload's template. It never changes node: it is
 // replaced. Its Meta.Name is workload name, "." and slot ("web.1"), or node name for global
@@ -213,6 +217,18 @@ func (i *Instance) OwnVolume(named string) string {
 		return own
 	}
 	return named
+}
+
+// IsOf reports whether it is, on a node of that name, an instance of the workload that the other calls by a
+// name as in Affinity: APPLICATION/WORKLOAD, or WORKLOAD within its own application.
+func (i *Instance) IsOf(workload string, node string, other *Instance) bool {
+	application, name, full := strings.Cut(workload, "/")
+	if !full {
+		application, name = other.Application, workload
+	}
+	rest, ok := strings.CutPrefix(i.Name, name)
+	return ok && i.Namespace == other.Namespace && i.Application == application &&
+		(rest == "."+strconv.Itoa(i.Slot) || rest == "."+node || rest == "-"+strconv.Itoa(i.Slot-1))
 }
 
 // DevicesOf are the names of the devices of a kind that a task holds. The tasks share out what the

@@ -42,6 +42,8 @@ type Template struct {
 	// Weight is how many connections each instance gets compared with others of its services, from 1 to
 	// MostWeight; 0 is FullWeight.
 	Weight int `json:"weight,omitempty"`
+	// Sharing is what else they share, if anything.
+	Sharing *Sharing `json:"sharing,omitempty"`
 	// ForceUpdate makes an otherwise equal template a new revision.
 	ForceUpdate uint64 `json:"forceUpdate,omitempty"`
 }
@@ -96,6 +98,8 @@ type HostEntry struct {
 type TaskSpec struct {
 	Name   string `json:"name"`
 	Driver string `json:"driver,omitempty"` // "oci" (default) or "process"
+	// Runtime is the OCI runtime that makes the container, by name; "" is the built-in one.
+	Runtime string `json:"runtime,omitempty"`
 	// Image is the reference as people wrote it; Digest pins what it meant when the revision
 	// was made (the manifest or index digest, "sha256:…").
 	Image  string `json:"image,omitempty"`
@@ -139,7 +143,8 @@ type TaskSpec struct {
 	CapDrop        []string          `json:"capDrop,omitempty"`
 	Privileged     bool              `json:"privileged,omitempty"`
 	ReadOnlyRoot   bool              `json:"readOnlyRoot,omitempty"`
-	SecurityOpts   []string          `json:"securityOpts,omitempty"`
+	SecurityOpts   []string          `json:"securityOpts,omitempty"` // see driver.Task
+	Tuning         *Tuning           `json:"tuning,omitempty"`
 	Log            *LogPolicy        `json:"log,omitempty"` // nil: what is kept of each run's output is the node's choice
 	Ulimits        []Ulimit          `json:"ulimits,omitempty"`
 	Devices        []Device          `json:"devices,omitempty"`
@@ -166,6 +171,14 @@ const (
 	MountConfig MountType = "config"
 )
 
+// What a bind does with what is mounted below its source: it leaves that out; or takes it along and does
+// not make it read-only, even where the mount is; or makes it so, or fails.
+const (
+	BindAlone        = "alone"
+	BindTreeWritable = "treeWritable"
+	BindTreeReadOnly = "treeReadOnly"
+)
+
 // Mount makes something visible inside a task.
 type Mount struct {
 	Type MountType `json:"type"`
@@ -180,6 +193,8 @@ type Mount struct {
 	Share          string `json:"share,omitempty"`     // anonymous volume: tasks of the instance with the same name here have the same one
 	NoCopy         bool   `json:"noCopy,omitempty"`    // volume: do not fill it from the image
 	SubPath        string `json:"subPath,omitempty"`   // mount this folder, or file, of it
+	Recursion      string `json:"recursion,omitempty"` // bind: see the constants; "" takes along what is mounted below
+	Options        string `json:"options,omitempty"`   // tmpfs: further ones of the file system, joined by commas
 	SizeBytes      int64  `json:"sizeBytes,omitempty"` // tmpfs
 	// Memory keeps an anonymous volume in memory; SizeBytes bounds it.
 	Memory bool `json:"memory,omitempty"`
@@ -263,7 +278,8 @@ type Ulimit struct {
 	Hard int64  `json:"hard"`
 }
 
-// Device maps a host device into a task.
+// Device maps a host device into a task. Host may be the name of one as CDI has it, VENDOR/CLASS=NAME:
+// the other fields are empty then.
 type Device struct {
 	Host        string `json:"host"`
 	Container   string `json:"container"`

@@ -15,6 +15,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/cdi"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/server"
@@ -59,12 +60,18 @@ type Config struct {
 	// KubernetesBinary is the program that answers Kubernetes' API beside a server, while the cluster wants
 	// that; empty is tutti-kube beside this program.
 	KubernetesBinary string `json:"kubernetesBinary,omitempty"`
+	// Runtimes are OCI runtimes of this host besides those that are found by name, name → path.
+	Runtimes map[string]string `json:"runtimes,omitempty"`
+	// CDIDirs are where the files are that describe devices; nil is where they usually are.
+	CDIDirs []string `json:"cdiDirs,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`
 	// LogLevel is debug, info, warn or error; it is for whoever makes Log.
 	LogLevel string `json:"logLevel,omitempty"`
 	Version  string `json:"-"`
+
+	features *features
 
 	Log *slog.Logger `json:"-"`
 	// Ready is called once, when the node is a member and its network is in force.
@@ -144,6 +151,15 @@ func (c *Config) complete() error {
 			return fault.New(fault.Invalid, "%s %q: an IPv4 range of /22 or larger is accepted", p.name, *p.value)
 		}
 	}
+	for name, path := range c.Runtimes {
+		if model.CheckName(name) != nil || !filepath.IsAbs(path) || name == model.BuiltInRuntime {
+			return fault.New(fault.Invalid, "OCI runtime %s=%s: a name other than %s and the absolute path of a program are accepted", name, path, model.BuiltInRuntime)
+		}
+	}
+	if c.CDIDirs == nil {
+		c.CDIDirs = cdi.Dirs
+	}
+	c.features = &features{runtimes: c.Runtimes, devices: cdi.Open(c.CDIDirs)}
 	if c.DeadServerAfter == 0 {
 		c.DeadServerAfter = server.DefaultDeadServerAfter
 	}
@@ -209,7 +225,7 @@ func (c *Config) node(id string, server bool) *model.Node {
 	if err != nil {
 		hostname = c.Name
 	}
-	return &model.Node{
+	n := &model.Node{
 		Meta: model.Meta{ID: id, Name: c.Name}, Server: server, Availability: model.Active,
 		WireAddress: c.wireAddress(), HostAddress: c.Address, Capacity: c.Capacity,
 		Attributes: map[string]string{
@@ -217,4 +233,6 @@ func (c *Config) node(id string, server bool) *model.Node {
 			"hostname": strings.ToLower(hostname), "version": c.Version,
 		},
 	}
+	c.features.describe(n)
+	return n
 }

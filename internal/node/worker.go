@@ -35,6 +35,7 @@ type worker struct {
 	agent       *agent.Agent
 	connection  *agent.Connection
 	credentials *credentials
+	cfg         *Config
 	ready       func()
 }
 
@@ -48,7 +49,7 @@ func openImages(cfg *Config, peers *peers) (*image.Store, error) {
 
 // openDrivers opens what runs tasks, by name.
 func openDrivers(cfg *Config) (map[string]driver.Driver, error) {
-	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log})
+	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log, Runtimes: cfg.Runtimes})
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +90,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		NodeID: id.NodeID, NodeName: cfg.Name, Address: cfg.Address,
 		DataDir: filepath.Join(cfg.DataDir, "agent"), RunDir: cfg.RunDir, CgroupParent: cfg.Cgroup,
 		SandboxDir: cfg.sandboxDir(), PidsPerTask: protect(cfg),
-		Drivers: drivers, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
+		Drivers: drivers, Devices: cfg.features.devices, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
 		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
 		Requests: leads.Requests,
 		Log:      cfg.Log,
@@ -121,7 +122,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 	if id.Role == wire.RoleAgent {
 		port.SetGate(func(peer wire.Peer, _ bool) error { return c.Knows(peer) })
 	}
-	return &worker{agent: a, connection: c, credentials: held, ready: cfg.Ready}, nil
+	return &worker{agent: a, connection: c, credentials: held, cfg: cfg, ready: cfg.Ready}, nil
 }
 
 func ingressProcess(cfg *Config, nodeID string) *ingress.Process {
@@ -138,6 +139,7 @@ func (w *worker) run(ctx context.Context) error {
 	g.Go(func() error { return w.agent.Run(ctx, &session{Connection: w.connection, ready: w.ready}) })
 	g.Go(func() error { return w.connection.Run(ctx) })
 	g.Go(func() error { return w.credentials.run(ctx) })
+	g.Go(func() error { return w.cfg.features.watch(ctx, w.cfg, w.connection.NodeChanged) })
 	return g.Wait()
 }
 

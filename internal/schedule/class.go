@@ -161,7 +161,7 @@ const keptFittings = 64
 // are alike in this respect.
 func (p *placer) fit(t *model.Template) *fitting {
 	pl := &t.Placement
-	key := staticKey(pl)
+	key := staticKey(t)
 	if f := p.fitting[key]; f != nil {
 		return f
 	}
@@ -222,8 +222,9 @@ func unable(n *model.Node) string {
 	return ""
 }
 
-// staticKey is equal for placements that the filters and preferences for nodes answer alike.
-func staticKey(pl *model.Placement) string {
+// staticKey is equal for templates that the filters and preferences for nodes answer alike.
+func staticKey(t *model.Template) string {
+	pl := &t.Placement
 	var b []byte
 	text := func(s string) { b = strconv.AppendQuote(b, s) }
 	constraint := func(c *model.Constraint) {
@@ -255,6 +256,12 @@ func staticKey(pl *model.Placement) string {
 	b = append(b, '|')
 	for _, key := range requiredKeys(pl) {
 		text(key)
+	}
+	for _, list := range [...][]string{t.Runtimes(), t.NamedDevices()} {
+		b = append(b, '|')
+		for _, s := range list {
+			text(s)
+		}
 	}
 	return string(b)
 }

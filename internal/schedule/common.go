@@ -38,7 +38,7 @@ func (p *placer) commonOf(c *class, part *partition, name string) *class {
 	}
 	pl := &c.Template.Placement
 	key := commonKey{
-		static: staticKey(pl), wanted: resourcesKey(&c.wanted), ports: c.key.ports, partition: name,
+		static: staticKey(c.Template), wanted: resourcesKey(&c.wanted), ports: c.key.ports, partition: name,
 		strategy: pl.Strategy, class: pl.Class,
 	}
 	common := p.commons[key]

@@ -53,6 +53,8 @@ type filters struct {
 	problem  string // with the constraints themselves
 	asked    []asked
 	required []string
+	runtimes []string // of OCI
+	devices  []string // with names
 }
 
 // asked is a constraint with its regular expressions.
@@ -62,7 +64,7 @@ type asked struct {
 }
 
 func filtersOf(t *model.Template) *filters {
-	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement)}
+	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement), runtimes: t.Runtimes(), devices: t.NamedDevices()}
 	for i := range f.Constraints {
 		c := &f.Constraints[i]
 		if f.problem = Problem(c); f.problem != "" {
@@ -85,6 +87,16 @@ func (f *filters) reject(n *model.Node) string {
 	if len(f.Platforms) > 0 {
 		if have := n.Attributes["os"] + "/" + n.Attributes["arch"]; !slices.Contains(f.Platforms, have) {
 			return "are not " + strings.Join(f.Platforms, " or ")
+		}
+	}
+	for _, name := range f.runtimes {
+		if _, ok := n.Attributes[model.RuntimeAttribute+name]; !ok {
+			return "have no OCI runtime " + name
+		}
+	}
+	for _, device := range f.devices {
+		if !n.HasCDIDevice(device) {
+			return "have no device " + device
 		}
 	}
 	for _, key := range f.required {

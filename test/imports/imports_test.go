@@ -35,7 +35,7 @@ var house = map[string][]string{
 	// node builds the whole: every part, and none of the command line's.
 	"internal/node": {
 		"internal/agent", "internal/api/...", "internal/artifact", "internal/backup", "internal/balance/...", "internal/cgroup", "internal/consensus",
-		"internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
+		"internal/cdi", "internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
 		"internal/host", "internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
 	},
 	// Its server half, which the simulation runs without the rest.
@@ -78,6 +78,7 @@ var house = map[string][]string{
 
 	// Node work.
 	"internal/agent":       {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
+	"internal/cdi":         {},
 	"internal/driver":      {},
 	"internal/driver/...":  {"internal/driver/...", "internal/cgroup"},
 	"internal/artifact":    {},

@@ -87,23 +87,14 @@ func (c *container) Start(files *supervisor.Files) (supervisor.Process, error) {
 
 // Exec implements supervisor.Body.
 func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
-	name, groups := c.task.User, c.task.Groups
-	if e.User != "" {
-		name, groups = e.User, nil
-	}
-	u, err := users.Lookup(c.task.Rootfs, name, groups)
+	pr, err := execProcess(c.task, c.spec, e)
 	if err != nil {
 		return nil, err
 	}
-	cwd := e.WorkingDir
-	if cwd == "" {
-		cwd = c.spec.Process.Cwd
+	p := c.process(pr.Args, pr.Env, pr.Cwd, &pr.User)
+	if e.Privileged {
+		p.Capabilities = capabilitiesOf(pr.Capabilities)
 	}
-	env := slices.Concat(c.task.Env, e.Env)
-	if e.TTY {
-		env = append(env, "TERM=xterm")
-	}
-	p := c.process(e.Args, env, cwd, u)
 	p.ConsoleHeight, p.ConsoleWidth = uint16(files.Rows), uint16(files.Cols)
 	started, err := c.strays.begin(func() (*process, error) {
 		if err := connect(p, files, func() error { return c.c.Run(p) }); err != nil {
@@ -115,6 +106,36 @@ func (c *container) Exec(e *driver.ExecSpec, files *supervisor.Files) (superviso
 		return nil, err // and not a nil process in an interface that is none
 	}
 	return started, nil
+}
+
+// execProcess states one more process of a container in the terms of the OCI runtime specification.
+func execProcess(t *driver.Task, s *specs.Spec, e *driver.ExecSpec) (*specs.Process, error) {
+	name, groups := t.User, t.Groups
+	if e.User != "" {
+		name, groups = e.User, nil
+	}
+	u, err := users.Lookup(t.Rootfs, name, groups)
+	if err != nil {
+		return nil, err
+	}
+	p := *s.Process
+	p.Args, p.Env, p.User, p.Terminal = e.Args, slices.Concat(t.Env, e.Env), *u, e.TTY
+	if e.TTY {
+		p.Env = append(p.Env, "TERM=xterm")
+	}
+	if e.WorkingDir != "" {
+		p.Cwd = e.WorkingDir
+	}
+	if e.Privileged {
+		if p.Capabilities, err = capabilities(&driver.Task{Privileged: true}); err != nil {
+			return nil, err
+		}
+	}
+	return &p, nil
+}
+
+func capabilitiesOf(c *specs.LinuxCapabilities) *configs.Capabilities {
+	return &configs.Capabilities{Bounding: c.Bounding, Effective: c.Effective, Permitted: c.Permitted}
 }
 
 func (c *container) process(args, env []string, cwd string, u *specs.User) *libcontainer.Process {
@@ -179,10 +200,11 @@ func startError(name string, err error) error {
 	if i := strings.LastIndex(text, "exec: "); i >= 0 {
 		text = text[i:]
 	}
+	lower := strings.ToLower(text)
 	switch {
-	case strings.Contains(text, "executable file not found"), strings.Contains(text, "no such file or directory") && strings.Contains(text, "exec"):
+	case strings.Contains(lower, "executable file") && strings.Contains(lower, "not found"), strings.Contains(lower, "no such file or directory") && strings.Contains(lower, "exec"):
 		return fault.New(fault.NotFound, "executable %q was not found in the image", name)
-	case strings.Contains(text, "permission denied") && strings.Contains(text, "exec"):
+	case strings.Contains(lower, "permission denied") && strings.Contains(lower, "exec"):
 		return fault.New(fault.Invalid, "%q in the image may not be executed", name)
 	}
 	return fmt.Errorf("start the container: %w", err)
@@ -279,8 +301,14 @@ func (c *container) Stats() (*driver.Stats, error) {
 func (c *container) Members() ([]int, error) { return c.c.Processes() }
 
 // bury frees what a container holds whose supervisor did not live to do so.
-func bury(_ *driver.Task, root string) {
+func bury(t *driver.Task, root string) {
 	defer os.RemoveAll(root)
+	if t.Runtime != "" {
+		if err := buryForeign(t, root); err != nil {
+			fmt.Fprintln(os.Stderr, "remove the container:", err)
+		}
+		return
+	}
 	c, err := libcontainer.Load(root, containerID)
 	if err != nil {
 		return // never created, or removed already

@@ -1,3 +1,4 @@
-// Package oci runs tasks as containers, by libcontainer, each under a supervisor (see
-// driver/supervisor). Docker's defaults hold: capabilities, seccomp profile, masked paths.
+// Package oci runs tasks as containers, each under a supervisor (see driver/supervisor): by
+// libcontainer, or by another OCI runtime that the task names, a program of the host. Docker's
+// defaults hold: capabilities, seccomp profile, masked paths.
 package oci

@@ -18,20 +18,38 @@ type Config struct {
 	StateDir string // one directory per run; survives everything
 	RunDir   string // sockets, and what ends with the host
 	Log      *slog.Logger
+	Runtimes Runtimes // those that tasks may name
 }
 
 // New returns a driver over whatever an earlier one left in the directories.
 func New(c Config) (*supervisor.Driver, error) {
 	return supervisor.New(supervisor.Config{
-		StateDir: c.StateDir, RunDir: c.RunDir, Log: c.Log, Role: superviseArg, Check: check, Bury: bury,
+		StateDir: c.StateDir, RunDir: c.RunDir, Log: c.Log, Role: superviseArg, Bury: bury,
+		Check: func(t *driver.Task) (err error) {
+			if t.Runtime != "" {
+				t.RuntimePath, err = c.Runtimes.Find(t.Runtime)
+			}
+			if err == nil {
+				err = check(t)
+			}
+			return err
+		},
 	})
+}
+
+// newBody chooses who makes the container.
+func newBody(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
+	if t.Runtime != "" {
+		return newForeign(t, dir, reaper)
+	}
+	return newContainer(t, dir, reaper)
 }
 
 func check(t *driver.Task) error {
 	if t.Rootfs == "" {
 		return fault.New(fault.Invalid, "task %s: a root file system is needed", t.ID)
 	}
-	if !seccomp.Enabled && confined(t) {
+	if !seccomp.Enabled && t.Runtime == "" && confined(t) {
 		return fault.New(fault.Unsupported, "task %s: containers are confined by a seccomp profile, and this program was built without "+
 			"the build tag seccomp; build it with `-tags seccomp`, or run the task with the security option seccomp=unconfined", t.ID)
 	}
@@ -63,7 +81,7 @@ func Reexec(args []string) bool {
 	case compileArg:
 		os.Exit(beCompiler())
 	case superviseArg:
-		os.Exit(supervisor.Supervise(args[2:], newContainer))
+		os.Exit(supervisor.Supervise(args[2:], newBody))
 	}
 	return false
 }

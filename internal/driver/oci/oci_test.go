@@ -149,7 +149,10 @@ func (e *env) task() driver.Task {
 }
 
 // The tests' Cleanup also proves, after each part of the suite, that no cgroup was left.
-func TestSuite(t *testing.T) {
+func TestSuite(t *testing.T) { suite(t, "") }
+
+// suite holds a runtime to what drivers promise.
+func suite(t *testing.T, runtime string) {
 	drivertest.Run(t, func(t *testing.T) *drivertest.Host {
 		e := setUp(t)
 		return &drivertest.Host{
@@ -161,7 +164,11 @@ func TestSuite(t *testing.T) {
 				}
 				return d
 			},
-			Task: e.task,
+			Task: func() driver.Task {
+				task := e.task()
+				task.Runtime = runtime
+				return task
+			},
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runc/libcontainer/configs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -13,6 +14,18 @@ import (
 var rlimitNumbers = map[string]int{
 	"cpu": 0, "fsize": 1, "data": 2, "stack": 3, "core": 4, "rss": 5, "nproc": 6, "nofile": 7, "memlock": 8, "as": 9,
 	"locks": 10, "sigpending": 11, "msgqueue": 12, "nice": 13, "rtprio": 14, "rttime": 15,
+}
+
+// posixLimits are the same limits in the terms of the OCI runtime specification.
+func posixLimits(list []model.Ulimit) ([]specs.POSIXRlimit, error) {
+	var out []specs.POSIXRlimit
+	for _, l := range list {
+		if _, ok := rlimitNumbers[strings.ToLower(l.Name)]; !ok {
+			return nil, fault.New(fault.Invalid, "there is no process limit %q", l.Name)
+		}
+		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + strings.ToUpper(l.Name), Soft: uint64(l.Soft), Hard: uint64(l.Hard)})
+	}
+	return out, nil
 }
 
 // rlimits are the limits of a container's processes: libcontainer takes them from each process, not

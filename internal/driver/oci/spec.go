@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/moby/profiles/seccomp"
 	"github.com/moby/sys/capability"
 	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -18,6 +17,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // defaultCapabilities are those that Docker gives containers.
@@ -66,29 +66,25 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 		},
 		Linux: &specs.Linux{
 			CgroupsPath: filepath.Join(t.CgroupParent, t.ID),
-			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.UTSNamespace}, {Type: specs.IPCNamespace},
-			},
-			Sysctl: t.Sysctls,
+			Sysctl:      t.Sysctls,
 		},
 	}
-	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool {
-		return t.HostPIDs && n.Type == specs.PIDNamespace || t.HostIPC && n.Type == specs.IPCNamespace
-	})
-	if t.NetNS != "" {
-		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: t.NetNS})
+	s.Linux.Namespaces = namespaces(t)
+	if t.HostNames { // they are not ours to set
+		s.Hostname, s.Domainname = "", ""
 	}
-	if _, err := os.Stat("/proc/self/ns/cgroup"); err == nil && !t.Privileged {
-		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.CgroupNamespace})
-	}
+	mapUsers(t, s)
 	// Always, as the supervisor's own is not what a container should have.
 	s.Process.OOMScoreAdj = &t.OOMScoreAdjust
 	if !t.Privileged {
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
-		if !cgroups.IsCgroup2UnifiedMode() {
-			// libcontainer makes each hierarchy of version 1 read-only, but not what they are mounted on.
-			s.Linux.ReadonlyPaths = slices.Concat(readonlyPaths, []string{"/sys/fs/cgroup"})
-		}
+	}
+	if t.Tuning != nil && t.Tuning.Paths != nil {
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = t.Tuning.Paths.Hidden, t.Tuning.Paths.ReadOnly
+	}
+	if !t.Privileged && !cgroups.IsCgroup2UnifiedMode() {
+		// libcontainer makes each hierarchy of version 1 read-only, but not what they are mounted on.
+		s.Linux.ReadonlyPaths = slices.Concat(s.Linux.ReadonlyPaths, []string{"/sys/fs/cgroup"})
 	}
 	s.Mounts, err = mounts(t, reaper)
 	if err != nil {
@@ -104,39 +100,17 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 			}
 		}
 	}
-	s.Linux.Resources = resources(t)
+	if s.Linux.Resources, err = resources(t); err != nil {
+		return nil, err
+	}
 	if err := devices(t, s); err != nil {
 		return nil, err
 	}
+	inject(t, s)
 	if err := secure(t, s); err != nil {
 		return nil, err
 	}
 	return s, nil
-}
-
-// confined reports whether a task runs under the default seccomp profile.
-func confined(t *driver.Task) bool {
-	return !t.Privileged && !slices.Contains(t.SecurityOpts, "seccomp=unconfined") && !slices.Contains(t.SecurityOpts, "seccomp:unconfined")
-}
-
-func secure(t *driver.Task, s *specs.Spec) error {
-	for _, o := range t.SecurityOpts {
-		switch o {
-		case "seccomp=unconfined", "seccomp:unconfined":
-		case "no-new-privileges", "no-new-privileges:true", "no-new-privileges:false", "seccomp=default", "apparmor=unconfined":
-		default:
-			return fault.New(fault.Unsupported, "security option %q is not supported; no-new-privileges and seccomp=unconfined are", o)
-		}
-	}
-	if !confined(t) {
-		return nil
-	}
-	profile, err := seccomp.GetDefaultProfile(s)
-	if err != nil {
-		return fmt.Errorf("load the default seccomp profile: %w", err)
-	}
-	s.Linux.Seccomp = profile
-	return nil
 }
 
 // interpreter returns the dynamic linker that a program needs, "" for one that is linked
@@ -247,6 +221,23 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", ro}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shm)}},
 	}
+	if t.NoSharedMemory {
+		out = slices.DeleteFunc(out, func(m specs.Mount) bool { return m.Destination == "/dev/shm" })
+	}
+	if t.HostIPC {
+		for i := range out {
+			if out[i].Destination == "/dev/shm" {
+				out[i] = specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev"}}
+			}
+		}
+	}
+	if t.UserRange != nil && t.NetNS != "" { // whose network namespace it is not may not mount sysfs
+		for i := range out {
+			if out[i].Destination == "/sys" {
+				out[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
+			}
+		}
+	}
 	if t.Init {
 		if err := checkInit(t.Rootfs, reaper); err != nil {
 			return nil, err
@@ -266,6 +257,15 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 				propagation = "rprivate"
 			}
 			sm.Type, sm.Options = "bind", []string{"rbind", propagation, access}
+			switch {
+			case m.Recursion == model.BindAlone:
+				sm.Options[0] = "bind"
+			case m.Recursion == model.BindTreeReadOnly && m.ReadOnly:
+				sm.Options[2] = "rro"
+			}
+			if m.Mapped && t.UserRange != nil {
+				sm.Options = append(sm.Options, "ridmap")
+			}
 		case "tmpfs":
 			sm.Type, sm.Source = "tmpfs", "tmpfs"
 			sm.Options = []string{"nosuid", "nodev", "noexec", access}
@@ -277,6 +277,13 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 				mode = 0o1777
 			}
 			sm.Options = append(sm.Options, fmt.Sprintf("mode=%o", mode))
+			for _, o := range strings.Split(m.Options, ",") {
+				// What is said takes the place of the defaults before it.
+				sm.Options = slices.DeleteFunc(sm.Options, func(have string) bool { return have == "no"+o || o == "no"+have })
+				if o != "" {
+					sm.Options = append(sm.Options, o)
+				}
+			}
 		default:
 			return nil, fault.New(fault.Unsupported, "mount type %q of %s", m.Type, m.Target)
 		}
@@ -289,60 +296,4 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 		return strings.Count(filepath.Clean(a.Destination), "/") - strings.Count(filepath.Clean(b.Destination), "/")
 	})
 	return out, nil
-}
-
-const cpuPeriod = 100_000 // microseconds
-
-func resources(t *driver.Task) *specs.LinuxResources {
-	r := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: t.Privileged, Access: "rwm"}}}
-	cpu := &specs.LinuxCPU{}
-	if t.Limit.NanoCPUs > 0 {
-		period, quota := uint64(cpuPeriod), max(t.Limit.NanoCPUs*cpuPeriod/1e9, 1000)
-		cpu.Period, cpu.Quota = &period, &quota
-	}
-	if t.Reserve.NanoCPUs > 0 {
-		shares := uint64(max(t.Reserve.NanoCPUs*1024/1e9, 2))
-		cpu.Shares = &shares
-	}
-	r.CPU = cpu
-	if t.Limit.MemoryBytes > 0 {
-		limit := t.Limit.MemoryBytes
-		r.Memory = &specs.LinuxMemory{Limit: &limit}
-	}
-	if t.Limit.Pids > 0 {
-		limit := t.Limit.Pids
-		r.Pids = &specs.LinuxPids{Limit: &limit}
-	}
-	return r
-}
-
-// devices adds host devices, and the right to use them.
-func devices(t *driver.Task, s *specs.Spec) error {
-	for _, d := range t.Devices {
-		var st unix.Stat_t
-		if err := unix.Stat(d.Host, &st); err != nil {
-			return fault.New(fault.Invalid, "device %s: %w", d.Host, err)
-		}
-		kind := ""
-		switch st.Mode & unix.S_IFMT {
-		case unix.S_IFCHR:
-			kind = "c"
-		case unix.S_IFBLK:
-			kind = "b"
-		default:
-			return fault.New(fault.Invalid, "%s is not a device", d.Host)
-		}
-		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
-		mode := os.FileMode(st.Mode & 0o777)
-		path, access := d.Container, d.Permissions
-		if path == "" {
-			path = d.Host
-		}
-		if access == "" {
-			access = "rwm"
-		}
-		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: path, Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &st.Uid, GID: &st.Gid})
-		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: access})
-	}
-	return nil
 }

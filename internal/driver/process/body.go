@@ -11,12 +11,12 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"time"
 
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/driver/users"
@@ -27,7 +27,7 @@ import (
 type body struct {
 	task   *driver.Task
 	cgroup cgroups.Manager
-	reaper *reaper
+	reaper *supervisor.Reaper
 	first  int // process ID of the first process
 
 	killing sync.Mutex
@@ -65,7 +65,7 @@ func newBody(t *driver.Task, _, _ string) (supervisor.Body, error) {
 	if err != nil {
 		return nil, err
 	}
-	r, err := newReaper()
+	r, err := supervisor.NewReaper()
 	if err != nil {
 		return nil, err
 	}
@@ -91,7 +91,7 @@ func (b *body) Start(files *supervisor.Files) (supervisor.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	b.first = p.pid
+	b.first = p.PID()
 	return p, nil
 }
 
@@ -154,20 +154,8 @@ func (b *body) step(args []string, name string, groups []string, dir string) (*s
 	return s, nil
 }
 
-// child is a process of the task.
-type child struct {
-	pid   int
-	ended <-chan syscall.WaitStatus
-}
-
-// PID implements supervisor.Process.
-func (c *child) PID() int { return c.pid }
-
-// Wait implements supervisor.Process.
-func (c *child) Wait() (syscall.WaitStatus, error) { return <-c.ended, nil }
-
 // run starts a process by its first step; admit puts it into its cgroup before it does anything.
-func (b *body) run(s *step, files *supervisor.Files, admit func(pid int) error) (*child, error) {
+func (b *body) run(s *step, files *supervisor.Files, admit func(pid int) error) (*supervisor.Child, error) {
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("make a socket: %w", err)
@@ -186,18 +174,18 @@ func (b *body) run(s *step, files *supervisor.Files, admit func(pid int) error) 
 	if len(s.Mounts) > 0 {
 		attr.Sys.Cloneflags = unix.CLONE_NEWNS
 	}
-	c, err := b.reaper.start("/proc/self/exe", []string{"tutti", stepArg}, attr)
+	c, err := b.reaper.Start("/proc/self/exe", []string{"tutti", stepArg}, attr)
 	theirs.Close()
 	for _, f := range terminal {
 		f.Close()
 	}
 	if err == nil {
-		if err = admit(c.pid); err == nil {
+		if err = admit(c.PID()); err == nil {
 			err = converse(ours, s)
 		}
 		if err != nil {
-			unix.Kill(c.pid, unix.SIGKILL) // it has ended by itself, or is still waiting
-			<-c.ended
+			unix.Kill(c.PID(), unix.SIGKILL) // it has ended by itself, or is still waiting
+			<-c.Ended
 		}
 	}
 	if err != nil {
@@ -275,47 +263,7 @@ func openTerminal(rows, cols int) (console, terminal *os.File, err error) {
 func (b *body) Kill() error {
 	b.killing.Lock()
 	defer b.killing.Unlock()
-	return killAll(b.cgroup)
-}
-
-// killAll ends everything in a cgroup, however fast it multiplies.
-func killAll(m cgroups.Manager) error {
-	for range 500 {
-		pids, err := members(m)
-		if err != nil || len(pids) == 0 {
-			return err
-		}
-		// On a hybrid host this would kill, too, but not what is frozen.
-		if !cgroups.IsCgroup2UnifiedMode() || os.WriteFile(filepath.Join(m.Path(""), "cgroup.kill"), []byte("1"), 0) != nil {
-			killFrozen(m)
-		}
-		time.Sleep(2 * time.Millisecond)
-	}
-	return errors.New("the task's processes do not end")
-}
-
-// members lists the processes of a cgroup in every hierarchy: with version 1, they could be in some.
-func members(m cgroups.Manager) ([]int, error) {
-	var all []int
-	for _, dir := range m.GetPaths() {
-		pids, err := cgroups.GetAllPids(dir)
-		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) { // gone already
-			return nil, fmt.Errorf("list the task's processes: %w", err)
-		}
-		all = append(all, pids...)
-	}
-	slices.Sort(all)
-	return slices.Compact(all), nil
-}
-
-// killFrozen is for kernels that cannot kill a cgroup as a whole: what is frozen does not fork.
-func killFrozen(m cgroups.Manager) {
-	m.Freeze(cgroups.Frozen) // what cannot be frozen is killed all the same
-	pids, _ := members(m)
-	for _, pid := range pids {
-		unix.Kill(pid, unix.SIGKILL)
-	}
-	m.Freeze(cgroups.Thawed)
+	return cgroup.KillAll(b.cgroup)
 }
 
 // Pause implements supervisor.Body.
@@ -334,7 +282,7 @@ func (b *body) Stats() (*driver.Stats, error) {
 }
 
 // Members implements supervisor.Body.
-func (b *body) Members() ([]int, error) { return members(b.cgroup) }
+func (b *body) Members() ([]int, error) { return cgroup.Members(b.cgroup) }
 
 // OutOfMemory implements supervisor.Body.
 func (b *body) OutOfMemory() bool {
@@ -354,7 +302,7 @@ func bury(t *driver.Task) error {
 	if err != nil {
 		return err
 	}
-	if err := killAll(m); err != nil {
+	if err := cgroup.KillAll(m); err != nil {
 		return err
 	}
 	return m.Destroy()

@@ -28,6 +28,13 @@ type Body interface {
 	Destroy() error
 }
 
+// Signaller is a Body whose first process is not everywhere reached by its process ID, such as one
+// that runs on a kernel of its own.
+type Signaller interface {
+	// Signal sends a signal that exists to the first process; that it has ended is no error.
+	Signal(signal int) error
+}
+
 // Process is one that a Body started.
 type Process interface {
 	PID() int

@@ -34,7 +34,7 @@ type Config struct {
 	// Role is the first argument by which the program beside a task knows whose it is; its main
 	// function hands the others to Supervise.
 	Role string
-	// Check refuses what can never be run, before anything is made.
+	// Check refuses what can never be run, before anything is made, and adds what is of this host.
 	Check func(*driver.Task) error
 	// Bury ends and frees what a task had whose supervisor was killed; dir is the one that Body got.
 	Bury func(t *driver.Task, dir string)

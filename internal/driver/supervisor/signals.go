@@ -11,11 +11,10 @@ import (
 // one that the library keeps for itself (32), and os/signal does not reach it.
 func heedSignals() {
 	const (
-		last              = 64
 		setSize           = 8 // bytes
 		byDefault, ignore = 0, 1
 	)
-	for sig := uintptr(1); sig <= last; sig++ {
+	for sig := uintptr(1); sig <= lastSignal; sig++ {
 		// The kernel's struct sigaction: handler, flags, restorer, mask.
 		var action [4]uintptr
 		if _, _, err := unix.RawSyscall6(unix.SYS_RT_SIGACTION, sig, 0, uintptr(unsafe.Pointer(&action)), setSize, 0, 0); err != 0 || action[0] != ignore {

@@ -221,7 +221,7 @@ func (s *supervisor) answer(c net.Conn) {
 		pid, state := s.status.PID, s.status.State
 		s.mu.Unlock()
 		if state != driver.Exited {
-			err = signalError(unix.Kill(pid, unix.Signal(r.Signal)), r.Signal)
+			err = s.signal(pid, r.Signal)
 		}
 	case "kill":
 		if err = s.body.Kill(); err == nil {
@@ -247,6 +247,17 @@ func (s *supervisor) answer(c net.Conn) {
 	}
 	enc.send(o)
 }
+
+// signal sends a signal to the task's first process.
+func (s *supervisor) signal(pid, signal int) error {
+	if b, ok := s.body.(Signaller); ok && signal > 0 && signal <= lastSignal {
+		return b.Signal(signal)
+	}
+	return signalError(unix.Kill(pid, unix.Signal(signal)), signal)
+}
+
+// lastSignal is the highest number of a signal.
+const lastSignal = 64
 
 // signalError leaves out that the process has just ended, which is no error to who signals.
 func signalError(err error, signal int) error {

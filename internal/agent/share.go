@@ -1,0 +1,128 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"os"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// sharedMemoryDir is where, among an instance's files, the shared memory is that others may use.
+const sharedMemoryDir = "shm"
+
+const defaultSharedMemory = 64 << 20
+
+// sharedMemory makes the /dev/shm of an instance whose IPC others may join: it outlives single runs.
+func (w *worker) sharedMemory(as *wire.Assignment) (driver.Mount, error) {
+	dir := filepath.Join(w.filesDir(), sharedMemoryDir)
+	m := driver.Mount{Type: "bind", Source: dir, Target: "/dev/shm"}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return m, fmt.Errorf("make shared memory: %w", err)
+	}
+	if mounted, err := mountinfo.Mounted(dir); err != nil || mounted {
+		return m, err
+	}
+	size := as.Template.Tasks[0].ShmBytes
+	if size == 0 {
+		size = defaultSharedMemory
+	}
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size="+strconv.FormatInt(size, 10))
+	if err != nil {
+		return m, fmt.Errorf("mount shared memory: %w", err)
+	}
+	return m, nil
+}
+
+// dropMount unmounts what may be mounted there.
+func dropMount(dir string) error {
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil && err != unix.EINVAL && err != unix.ENOENT {
+		return os.NewSyscallError("umount", err)
+	}
+	return nil
+}
+
+// joinOthers finds the namespaces of other instances that a task is to enter.
+func (w *worker) joinOthers(ctx context.Context, task *driver.Task) error {
+	as, _, _ := w.desired()
+	shared := as.Template.Shared()
+	if shared.PIDsOf != "" {
+		_, pid, err := w.awaitOther(ctx, as, shared.PIDsOf)
+		if err != nil {
+			return err
+		}
+		task.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	}
+	if shared.IPCOf != "" {
+		other, pid, err := w.awaitOther(ctx, as, shared.IPCOf)
+		if err != nil {
+			return err
+		}
+		task.IPCNS = fmt.Sprintf("/proc/%d/ns/ipc", pid)
+		shm := driver.Mount{Type: "bind", Source: "/dev/shm", Target: "/dev/shm"}
+		if theirs, _, _ := other.desired(); !theirs.Template.HostIPC {
+			shm.Source = filepath.Join(other.filesDir(), sharedMemoryDir)
+		}
+		task.Mounts = append(task.Mounts[:len(task.Mounts):len(task.Mounts)], shm)
+	}
+	return nil
+}
+
+// otherWait is how long an instance that was placed where another is waits for the node to be told of that.
+const otherWait = 10 * time.Second
+
+// awaitOther waits until the first task of an instance of another workload runs here, and returns its
+// process ID. That there is none on this node is not found: the cluster places the instance anew.
+func (w *worker) awaitOther(ctx context.Context, as *wire.Assignment, workload string) (*worker, int, error) {
+	for since := time.Now(); ; {
+		other := w.agent.instanceOf(workload, as.Instance)
+		if other != nil {
+			since = time.Now()
+			st, _ := other.reported()
+			switch st.State {
+			case model.InstanceHeld:
+				return nil, 0, fault.New(fault.Unavailable, "%s, whose namespaces it is to enter, is not running", workload)
+			case model.InstanceRunning:
+				if len(st.Tasks) > 0 {
+					theirs, _, _ := other.desired()
+					run, err := w.agent.Drivers[driverName(&theirs.Template.Tasks[0])].Status(ctx, runID(other.id, theirs.Template.Tasks[0].Name, st.Tasks[0].Run))
+					if err == nil && run.PID > 0 {
+						return other, run.PID, nil
+					}
+				}
+			}
+			w.set(func(st *model.InstanceStatus) { st.Message = "waiting for " + workload + " to run" })
+		} else if time.Since(since) > otherWait {
+			return nil, 0, fault.New(fault.NotFound, "no instance of %s, whose namespaces it is to enter, is on node %s", workload, w.agent.NodeName)
+		}
+		if !w.sleep(ctx, 50*time.Millisecond) {
+			if ctx.Err() != nil {
+				return nil, 0, ctx.Err()
+			}
+			return nil, 0, fault.New(fault.Unavailable, "stopped before it was started")
+		}
+	}
+}
+
+// instanceOf finds an instance of a workload here, as the other calls it, that has not ended.
+func (a *Agent) instanceOf(workload string, other *model.Instance) *worker {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, w := range a.workers {
+		as, want, _ := w.desired()
+		if st, _ := w.reported(); want && !st.State.Final() && as.Instance.ID != other.ID && as.Instance.IsOf(workload, a.NodeName, other) {
+			return w
+		}
+	}
+	return nil
+}

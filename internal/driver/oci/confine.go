@@ -1,0 +1,256 @@
+package oci
+
+import (
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/profiles/seccomp"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+)
+
+// namespaces are those that a container has for itself, or enters.
+func namespaces(t *driver.Task) []specs.LinuxNamespace {
+	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	add := func(kind specs.LinuxNamespaceType, shared bool, path string) {
+		if !shared {
+			out = append(out, specs.LinuxNamespace{Type: kind, Path: path})
+		}
+	}
+	add(specs.PIDNamespace, t.HostPIDs, t.PIDNS)
+	add(specs.UTSNamespace, t.HostNames, "")
+	add(specs.IPCNamespace, t.HostIPC, t.IPCNS)
+	add(specs.NetworkNamespace, t.NetNS == "", t.NetNS)
+	_, err := os.Stat("/proc/self/ns/cgroup")
+	add(specs.CgroupNamespace, err != nil || t.HostCgroups || t.Privileged && !t.OwnCgroups, "")
+	add(specs.UserNamespace, t.UserRange == nil, "")
+	return out
+}
+
+func mapUsers(t *driver.Task, s *specs.Spec) {
+	if t.UserRange == nil {
+		return
+	}
+	m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: t.UserRange.First, Size: t.UserRange.Count}}
+	s.Linux.UIDMappings, s.Linux.GIDMappings = m, m
+}
+
+const (
+	seccompOption  = "seccomp="
+	appArmorOption = "apparmor="
+)
+
+// profileOf is what the task says of its seccomp profile: "" is the default one.
+func profileOf(t *driver.Task) string {
+	if t.Privileged {
+		return "unconfined"
+	}
+	for _, o := range t.SecurityOpts {
+		if profile, ok := strings.CutPrefix(strings.Replace(o, "seccomp:", seccompOption, 1), seccompOption); ok && profile != "default" {
+			return profile
+		}
+	}
+	return ""
+}
+
+// confined reports whether a task runs under a seccomp profile.
+func confined(t *driver.Task) bool { return profileOf(t) != "unconfined" }
+
+func secure(t *driver.Task, s *specs.Spec) error {
+	for _, o := range t.SecurityOpts {
+		name, profile, _ := strings.Cut(o, "=")
+		switch {
+		case name == "seccomp", o == "seccomp:unconfined", o == "no-new-privileges", o == "no-new-privileges:true", o == "no-new-privileges:false":
+		case name == "apparmor" && profile == "unconfined":
+		case name == "apparmor" && profile != "":
+			if enabled, err := os.ReadFile("/sys/module/apparmor/parameters/enabled"); err != nil || !strings.HasPrefix(string(enabled), "Y") {
+				return fault.New(fault.Unsupported, "security option %q: the kernel of this host has no AppArmor", o)
+			}
+			s.Process.ApparmorProfile = profile
+		default:
+			return fault.New(fault.Unsupported, "security option %q is not supported; no-new-privileges, seccomp= and apparmor= are", o)
+		}
+	}
+	if !confined(t) {
+		return nil
+	}
+	profile := profileOf(t)
+	var err error
+	if profile == "" {
+		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
+	} else if s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s); err != nil {
+		return fault.New(fault.Invalid, "the task's seccomp profile: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("load the default seccomp profile: %w", err)
+	}
+	return nil
+}
+
+const cpuPeriod = 100_000 // microseconds
+
+func resources(t *driver.Task) (*specs.LinuxResources, error) {
+	r := &specs.LinuxResources{Devices: []specs.LinuxDeviceCgroup{{Allow: t.Privileged, Access: "rwm"}}}
+	cpu := &specs.LinuxCPU{}
+	if t.Limit.NanoCPUs > 0 {
+		period, quota := uint64(cpuPeriod), max(t.Limit.NanoCPUs*cpuPeriod/1e9, 1000)
+		cpu.Period, cpu.Quota = &period, &quota
+	}
+	if t.Reserve.NanoCPUs > 0 {
+		shares := uint64(max(t.Reserve.NanoCPUs*1024/1e9, 2))
+		cpu.Shares = &shares
+	}
+	r.CPU = cpu
+	if t.Limit.MemoryBytes > 0 {
+		limit := t.Limit.MemoryBytes
+		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	if t.Limit.Pids > 0 {
+		limit := t.Limit.Pids
+		r.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	if t.Tuning != nil {
+		return r, tune(t.Tuning, r)
+	}
+	return r, nil
+}
+
+// tune adds what few tasks ask for.
+func tune(t *model.Tuning, r *specs.LinuxResources) error {
+	if t.CPUShares > 0 {
+		r.CPU.Shares = &t.CPUShares
+	}
+	r.CPU.Cpus, r.CPU.Mems = t.CPUs, t.MemoryNodes
+	if t.SwapBytes != 0 || t.Swappiness != nil || t.NoOOMKill {
+		if r.Memory == nil {
+			r.Memory = &specs.LinuxMemory{}
+		}
+		r.Memory.Swappiness = t.Swappiness
+		if t.SwapBytes != 0 {
+			r.Memory.Swap = &t.SwapBytes
+		}
+		if t.NoOOMKill {
+			r.Memory.DisableOOMKiller = &t.NoOOMKill
+		}
+	}
+	for _, size := range slices.Sorted(maps.Keys(t.HugePages)) {
+		r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: uint64(t.HugePages[size])})
+	}
+	for _, text := range t.DeviceRules {
+		rule, err := deviceRule(text)
+		if err != nil {
+			return err
+		}
+		r.Devices = append(r.Devices, rule)
+	}
+	if t.IOWeight == 0 && len(t.IO) == 0 {
+		return nil
+	}
+	r.BlockIO = &specs.LinuxBlockIO{}
+	if t.IOWeight > 0 {
+		r.BlockIO.Weight = &t.IOWeight
+	}
+	for _, d := range t.IO {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Device, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFBLK {
+			return fault.New(fault.Invalid, "%s is no block device of this host", d.Device)
+		}
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		if d.Weight > 0 {
+			w := specs.LinuxWeightDevice{Weight: &d.Weight}
+			w.Major, w.Minor = major, minor
+			r.BlockIO.WeightDevice = append(r.BlockIO.WeightDevice, w)
+		}
+		for _, bound := range []struct {
+			rate uint64
+			list *[]specs.LinuxThrottleDevice
+		}{
+			{d.ReadBytes, &r.BlockIO.ThrottleReadBpsDevice}, {d.WriteBytes, &r.BlockIO.ThrottleWriteBpsDevice},
+			{d.ReadCounts, &r.BlockIO.ThrottleReadIOPSDevice}, {d.WriteCounts, &r.BlockIO.ThrottleWriteIOPSDevice},
+		} {
+			if bound.rate > 0 {
+				th := specs.LinuxThrottleDevice{Rate: bound.rate}
+				th.Major, th.Minor = major, minor
+				*bound.list = append(*bound.list, th)
+			}
+		}
+	}
+	return nil
+}
+
+// deviceRule reads "c 13:* rwm".
+func deviceRule(text string) (specs.LinuxDeviceCgroup, error) {
+	if !model.DeviceRule.MatchString(text) {
+		return specs.LinuxDeviceCgroup{}, fault.New(fault.Invalid, "device rule %q is not like \"c 13:* rwm\"", text)
+	}
+	f := strings.Fields(text)
+	rule := specs.LinuxDeviceCgroup{Allow: true, Type: f[0], Access: f[2]}
+	major, minor, _ := strings.Cut(f[1], ":")
+	number := func(text string) *int64 {
+		if n, err := strconv.ParseInt(text, 10, 64); err == nil {
+			return &n
+		}
+		return nil // it is a *
+	}
+	rule.Major, rule.Minor = number(major), number(minor)
+	return rule, nil
+}
+
+// devices adds host devices, and the right to use them.
+func devices(t *driver.Task, s *specs.Spec) error {
+	for _, d := range t.Devices {
+		var st unix.Stat_t
+		if err := unix.Stat(d.Host, &st); err != nil {
+			return fault.New(fault.Invalid, "device %s: %w", d.Host, err)
+		}
+		kind := ""
+		switch st.Mode & unix.S_IFMT {
+		case unix.S_IFCHR:
+			kind = "c"
+		case unix.S_IFBLK:
+			kind = "b"
+		default:
+			return fault.New(fault.Invalid, "%s is not a device", d.Host)
+		}
+		major, minor := int64(unix.Major(st.Rdev)), int64(unix.Minor(st.Rdev))
+		mode := os.FileMode(st.Mode & 0o777)
+		path, access := d.Container, d.Permissions
+		if path == "" {
+			path = d.Host
+		}
+		if access == "" {
+			access = "rwm"
+		}
+		s.Linux.Devices = append(s.Linux.Devices, specs.LinuxDevice{Path: path, Type: kind, Major: major, Minor: minor, FileMode: &mode, UID: &st.Uid, GID: &st.Gid})
+		s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: kind, Major: &major, Minor: &minor, Access: access})
+	}
+	return nil
+}
+
+// inject adds what devices with names ask for.
+func inject(t *driver.Task, s *specs.Spec) {
+	in := t.Injected
+	if in == nil {
+		return
+	}
+	if in.Process != nil {
+		s.Process.Env = slices.Concat(s.Process.Env, in.Process.Env)
+		s.Process.User.AdditionalGids = append(s.Process.User.AdditionalGids, in.Process.User.AdditionalGids...)
+	}
+	s.Mounts = append(s.Mounts, in.Mounts...)
+	s.Hooks = in.Hooks
+	if in.Linux != nil {
+		s.Linux.Devices = append(s.Linux.Devices, in.Linux.Devices...)
+		if in.Linux.Resources != nil {
+			s.Linux.Resources.Devices = append(s.Linux.Resources.Devices, in.Linux.Resources.Devices...)
+		}
+	}
+}

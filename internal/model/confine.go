@@ -1,0 +1,222 @@
+package model
+
+import (
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Sharing says which namespaces of the kernel the tasks of an instance have in common with the node,
+// or with another workload's instance on the same node. Where it says nothing, each task has its own.
+// HostNetwork, HostPIDs and HostIPC stand in the template itself.
+type Sharing struct {
+	// HostNames gives the tasks the node's host name.
+	HostNames bool `json:"hostNames,omitempty"`
+	// HostCgroups shows the tasks all cgroups of the node; OwnCgroups only their own, privileged as
+	// they may be.
+	HostCgroups bool `json:"hostCgroups,omitempty"`
+	OwnCgroups  bool `json:"ownCgroups,omitempty"`
+	// OfferIPC lets other workloads name this one in IPCOf; NoSharedMemory leaves /dev/shm out.
+	OfferIPC       bool `json:"offerIPC,omitempty"`
+	NoSharedMemory bool `json:"noSharedMemory,omitempty"`
+	// PIDsOf and IPCOf are workloads, named as in Affinity, whose processes the tasks see, or whose
+	// System V IPC and shared memory they use. The instance runs on the node of theirs.
+	PIDsOf string `json:"pidsOf,omitempty"`
+	IPCOf  string `json:"ipcOf,omitempty"`
+	// UserRange maps the users of the tasks to others of the node.
+	UserRange *UserRange `json:"userRange,omitempty"`
+}
+
+// UserRange is a range of users, and of groups, of the node: the first one is root in the tasks.
+type UserRange struct {
+	First uint32 `json:"first"`
+	Count uint32 `json:"count"`
+}
+
+// Shared is what the template shares; never nil.
+func (t *Template) Shared() *Sharing {
+	if t.Sharing == nil {
+		return &Sharing{}
+	}
+	return t.Sharing
+}
+
+// Joins are the workloads whose namespaces the tasks enter.
+func (s *Sharing) Joins() []string {
+	var out []string
+	for _, w := range []string{s.PIDsOf, s.IPCOf} {
+		if w != "" && !slices.Contains(out, w) {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// StayWithJoined has instances placed on the nodes of those that they join.
+func (t *Template) StayWithJoined() {
+	for _, w := range t.Shared().Joins() {
+		with := func(a Affinity) bool { return a.Weight == 0 && a.Key == "" && slices.Equal(a.Workloads, []string{w}) }
+		if !slices.ContainsFunc(t.Placement.Near, with) {
+			t.Placement.Near = append(t.Placement.Near, Affinity{Workloads: []string{w}})
+		}
+	}
+}
+
+// Runtimes are the OCI runtimes that the template's tasks name.
+func (t *Template) Runtimes() []string {
+	var out []string
+	for _, tasks := range [...][]TaskSpec{t.InitTasks, t.Tasks} {
+		for i := range tasks {
+			if r := tasks[i].Runtime; r != "" && !slices.Contains(out, r) {
+				out = append(out, r)
+			}
+		}
+	}
+	return out
+}
+
+// NamedDevices are the devices of the template's tasks that are named as CDI does.
+func (t *Template) NamedDevices() []string {
+	var out []string
+	for _, tasks := range [...][]TaskSpec{t.InitTasks, t.Tasks} {
+		for i := range tasks {
+			for _, d := range tasks[i].Devices {
+				if _, _, named := CDIName(d.Host); named && !slices.Contains(out, d.Host) {
+					out = append(out, d.Host)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// CDIName splits VENDOR/CLASS=NAME, as devices of the Container Device Interface are called.
+func CDIName(device string) (kind, name string, ok bool) {
+	kind, name, ok = strings.Cut(device, "=")
+	vendor, class, slash := strings.Cut(kind, "/")
+	return kind, name, ok && slash && vendor != "" && class != "" && name != "" && !strings.Contains(class, "/")
+}
+
+// BuiltInRuntime is what the runtime is called that is part of the program, where one has to be named.
+const BuiltInRuntime = "tutti"
+
+// Attributes of a node that say what it can do besides: one for each OCI runtime, whose value is its version, and
+// one for each kind of CDI devices, whose value are their names, joined by commas.
+const (
+	RuntimeAttribute = "runtime."
+	CDIAttribute     = "cdi."
+)
+
+// HasCDIDevice reports whether a node has a device.
+func (n *Node) HasCDIDevice(device string) bool {
+	kind, name, _ := CDIName(device)
+	return slices.Contains(strings.Split(n.Attributes[CDIAttribute+kind], ","), name)
+}
+
+// Tuning is what few tasks ask of the kernel. Zero values ask for nothing.
+type Tuning struct {
+	CPUs        string `json:"cpus,omitempty"`        // the processors it may use, such as "0-3,7"
+	MemoryNodes string `json:"memoryNodes,omitempty"` // the same of nodes of memory
+	CPUShares   uint64 `json:"cpuShares,omitempty"`   // in place of what the reservation comes to; 1024 are one core
+	// SwapBytes bounds memory and swap together, -1 not at all; Swappiness is 0 to 100.
+	SwapBytes  int64   `json:"swapBytes,omitempty"`
+	Swappiness *uint64 `json:"swappiness,omitempty"`
+	NoOOMKill  bool    `json:"noOOMKill,omitempty"`
+	IOWeight   uint16  `json:"ioWeight,omitempty"` // 10 to 1000
+	IO         []IO    `json:"io,omitempty"`
+	// HugePages bounds pages by their size ("2MB", "1GB"), in bytes.
+	HugePages map[string]int64 `json:"hugePages,omitempty"`
+	// DeviceRules are what the task may do with devices besides, such as "c 13:* rwm".
+	DeviceRules []string `json:"deviceRules,omitempty"`
+	// Paths takes the place of the paths below /proc and /sys that are hidden or read-only.
+	Paths *SystemPaths `json:"paths,omitempty"`
+}
+
+// IO is about the traffic with a disk; 0 is no bound.
+type IO struct {
+	Device      string `json:"device"` // its path on the node
+	Weight      uint16 `json:"weight,omitempty"`
+	ReadBytes   uint64 `json:"readBytes,omitempty"` // a second, as the others
+	WriteBytes  uint64 `json:"writeBytes,omitempty"`
+	ReadCounts  uint64 `json:"readCounts,omitempty"`
+	WriteCounts uint64 `json:"writeCounts,omitempty"`
+}
+
+// SystemPaths are below /proc and /sys.
+type SystemPaths struct {
+	Hidden   []string `json:"hidden,omitempty"`
+	ReadOnly []string `json:"readOnly,omitempty"`
+}
+
+// DeviceRule is what one of Tuning.DeviceRules looks like.
+var DeviceRule = regexp.MustCompile(`^[abc] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}$`)
+
+var numberList = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
+
+// Problem says what is wrong with it, "" when nothing is.
+func (t *Tuning) Problem() string {
+	if t == nil {
+		return ""
+	}
+	weight := func(w uint16) bool { return w == 0 || w >= 10 && w <= 1000 }
+	for what, list := range map[string]string{"processors": t.CPUs, "nodes of memory": t.MemoryNodes} {
+		if list != "" && !numberList.MatchString(list) {
+			return fmt.Sprintf("the list of %s %q is not like 0-3,7", what, list)
+		}
+	}
+	switch {
+	case t.CPUShares == 1:
+		return "2 shares of processors are the fewest"
+	case t.SwapBytes < -1:
+		return fmt.Sprintf("%d is no amount of swap; -1 is any", t.SwapBytes)
+	case t.Swappiness != nil && *t.Swappiness > 100:
+		return fmt.Sprintf("swappiness %d is not between 0 and 100", *t.Swappiness)
+	case !weight(t.IOWeight):
+		return fmt.Sprintf("weight of disk traffic %d is not between 10 and 1000", t.IOWeight)
+	}
+	for _, d := range t.IO {
+		if !weight(d.Weight) {
+			return fmt.Sprintf("weight of disk traffic %d of %s is not between 10 and 1000", d.Weight, d.Device)
+		}
+		if !strings.HasPrefix(d.Device, "/") {
+			return fmt.Sprintf("%q is not the path of a device", d.Device)
+		}
+	}
+	for size, n := range t.HugePages {
+		if n < 0 {
+			return fmt.Sprintf("%d bytes of pages of %s", n, size)
+		}
+	}
+	for _, r := range t.DeviceRules {
+		if !DeviceRule.MatchString(r) {
+			return fmt.Sprintf("device rule %q is not like \"c 13:* rwm\"", r)
+		}
+	}
+	return ""
+}
+
+// Clone returns a deep copy; nil gives nil.
+func (s *Sharing) Clone() *Sharing {
+	c := clonePointer(s)
+	if c != nil {
+		c.UserRange = clonePointer(c.UserRange)
+	}
+	return c
+}
+
+// Clone returns a deep copy; nil gives nil.
+func (t *Tuning) Clone() *Tuning {
+	c := clonePointer(t)
+	if c == nil {
+		return nil
+	}
+	c.Swappiness = clonePointer(t.Swappiness)
+	c.IO, c.DeviceRules = slices.Clone(t.IO), slices.Clone(t.DeviceRules)
+	c.HugePages = maps.Clone(t.HugePages)
+	if c.Paths = clonePointer(t.Paths); c.Paths != nil {
+		c.Paths.Hidden, c.Paths.ReadOnly = slices.Clone(t.Paths.Hidden), slices.Clone(t.Paths.ReadOnly)
+	}
+	return c
+}
