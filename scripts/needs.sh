@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Makes sure that this machine has what building and testing need, and installs what is missing
-# (Debian and Ubuntu). Says nothing when nothing is missing.
+# (Debian and Ubuntu). Says nothing when nothing is missing. Usage: needs.sh [PROGRAM…]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,6 +25,11 @@ command -v make >/dev/null || missing+=(make)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 pkg-config --exists libseccomp 2>/dev/null || missing+=(libseccomp-dev)
 [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt || -e /etc/ssl/cert.pem ]] || missing+=(ca-certificates)
+# What only tests need is named by arguments: programs that are in packages of the same name. Without root
+# the tests that need them are left out.
+for program in "$@"; do
+	[[ $(id -u) != 0 ]] || PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$program")
+done
 ((${#missing[@]})) || exit 0
 
 command -v apt-get >/dev/null || die "install ${missing[*]} (as Debian calls them), then try again"

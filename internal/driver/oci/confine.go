@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/moby/profiles/seccomp"
+	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
@@ -129,6 +130,14 @@ func tune(t *model.Tuning, r *specs.LinuxResources) error {
 		r.CPU.Shares = &t.CPUShares
 	}
 	r.CPU.Cpus, r.CPU.Mems = t.CPUs, t.MemoryNodes
+	if cgroups.IsCgroup2UnifiedMode() {
+		switch {
+		case t.Swappiness != nil:
+			return fault.New(fault.Unsupported, "swapping cannot be tuned for single tasks on this host: its cgroups are of version 2")
+		case t.NoOOMKill:
+			return fault.New(fault.Unsupported, "a task that needs too much memory is always ended on this host: its cgroups are of version 2")
+		}
+	}
 	if t.SwapBytes != 0 || t.Swappiness != nil || t.NoOOMKill {
 		if r.Memory == nil {
 			r.Memory = &specs.LinuxMemory{}
