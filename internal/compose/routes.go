@@ -44,8 +44,9 @@ type routeEntry struct {
 		Per      string `json:"per"`
 		Burst    int    `json:"burst"`
 	} `json:"rate_limit"`
-	MaxBody     string `json:"max_body"`
-	MaxRequests int64  `json:"max_requests"`
+	ProxyProtocol int    `json:"proxy_protocol"`
+	MaxBody       string `json:"max_body"`
+	MaxRequests   int64  `json:"max_requests"`
 }
 
 func (e *routeEntry) UnmarshalJSON(data []byte) error {
@@ -123,6 +124,7 @@ func (o *one) routeSecret(name, key string, ref *string) (ok bool) {
 // routeLimits reads what a route says of certificates, redirects and limits.
 func (o *one) routeLimits(e *routeEntry, r *model.Route) {
 	r.Issuer, r.Redirect, r.RedirectStatus, r.MaxRequests = model.Issuer(e.TLS), e.Redirect, e.RedirectStatus, e.MaxRequests
+	r.ProxyProtocol = e.ProxyProtocol
 	if e.ACME != nil {
 		r.ACME = &model.ACME{Server: e.ACME.Server, Email: e.ACME.Email, Authority: e.ACME.Authority}
 	}

@@ -58,8 +58,10 @@ type Route struct {
 	Redirect       string     `json:"redirect,omitempty"`
 	RedirectStatus int        `json:"redirectStatus,omitempty"`
 	Rate           *RateLimit `json:"rate,omitempty"`
-	MaxBody        int64      `json:"maxBody,omitempty"`     // bytes of a request's body; 0: any
-	MaxRequests    int64      `json:"maxRequests,omitempty"` // at a time on each host; 0: any
+	// ProxyProtocol, 1 or 2, begins each connection to an instance with the client's address.
+	ProxyProtocol int   `json:"proxyProtocol,omitempty"`
+	MaxBody       int64 `json:"maxBody,omitempty"`     // bytes of a request's body; 0: any
+	MaxRequests   int64 `json:"maxRequests,omitempty"` // at a time on each host; 0: any
 }
 
 // Issuer makes certificates.
@@ -156,6 +158,10 @@ func (r *Route) Check() error {
 		return fault.New(fault.Invalid, "wait %s is not between 0 and an hour", r.Wait)
 	case r.Retries != nil && (*r.Retries < 0 || *r.Retries > 10):
 		return fault.New(fault.Invalid, "retries %d is not between 0 and 10", *r.Retries)
+	case r.ProxyProtocol < 0 || r.ProxyProtocol > 2:
+		return fault.New(fault.Invalid, "proxy_protocol is 1 or 2")
+	case r.ProxyProtocol != 0 && r.Protocol == "h2c":
+		return fault.New(fault.Invalid, "by HTTP/2 a connection has the requests of many clients, which the PROXY protocol cannot say")
 	case r.MaxBody < 0 || r.MaxRequests < 0:
 		return fault.New(fault.Invalid, "a limit is a number above 0")
 	}

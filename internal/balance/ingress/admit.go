@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path"
 	"slices"
@@ -17,10 +18,11 @@ import (
 // asked is a request, as far as who leads it needs to know it.
 type asked struct {
 	method, target string
-	host           string // without a port
-	path           string // as it is meant
-	client         string // the address
-	user           string // who it is, where that was asked
+	host           string         // without a port
+	path           string         // as it is meant
+	client         string         // the address
+	user           string         // who it is, where that was asked
+	from, to       netip.AddrPort // of the client's connection
 	secure         bool
 	length         int64 // of the body; -1: nobody knows yet
 	headers        interface{ Get(string) string }

@@ -45,8 +45,9 @@ type Route struct {
 	Users          string  `json:"users,omitempty"`
 	Rate           float64 `json:"rate,omitempty"` // requests a second of one client
 	Burst          float64 `json:"burst,omitempty"`
-	MaxBody        int64   `json:"maxBody,omitempty"`     // bytes
-	MaxRequests    int64   `json:"maxRequests,omitempty"` // at a time
+	ProxyProtocol  int     `json:"proxyProtocol,omitempty"` // its version
+	MaxBody        int64   `json:"maxBody,omitempty"`       // bytes
+	MaxRequests    int64   `json:"maxRequests,omitempty"`   // at a time
 
 	Backends []Backend `json:"backends"`
 }
@@ -95,6 +96,7 @@ func Compute(n *wire.Network, nodeID string) *Config {
 					maps.Copy(c.Challenges, said)
 				}
 			}
+			route.ProxyProtocol = r.ProxyProtocol
 			route.Redirect, route.RedirectStatus, route.MaxBody, route.MaxRequests = r.Redirect, r.RedirectStatus, r.MaxBody, r.MaxRequests
 			if route.Protected = r.BasicAuth != ""; route.Protected {
 				route.Users = string(s.Secrets[r.BasicAuth])

@@ -283,7 +283,7 @@ func (s *session) await(first bool) (size int, ok bool) {
 // answer answers the request at hand, and reports whether there may be another one.
 func (s *session) answer(size int) bool {
 	h, p, began := &s.head, s.l.p, time.Now()
-	a := asked{method: string(h.method), host: nameOf(string(h.host)), target: string(h.target), client: s.client, secure: s.l.secure, length: h.length, headers: h}
+	a := asked{method: string(h.method), host: nameOf(string(h.host)), target: string(h.target), client: s.client, from: addressOf(s.remote), to: addressOf(s.tcp.LocalAddr()), secure: s.l.secure, length: h.length, headers: h}
 	raw, _, _ := strings.Cut(a.target, "?")
 	if a.path = raw; strings.IndexByte(raw, '%') >= 0 {
 		decoded, err := url.PathUnescape(raw)
@@ -431,13 +431,20 @@ func (x *exchange) forward(size int) (keep bool) {
 // try asks one instance. A connection that was kept may have been closed just now: then another one is taken.
 func (x *exchange) try(b *backend) (keep bool, err error) {
 	until := time.Now().Add(x.route.Timeout)
-	for again := true; ; again = false {
+	saying := x.route.ProxyProtocol
+	for again := saying == 0; ; again = false {
 		l, kept, err := b.pool.get(again)
 		if err != nil {
 			return false, err
 		}
+		if saying != 0 {
+			if _, err := l.Write(proxyLine(saying, x.asked.from, x.asked.to)); err != nil {
+				l.Close()
+				return false, err
+			}
+		}
 		reuse, keep, err := x.ask(l, until, kept)
-		if err == nil && reuse {
+		if err == nil && reuse && saying == 0 {
 			b.pool.put(l)
 		} else {
 			l.Close()

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httputil"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ type proxy struct {
 	waiting    atomic.Int64                  // requests that wait for an instance
 	plain      *http.Transport               // instances that speak HTTP/1
 	h2c        *http.Transport               // instances that speak HTTP/2 without TLS
+	saying     *http.Transport               // instances that hear who asks: each connection has one request
 	forward    *httputil.ReverseProxy
 	counts     *counts
 	unrouted   *count
@@ -46,6 +48,8 @@ func newProxy() *proxy {
 	}
 	p := &proxy{plain: transport(), h2c: transport(), counts: newCounts()}
 	p.unrouted = p.counts.named("")
+	p.saying = transport()
+	p.saying.DialContext, p.saying.DisableKeepAlives = dialSaying, true
 	p.h2c.Protocols = new(http.Protocols)
 	p.h2c.Protocols.SetUnencryptedHTTP2(true)
 	first := make(chan struct{})
@@ -79,6 +83,10 @@ func (p *proxy) handler(secure bool) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		began := time.Now()
 		a := &asked{method: r.Method, host: nameOf(r.Host), path: resolved(r.URL.Path), target: r.URL.RequestURI(), secure: secure, length: r.ContentLength, headers: r.Header}
+		a.from, _ = netip.ParseAddrPort(r.RemoteAddr)
+		if to, ok := r.Context().Value(http.LocalAddrContextKey).(net.Addr); ok {
+			a.to = addressOf(to)
+		}
 		a.client, _, _ = net.SplitHostPort(r.RemoteAddr)
 		rt := p.lead(a)
 		no := p.challenge(a)
@@ -304,6 +312,8 @@ func (p *proxy) try(r *http.Request, route *route, b *backend) (*http.Response, 
 	transport := p.plain
 	if route.Protocol == "h2c" {
 		transport = p.h2c
+	} else if route.ProxyProtocol != 0 {
+		transport = p.saying
 	}
 	resp, err := transport.RoundTrip(out)
 	if err != nil {
