@@ -27,7 +27,46 @@ func netCommand(g *globals) *cobra.Command {
 			"reach.",
 		Example: "  tutti net trace shop/web shop/db 5432\n  tutti net trace shop/web.1 192.0.2.7 443",
 	}, true))
+	cmd.AddCommand(netMapCommand(g))
 	return cmd
+}
+
+func netMapCommand(g *globals) *cobra.Command {
+	q := core.NetMapQuestion{}
+	cmd := &cobra.Command{
+		Use: "map [REF]", Short: "Show who talks to whom, and how much",
+		Long: "Show who talks to whom, and how much: all nodes tell which connections there are for a while, and what\n" +
+			"goes over them. With a reference only connections of what it covers. Nothing is counted while\n" +
+			"nobody asks. JSON has the sums of each service besides.",
+		Example: "  tutti net map\n  tutti net map shop/web --for 10s --instances\n  tutti net map -o json",
+		Args:    arguments(0, 1, "at most one application, workload or instance"), ValidArgsFunction: g.complete(1, workloadNames, instanceNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				q.Ref = args[0]
+			}
+			return g.with(cmd.Context(), func(c *native.Client) error {
+				m, err := c.NetMap(cmd.Context(), q)
+				if err != nil {
+					return err
+				}
+				for _, s := range m.Silent {
+					fmt.Fprintln(cmd.ErrOrStderr(), "tutti: not known:", s)
+				}
+				return g.print(cmd.OutOrStdout(), m, func() *table { return netMapTable(&m) })
+			})
+		},
+	}
+	cmd.Flags().DurationVar(&q.For, "for", 0, "how long to watch, up to a minute; two seconds when nothing is said")
+	cmd.Flags().BoolVar(&q.Instances, "instances", false, "each instance by itself")
+	return cmd
+}
+
+func netMapTable(m *core.NetMap) *table {
+	t := newTable("FROM", "TO", "VIA", "PORT", "OPEN", "BEGUN", "SENT", "RECEIVED")
+	for _, e := range m.Edges {
+		t.add(e.From, e.To, orDash(e.Via), fmt.Sprintf("%d/%s", e.Port, e.Protocol), fmt.Sprint(e.Open), fmt.Sprint(e.Begun), bytesText(int64(e.Sent)), bytesText(int64(e.Received)))
+	}
+	return t
 }
 
 func reachCommand(g *globals, cmd *cobra.Command, try bool) *cobra.Command {

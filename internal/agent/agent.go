@@ -121,6 +121,8 @@ type Deps struct {
 	Secrets     SecretFiles
 	Artifacts   Artifacts
 	Network     []NetworkState // synced in this order
+	// Flows tells of the connections that clients of this node have within a span.
+	Flows func(ctx context.Context, span time.Duration) ([]wire.Flow, error)
 	// Requests counts those that came to this node's ingress, by service ID; nil: there is no ingress.
 	Requests func(context.Context) (map[string]uint64, error)
 	Log      *slog.Logger

@@ -31,6 +31,10 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathExec, wire.HandleStream(a.serveExec), wire.RoleServer)
 	p.Handle(wire.PathAttach, wire.HandleStream(a.serveAttach), wire.RoleServer)
 	p.Handle(wire.PathDial, wire.HandleStream(a.serveDial), wire.RoleServer)
+	p.Handle(wire.PathFlows, wire.HandleCall(func(ctx context.Context, r wire.FlowsRequest) (wire.FlowsReply, error) {
+		flows, err := a.Flows(ctx, min(r.Span, wire.MostFlowsSpan))
+		return wire.FlowsReply{Flows: flows}, err
+	}), wire.RoleServer)
 	p.Handle(wire.PathTry, wire.HandleCall(a.Try), wire.RoleServer)
 	p.Handle(wire.PathSignal, wire.HandleCall(func(ctx context.Context, r wire.SignalRequest) (wire.Empty, error) {
 		d, id, err := a.find(r.Instance, r.Task)

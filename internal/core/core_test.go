@@ -40,6 +40,7 @@ type bench struct {
 	paused  []string // node, instance, whether it is to pause
 	reads   int      // of usage
 	left    []string // servers taken out of the quorum
+	flows   map[string][]wire.Flow
 
 	registry   map[string]string // what is in registries, by name
 	pulled     []pulled
@@ -169,6 +170,10 @@ func (b *bench) WriteFiles(context.Context, string, wire.FilesRequest, io.Reader
 
 func (b *bench) EnsureImage(context.Context, string, string, string) error { return nil }
 func (b *bench) RemoveImage(context.Context, string, string) error         { return nil }
+
+func (b *bench) Flows(_ context.Context, node string, _ time.Duration) ([]wire.Flow, error) {
+	return b.flows[node], nil
+}
 
 func (b *bench) Try(_ context.Context, node string, r wire.TryRequest) (wire.TryReply, error) {
 	return wire.TryReply{Addresses: []string{"10.0.0.1"}}, nil

@@ -3,6 +3,7 @@ package dispatch
 import (
 	"context"
 	"io"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
@@ -104,6 +105,13 @@ func (r *Remote) Signal(ctx context.Context, nodeID string, ref wire.TaskRef, si
 // Pause stops a task on a node where it is, or lets it go on; no task is all of the instance's.
 func (r *Remote) Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error {
 	return r.call(ctx, nodeID, wire.PathPause, wire.PauseRequest{TaskRef: ref, Pause: pause}, &wire.Empty{})
+}
+
+// Flows tells of the connections that clients of a node have within a span.
+func (r *Remote) Flows(ctx context.Context, nodeID string, span time.Duration) ([]wire.Flow, error) {
+	var reply wire.FlowsReply
+	err := r.call(ctx, nodeID, wire.PathFlows, wire.FlowsRequest{Span: span}, &reply)
+	return reply.Flows, err
 }
 
 // Linked waits until an instance has these addresses on its node, no fewer and no others.

@@ -93,6 +93,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		Drivers: drivers, Devices: cfg.features.devices, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
 		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
 		Requests: leads.Requests,
+		Flows:    balancer.Flows,
 		Log:      cfg.Log,
 	})
 	if err != nil {

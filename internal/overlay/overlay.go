@@ -94,6 +94,7 @@ func New(c Config) (*Overlay, error) {
 		"net/ipv4/neigh/default/gc_thresh2":         "32768",
 		"net/ipv4/conf/default/accept_local":        "1",
 		"net/netfilter/nf_conntrack_tcp_be_liberal": "1",
+		"net/netfilter/nf_conntrack_acct":           "1", // connections count their bytes: see balance.Flows
 	} {
 		if err := setSysctl(name, value); err != nil {
 			return nil, err

@@ -199,6 +199,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathWriteFiles:   {wire.RoleServer},
 	wire.PathDial:         {wire.RoleServer},
 	wire.PathTry:          {wire.RoleServer},
+	wire.PathFlows:        {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists

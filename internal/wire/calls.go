@@ -13,6 +13,7 @@ const (
 	PathExec         = "/agent/exec"          // stream: ExecStart, then ExecInput and ExecOutput
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
 	PathTry          = "/agent/try"           // call: TryRequest → TryReply
+	PathFlows        = "/agent/flows"         // call: FlowsRequest → FlowsReply
 	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
@@ -49,6 +50,43 @@ type TaskRef struct {
 type LinkedRequest struct {
 	Instance  string          `json:"instance"`
 	Addresses []model.Address `json:"addresses,omitempty"`
+}
+
+// FlowsRequest asks for the connections of a node's clients within a span.
+type FlowsRequest struct {
+	Span time.Duration `json:"span"`
+}
+
+// MostFlowsSpan is the longest span: the kernel remembers connections that have ended for as long.
+const MostFlowsSpan = time.Minute
+
+// FlowsReply are connections, those between the same ends together.
+type FlowsReply struct {
+	Flows []Flow `json:"flows"`
+}
+
+// FlowEnds says between whom connections are: addresses of instances, FlowNode for the node that tells, or "" for
+// what is outside of the cluster.
+type FlowEnds struct {
+	From string `json:"from,omitempty"`
+	To   string `json:"to,omitempty"`
+	// Via is the virtual IP that was asked, or FlowNode for a port of the node; "" is what answers itself.
+	Via      string `json:"via,omitempty"`
+	Protocol string `json:"protocol"`
+	Port     uint16 `json:"port"`   // that was asked
+	Target   uint16 `json:"target"` // of what answers
+}
+
+// FlowNode is the node itself.
+const FlowNode = "node"
+
+// Flow is what there was between two ends.
+type Flow struct {
+	FlowEnds
+	Begun    int    `json:"begun,omitempty"` // within the span
+	Open     int    `json:"open,omitempty"`  // at its end
+	Sent     uint64 `json:"sent,omitempty"`  // bytes within the span, by the client, packets' headers with them
+	Received uint64 `json:"received,omitempty"`
 }
 
 // NodeUsage is what the tasks of a node have used so far, and how many requests its ingress has had.

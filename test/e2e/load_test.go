@@ -35,6 +35,12 @@ const loadTimeout = 5 * time.Second
 // startLoad asks url fifty times a second until stop.
 func startLoad(t *testing.T, url string) *load {
 	t.Helper()
+	return startLoadOf(t, url, "")
+}
+
+// startLoadOf asks for a page of a host, as the ingress knows it; "" is that of the URL.
+func startLoadOf(t *testing.T, url, host string) *load {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &load{cancel: cancel}
 	client := &http.Client{Timeout: loadTimeout, Transport: &http.Transport{DisableKeepAlives: true}}
@@ -46,7 +52,7 @@ func startLoad(t *testing.T, url string) *load {
 			case <-ctx.Done():
 				return
 			case <-tick.C:
-				l.done.Go(func() { l.ask(client, url) })
+				l.done.Go(func() { l.ask(client, url, host) })
 			}
 		}
 	})
@@ -54,9 +60,14 @@ func startLoad(t *testing.T, url string) *load {
 	return l
 }
 
-func (l *load) ask(client *http.Client, url string) {
+func (l *load) ask(client *http.Client, url, host string) {
 	a := answer{asked: time.Now()}
-	resp, err := client.Get(url)
+	r, err := http.NewRequest("GET", url, nil)
+	var resp *http.Response
+	if err == nil {
+		r.Host = host
+		resp, err = client.Do(r)
+	}
 	if err == nil {
 		a.status, a.version, a.instance = resp.StatusCode, resp.Header.Get("X-Shop-Version"), resp.Header.Get("X-Shop-Instance")
 		_, err = io.Copy(io.Discard, resp.Body)
@@ -90,11 +101,15 @@ func (o outcome) String() string {
 func (l *load) stop() outcome {
 	l.cancel()
 	l.done.Wait()
+	return sumUp(l.answers)
+}
+
+func sumUp(answers []answer) outcome {
 	o := outcome{failures: map[string]int{}, versions: map[string]int{}}
-	slices.SortFunc(l.answers, func(a, b answer) int { return a.at.Compare(b.at) })
+	slices.SortFunc(answers, func(a, b answer) int { return a.at.Compare(b.at) })
 	var last time.Time
-	for i := range l.answers {
-		a := &l.answers[i]
+	for i := range answers {
+		a := &answers[i]
 		o.asked++
 		if !a.good() {
 			o.failed++

@@ -244,6 +244,21 @@ func (c *Client) Reach(ctx context.Context, q core.ReachQuestion) (core.ReachAns
 	return post[core.ReachAnswer](ctx, c, pathReach, q)
 }
 
+// NetMap says who talks to whom.
+func (c *Client) NetMap(ctx context.Context, q core.NetMapQuestion) (core.NetMap, error) {
+	v := url.Values{}
+	if q.Ref != "" {
+		v.Set("ref", q.Ref)
+	}
+	if q.For > 0 {
+		v.Set("for", q.For.String())
+	}
+	if q.Instances {
+		v.Set("instances", "true")
+	}
+	return get[core.NetMap](ctx, c, pathNetMap, v)
+}
+
 // Policies lists all.
 func (c *Client) Policies(ctx context.Context) ([]model.Policy, error) {
 	return get[[]model.Policy](ctx, c, pathPolicies, nil)

@@ -118,6 +118,10 @@ func (f *fakeNodes) WriteFiles(_ context.Context, _ string, _ wire.FilesRequest,
 
 func (f *fakeNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 func (f *fakeNodes) RemoveImage(context.Context, string, string) error         { return nil }
+func (f *fakeNodes) Flows(context.Context, string, time.Duration) ([]wire.Flow, error) {
+	return nil, nil
+}
+
 func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply, error) {
 	return wire.TryReply{}, nil
 }

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 )
@@ -25,6 +27,7 @@ const (
 	pathFind         = "/v1/find"         // ?ref → core.Found
 	pathExplain      = "/v1/explain"      // ?ref → core.Explanation
 	pathReach        = "/v1/reach"        // POST core.ReachQuestion → core.ReachAnswer
+	pathNetMap       = "/v1/net/map"      // ?ref ?for ?instances → core.NetMap
 	pathPolicies     = "/v1/policies"     // → []model.Policy
 	pathServers      = "/v1/servers"      // → []core.ServerView
 	pathBackup       = "/v1/backup"       // → a backup file; holds the cluster's keys
@@ -58,6 +61,19 @@ func (s *server) readRoutes(mux *http.ServeMux) {
 	get(pathPolicies, seen(s, plain[model.Policy]))
 	mux.HandleFunc("POST "+pathReach, change(s, func(ctx context.Context, who core.Caller, q core.ReachQuestion) (core.ReachAnswer, error) {
 		return c.Reach(ctx, who, q)
+	}))
+	get(pathNetMap, read(s, func(ctx context.Context, who core.Caller, q query) (core.NetMap, error) {
+		question := core.NetMapQuestion{Ref: q.Get("ref")}
+		var err error
+		if text := q.Get("for"); text != "" {
+			if question.For, err = time.ParseDuration(text); err != nil {
+				return core.NetMap{}, fault.New(fault.Invalid, "for: %q is no duration such as 2s", text)
+			}
+		}
+		if question.Instances, err = q.flag("instances"); err != nil {
+			return core.NetMap{}, err
+		}
+		return c.NetMap(ctx, who, question)
 	}))
 	get(pathVolumes, seen(s, plain[model.Volume]))
 	get(pathImages, seen(s, images))

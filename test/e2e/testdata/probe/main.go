@@ -4,11 +4,15 @@
 //	probe tcp HOST:PORT …    who answers, and how many bytes come along
 //	probe udp HOST:PORT …    the same by a datagram that fills a packet
 //	probe name NAME …        the addresses
+//
+// As a server it also asks for others what they may not be asked from outside: /load/start?url=URL asks for URL
+// fifty times a second until /load/stop, which tells of every request.
 package main
 
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -39,15 +43,100 @@ func main() {
 	}
 	stop := make(chan os.Signal, 1)
 	signal.Notify(stop, syscall.SIGTERM)
-	go func() { <-stop; os.Exit(0) }()
 	go datagrams(name)
 	http.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		host, _, _ := net.SplitHostPort(r.RemoteAddr)
 		fmt.Fprintln(w, name, host)
 		w.Write(body)
 	})
-	fmt.Fprintln(os.Stderr, http.ListenAndServe(":8080", nil))
-	os.Exit(1)
+	http.HandleFunc("/who", func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, name, os.Getenv("ROUND")) })
+	l := &load{}
+	http.HandleFunc("/load/start", func(w http.ResponseWriter, r *http.Request) { l.start(r.FormValue("url")) })
+	http.HandleFunc("/load/stop", func(w http.ResponseWriter, r *http.Request) {
+		if err := json.NewEncoder(w).Encode(l.stop()); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	})
+	server := &http.Server{Addr: ":8080"}
+	ended := make(chan struct{})
+	go func() {
+		<-stop
+		// A connection that was accepted just now is not known to the server yet, and Shutdown would not wait for it.
+		time.Sleep(300 * time.Millisecond)
+		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		defer cancel()
+		server.Shutdown(ctx)
+		close(ended)
+	}()
+	if err := server.ListenAndServe(); err != http.ErrServerClosed {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	<-ended
+}
+
+// load asks for one page at a steady rate, each time on a connection of its own.
+type load struct {
+	mu      sync.Mutex
+	answers []answer
+	end     chan struct{}
+	all     sync.WaitGroup
+}
+
+type answer struct {
+	Asked  time.Time `json:"asked"`
+	At     time.Time `json:"at"`
+	Status int       `json:"status"`
+	Error  string    `json:"error,omitempty"`
+}
+
+func (l *load) start(url string) {
+	l.stop()
+	end := make(chan struct{})
+	l.mu.Lock()
+	l.answers, l.end = nil, end
+	l.mu.Unlock()
+	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	l.all.Go(func() {
+		tick := time.NewTicker(20 * time.Millisecond)
+		defer tick.Stop()
+		for {
+			select {
+			case <-end:
+				return
+			case <-tick.C:
+				l.all.Go(func() { l.ask(client, url) })
+			}
+		}
+	})
+}
+
+func (l *load) ask(client *http.Client, url string) {
+	a := answer{Asked: time.Now()}
+	resp, err := client.Get(url)
+	if err == nil {
+		a.Status = resp.StatusCode
+		_, err = io.Copy(io.Discard, resp.Body)
+		resp.Body.Close()
+	}
+	if a.At = time.Now(); err != nil {
+		a.Error = err.Error()
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.answers = append(l.answers, a)
+}
+
+// stop ends it, if it goes on, and returns what came.
+func (l *load) stop() []answer {
+	l.mu.Lock()
+	if l.end != nil {
+		close(l.end)
+		l.end = nil
+	}
+	l.mu.Unlock()
+	l.all.Wait()
+	return l.answers
 }
 
 func datagrams(name string) {
