@@ -28,7 +28,7 @@ import (
 
 // clusterCommands make and end nodes on this machine.
 func clusterCommands(g *globals) []*cobra.Command {
-	return []*cobra.Command{upCommand(g), downCommand(g), joinCommand(g), hostCommand(g), serveCommand(g), hostPortsCommand(g), envCommand(g)}
+	return []*cobra.Command{upCommand(g), downCommand(g), joinCommand(g), hostCommand(g), installCommand(g), uninstallCommand(g), serveCommand(g), hostPortsCommand(g), envCommand(g)}
 }
 
 // nodeFlags are those that say what node to be.
@@ -246,6 +246,7 @@ func startNode(g *globals, config node.Config) error {
 // serveCommand is what startNode and virtual hosts run.
 func serveCommand(*globals) *cobra.Command {
 	var tell int
+	var detach bool
 	c := &cobra.Command{
 		Use: "serve FILE", Hidden: true, Args: cobra.ExactArgs(1),
 		Short: "Run the node that a file describes",
@@ -258,6 +259,9 @@ func serveCommand(*globals) *cobra.Command {
 			if err := json.Unmarshal(data, &config); err != nil {
 				return fmt.Errorf("read the node's configuration: %w", err)
 			}
+			if detach {
+				return startNode(&globals{DataDir: config.DataDir, RunDir: config.RunDir}, config)
+			}
 			say := func(string) {}
 			if tell > 0 {
 				f := os.NewFile(uintptr(tell), "tell")
@@ -266,7 +270,10 @@ func serveCommand(*globals) *cobra.Command {
 					f.Close()
 				}
 			}
-			err = runNode(c.Context(), config, func() { say("ok") })
+			err = runNode(c.Context(), config, func() {
+				say("ok")
+				notifyInit()
+			})
 			if err != nil {
 				say(err.Error())
 			}
@@ -274,6 +281,7 @@ func serveCommand(*globals) *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&tell, "tell", 0, "file descriptor to say \"ok\" or an error to")
+	c.Flags().BoolVar(&detach, "detach", false, "run it behind, and return when it is ready")
 	return c
 }
 

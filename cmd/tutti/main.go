@@ -84,7 +84,7 @@ func rootCommand(g *globals) *cobra.Command {
 		}
 	}
 	add(groupRun, deployCommand(g), listCommand(g), psCommand(g), scaleCommand(g), restartCommand(g), rollbackCommand(g), rolloutCommand(g),
-		removeCommand(g), execCommand(g), copyCommand(g), pauseCommand(g, true), pauseCommand(g, false), imageCommand(g), registryCommand(g))
+		removeCommand(g), execCommand(g), copyCommand(g), pauseCommand(g, true), pauseCommand(g, false), imageCommand(g), registryCommand(g), volumeCommand(g))
 	add(groupRun, suspendCommands(g)...)
 	add(groupLook, statusCommand(g), explainCommand(g), inspectCommand(g), logsCommand(g), eventsCommand(g), statsCommand(g), topCommand(g),
 		servicesCommand(g), networksCommand(g), volumesCommand(g), netCommand(g), policiesCommand(g))

@@ -53,6 +53,8 @@ type Volumes interface {
 	// Fill copies what the image has at target into an empty volume.
 	Fill(ctx context.Context, path, rootfs, target string) error
 	Remove(ctx context.Context, id string) error
+	// Replace puts what fill writes into a directory in place of what a volume holds.
+	Replace(ctx context.Context, v *model.Volume, fill func(dir string) error) error
 	// RemoveOf removes the anonymous volumes of an instance.
 	RemoveOf(ctx context.Context, instance string) error
 }

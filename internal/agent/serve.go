@@ -78,6 +78,8 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathRemoveVolume, wire.HandleCall(func(ctx context.Context, r wire.VolumeRef) (wire.Empty, error) {
 		return wire.Empty{}, a.Volumes.Remove(ctx, r.ID)
 	}), wire.RoleServer)
+	p.Handle(wire.PathReadVolume, wire.HandleStream(a.serveReadVolume), wire.RoleServer)
+	p.Handle(wire.PathWriteVolume, wire.HandleStream(a.serveWriteVolume), wire.RoleServer)
 	p.Handle(wire.PathBlob, http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		digest := strings.TrimPrefix(r.URL.Path, wire.PathBlob)
 		body, size, err := blobs.Blob(r.Context(), digest)

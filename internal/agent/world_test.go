@@ -433,6 +433,10 @@ func (f *fakeVolumes) Fill(_ context.Context, path, rootfs, target string) error
 
 func (f *fakeVolumes) Remove(_ context.Context, id string) error { f.note("remove %s", id); return nil }
 
+func (f *fakeVolumes) Replace(context.Context, *model.Volume, func(string) error) error {
+	return errors.New("not asked for in these tests")
+}
+
 func (f *fakeVolumes) RemoveOf(_ context.Context, instance string) error {
 	f.note("remove those of %s", instance)
 	return nil

@@ -73,8 +73,11 @@ var fileRules = within(keys{
 	"networks": each(within(networkRules)),
 	"volumes": each(within(keys{
 		"name": well, "external": within(keys{"name": well}), "labels": well,
-		"driver":      no("volumes of this driver are not supported yet; local ones are", "local", "default", ""),
-		"driver_opts": no("options of volume drivers are not supported yet"),
+		"driver": no("volumes of this driver are not supported yet; local ones are", "local", "default", ""),
+		"driver_opts": {
+			keys: keys{"type": well, "o": well, "device": well},
+			each: no("this option of a volume driver is not supported; type, o and device are"),
+		},
 	})),
 	"secrets": each(within(keys{
 		"name": well, "external": within(keys{"name": well}), "labels": well, "file": well, "environment": well,

@@ -259,7 +259,7 @@ func (t *translation) volumes() {
 			continue
 		}
 		t.out.Volumes = append(t.out.Volumes, &model.Volume{
-			Meta: model.Meta{Name: t.member("volumes", key, v.Name), Labels: v.Labels}, Driver: "local",
+			Meta: model.Meta{Name: t.member("volumes", key, v.Name), Labels: v.Labels}, Driver: "local", Options: v.DriverOpts,
 		})
 	}
 }

@@ -140,14 +140,18 @@ func (p *pass) settleVolumes(i *model.Instance, t *model.Template, n *model.Node
 	}
 	i.Leased = i.Stateful
 	for _, m := range volumes {
-		if m.Volume.NodeID == "" {
+		if m.Volume.NodeID == "" && (m.fresh || !m.Volume.Shared()) {
 			c := m.Volume.Clone()
-			c.NodeID = n.ID
+			if !c.Shared() {
+				c.NodeID = n.ID
+			}
 			p.cs.Expect(model.KindVolume, c.ID, c.Revision)
 			p.put(c)
 			p.homes = true
 		}
-		i.Leased = false
+		if !m.Volume.Shared() { // otherwise another node could write to it, too
+			i.Leased = false
+		}
 		if m.ID != m.named {
 			if i.Volumes == nil {
 				i.Volumes = map[string]string{}

@@ -77,6 +77,8 @@ var requirements = map[string]requirement{
 	"rollout resume":  {role: model.RoleOperator},
 	"rollout promote": {role: model.RoleOperator},
 	"volume remove":   {role: model.RoleOperator},
+	"volume backup":   {role: model.RoleOperator},
+	"volume restore":  {role: model.RoleOperator},
 	"network remove":  {role: model.RoleOperator},
 	"file remove":     {role: model.RoleOperator},
 	"file labels":     {role: model.RoleOperator},
@@ -238,6 +240,11 @@ func (c *Core) look(who Caller) *store.Snapshot {
 func hostReach(who Caller, d *Deployment) error {
 	if who.has(model.RoleOperator, "") {
 		return nil
+	}
+	for _, v := range d.Volumes {
+		if v.Mounts() {
+			return fault.New(fault.Forbidden, "volume %s mounts something of its node: that needs the role %s in the whole cluster", v.Name, model.RoleOperator)
+		}
 	}
 	for _, w := range d.Workloads {
 		if why := reachesHost(&w.Template); why != "" {

@@ -31,7 +31,7 @@ var needs = map[string]string{
 	"Start": "namespace operator", "Stop": "namespace operator", "Suspend": "namespace operator", "Pause": "namespace operator", "Usage": "namespace viewer", "Processes": "namespace viewer", "Rename": "namespace operator",
 	"Signal": "namespace operator", "Attach": "namespace operator", "Dial": "namespace operator", "RemoveService": "namespace operator", "Watch": "namespace viewer", "PauseRollout": "namespace operator",
 	"ResumeRollout": "namespace operator", "Promote": "namespace operator", "Undo": "namespace operator",
-	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "RemoveNetwork": "namespace operator",
+	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "BackupVolume": "namespace operator", "RestoreVolume": "namespace operator", "RemoveVolumeOf": "namespace operator", "RemoveNetwork": "namespace operator",
 	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "AwaitLinked": "namespace viewer", "Rollout": "namespace viewer",
 	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator",
@@ -72,6 +72,8 @@ func call(m reflect.Value, who core.Caller) error {
 			in = append(in, reflect.ValueOf(ctx))
 		case reflect.TypeFor[io.Writer]():
 			in = append(in, reflect.ValueOf(io.Discard))
+		case reflect.TypeFor[io.Reader]():
+			in = append(in, reflect.ValueOf(strings.NewReader("")))
 		case reflect.TypeFor[func(core.Seen) error]():
 			in = append(in, reflect.ValueOf(func(core.Seen) error { return nil }))
 		case reflect.TypeFor[func() error]():

@@ -201,6 +201,16 @@ func (c *Core) awaitGone(ctx context.Context, workloads []string) error {
 func (c *Core) removeVolumes(ctx context.Context, volumes []*model.Volume) error {
 	var failed []string
 	for _, v := range volumes {
+		if v.Shared() { // each node that had it lets go of it; what it holds stays
+			for n := range store.List[*model.Node](c.Store.Snapshot()) {
+				if n.Status.State != model.NodeReady {
+					continue
+				}
+				if err := c.Remote.RemoveVolume(ctx, n.ID, v.ID); err != nil && !fault.Is(err, fault.NotFound) {
+					c.Log.Warn("a node did not let go of a volume", "volume", v.FullName(), "node", n.Name, "error", err)
+				}
+			}
+		}
 		if v.NodeID != "" {
 			if err := c.Remote.RemoveVolume(ctx, v.NodeID, v.ID); err != nil && !fault.Is(err, fault.NotFound) {
 				failed = append(failed, fmt.Sprintf("%s: %v", v.FullName(), err))

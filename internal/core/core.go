@@ -39,6 +39,8 @@ type Remote interface {
 	EnsureImage(ctx context.Context, nodeID, name, digest string) error
 	RemoveImage(ctx context.Context, nodeID, name string) error
 	RemoveVolume(ctx context.Context, nodeID, id string) error
+	ReadVolume(ctx context.Context, nodeID string, v *model.Volume, w io.Writer) error
+	WriteVolume(ctx context.Context, nodeID string, v *model.Volume, archive io.Reader) error
 }
 
 // Images is this server's own image store.

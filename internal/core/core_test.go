@@ -42,6 +42,7 @@ type bench struct {
 	left    []string // servers taken out of the quorum
 	flows   map[string][]wire.Flow
 
+	restored   []string          // volumes
 	registry   map[string]string // what is in registries, by name
 	pulled     []pulled
 	signatures []image.Signature // of any image
@@ -177,6 +178,19 @@ func (b *bench) Flows(_ context.Context, node string, _ time.Duration) ([]wire.F
 
 func (b *bench) Try(_ context.Context, node string, r wire.TryRequest) (wire.TryReply, error) {
 	return wire.TryReply{Addresses: []string{"10.0.0.1"}}, nil
+}
+
+func (b *bench) ReadVolume(_ context.Context, node string, v *model.Volume, w io.Writer) error {
+	_, err := fmt.Fprintf(w, "%s of %s", v.Name, node)
+	return err
+}
+
+func (b *bench) WriteVolume(_ context.Context, node string, v *model.Volume, archive io.Reader) error {
+	data, err := io.ReadAll(archive)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.restored = append(b.restored, fmt.Sprintf("%s on %s: %s", v.FullName(), node, data))
+	return err
 }
 
 func (b *bench) RemoveVolume(_ context.Context, node, id string) error {

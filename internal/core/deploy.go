@@ -68,6 +68,11 @@ func checkDeployment(d *Deployment) error {
 			published[key] = s.Name
 		}
 	}
+	for _, v := range d.Volumes {
+		if err := v.Check(); err != nil {
+			return fmt.Errorf("application %s: %w", d.Application, err)
+		}
+	}
 	names := map[string]bool{}
 	for _, w := range d.Workloads {
 		if err := model.CheckName(w.Name); err != nil {
@@ -147,7 +152,7 @@ func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]
 			}
 			digest, err := c.resolveImage(ctx, t.Image, d.Pulls[t.Image], d.Logins[w.Name])
 			if fault.Is(err, fault.Forbidden) {
-				return fault.New(fault.Forbidden, "application %s: workload %s: %w", d.Application, w.Name, err)
+				return fault.New(fault.Forbidden, "workload %s: %w", w.Name, err)
 			}
 			if err != nil {
 				problems = append(problems, fmt.Sprintf("workload %s: %v", w.Name, err))

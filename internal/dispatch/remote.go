@@ -166,6 +166,11 @@ func (r *Remote) WriteFiles(ctx context.Context, nodeID string, req wire.FilesRe
 		return err
 	}
 	defer s.Close()
+	return deliver(ctx, s, archive)
+}
+
+// deliver sends an archive, and waits for what becomes of it.
+func deliver(ctx context.Context, s *wire.Stream, archive io.Reader) error {
 	sent := make(chan error, 1)
 	go func() { sent <- wire.SendPieces(s, archive) }() // ends with s, at the latest
 	var answer wire.Piece
@@ -188,7 +193,7 @@ func (r *Remote) WriteFiles(ctx context.Context, nodeID string, req wire.FilesRe
 	return answer.End.Err()
 }
 
-func (r *Remote) openFiles(ctx context.Context, nodeID, path string, req wire.FilesRequest) (*wire.Stream, error) {
+func (r *Remote) openFiles(ctx context.Context, nodeID, path string, req any) (*wire.Stream, error) {
 	address, err := r.address(nodeID)
 	if err != nil {
 		return nil, err
@@ -235,6 +240,26 @@ func (r *Remote) RemoveImage(ctx context.Context, nodeID, name string) error {
 // RemoveVolume deletes a local volume's content on its node.
 func (r *Remote) RemoveVolume(ctx context.Context, nodeID, id string) error {
 	return r.call(ctx, nodeID, wire.PathRemoveVolume, wire.VolumeRef{ID: id}, &wire.Empty{})
+}
+
+// ReadVolume writes what a volume holds, as a node has it, to w, as an archive.
+func (r *Remote) ReadVolume(ctx context.Context, nodeID string, v *model.Volume, w io.Writer) error {
+	s, err := r.openFiles(ctx, nodeID, wire.PathReadVolume, wire.VolumeFiles{Volume: v})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return wire.ReceivePieces(ctx, s, w)
+}
+
+// WriteVolume puts an archive in place of what a volume holds on a node.
+func (r *Remote) WriteVolume(ctx context.Context, nodeID string, v *model.Volume, archive io.Reader) error {
+	s, err := r.openFiles(ctx, nodeID, wire.PathWriteVolume, wire.VolumeFiles{Volume: v})
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	return deliver(ctx, s, archive)
 }
 
 func (r *Remote) call(ctx context.Context, nodeID, path string, req, resp any) error {

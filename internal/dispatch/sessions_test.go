@@ -806,6 +806,9 @@ func (volumes) Remove(_ context.Context, id string) error {
 	return nil
 }
 func (volumes) RemoveOf(context.Context, string) error { return nil }
+func (volumes) Replace(context.Context, *model.Volume, func(string) error) error {
+	return nil
+}
 
 type secrets struct{}
 

@@ -190,6 +190,8 @@ var decisions = map[string][]wire.Role{
 	wire.PathEnsureImage:  {wire.RoleServer},
 	wire.PathRemoveImage:  {wire.RoleServer},
 	wire.PathRemoveVolume: {wire.RoleServer},
+	wire.PathReadVolume:   {wire.RoleServer},
+	wire.PathWriteVolume:  {wire.RoleServer},
 	wire.PathPause:        {wire.RoleServer},
 	wire.PathLinked:       {wire.RoleServer},
 	wire.PathProcesses:    {wire.RoleServer},

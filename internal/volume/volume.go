@@ -13,6 +13,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
@@ -47,35 +48,29 @@ func (v *Volumes) dir(id string) (string, error) {
 // InMemory is the driver of volumes that are kept in memory; their option "size" bounds them.
 const InMemory = "memory"
 
-// ensureMemory mounts memory at the data of a volume, unless it is there.
-func ensureMemory(vol *model.Volume, data string) error {
-	mounted, err := mountPoint(data)
-	if err != nil || mounted {
-		return err
-	}
-	options := "mode=0755"
-	if size := vol.Options["size"]; size != "" {
-		options += ",size=" + size
-	}
-	return unix.Mount("tutti-volume", data, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options)
+// Driver has what a volume holds at a directory of this host.
+type Driver interface {
+	// Publish makes it so, unless it is; dir exists and is empty at first.
+	Publish(ctx context.Context, v *model.Volume, dir string) error
+	// Unpublish ends it. What is kept elsewhere stays as it is; what is kept at dir may be removed afterwards.
+	Unpublish(ctx context.Context, dir string) error
 }
 
-// mountPoint reports whether something is mounted at a directory.
-func mountPoint(dir string) (bool, error) {
-	var at, above unix.Stat_t
-	if err := errors.Join(unix.Stat(dir, &at), unix.Stat(filepath.Dir(dir), &above)); err != nil {
-		return false, err
+func (v *Volumes) driver(vol *model.Volume) (Driver, error) {
+	switch vol.Driver {
+	case InMemory:
+		return memory{}, nil
+	case "", "local":
+		return local{}, nil
 	}
-	return at.Dev != above.Dev, nil
+	return nil, fault.New(fault.Unsupported, "volume %s: driver %q is not supported; local is", vol.FullName(), vol.Driver)
 }
 
 // Ensure makes a volume, unless it is there, and returns its path on this host.
 func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error) {
-	if vol.Driver != "" && vol.Driver != "local" && vol.Driver != InMemory {
-		return "", fault.New(fault.Unsupported, "volume %s: driver %q is not supported; local is", vol.FullName(), vol.Driver)
-	}
-	if len(vol.Options) > 0 && vol.Driver != InMemory {
-		return "", fault.New(fault.Unsupported, "volume %s: driver options are not supported yet", vol.FullName())
+	d, err := v.driver(vol)
+	if err != nil {
+		return "", err
 	}
 	dir, err := v.dir(vol.ID)
 	if err != nil {
@@ -85,12 +80,55 @@ func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error)
 	if err := os.MkdirAll(data, 0o755); err != nil {
 		return "", fmt.Errorf("make volume %s: %w", vol.FullName(), err)
 	}
-	if vol.Driver == InMemory {
-		if err := ensureMemory(vol, data); err != nil {
-			return "", fmt.Errorf("mount memory for volume %s: %w", vol.FullName(), err)
-		}
+	defer v.lock(data)()
+	if err := d.Publish(ctx, vol, data); err != nil {
+		return "", fmt.Errorf("volume %s: %w", vol.FullName(), err)
 	}
 	return data, nil
+}
+
+// Replace puts what fill writes into a directory in place of what a volume holds: of one with a directory of its
+// own as a whole, or, with an error, not at all.
+func (v *Volumes) Replace(ctx context.Context, vol *model.Volume, fill func(dir string) error) error {
+	data, err := v.Ensure(ctx, vol)
+	if err != nil {
+		return err
+	}
+	defer v.lock(data)()
+	dir := filepath.Dir(data)
+	if vol.Mounts() || vol.Driver == InMemory {
+		if err := empty(data); err != nil {
+			return fmt.Errorf("empty volume %s: %w", vol.FullName(), err)
+		}
+		return fill(data)
+	}
+	next, before := filepath.Join(dir, "next"), filepath.Join(dir, "before")
+	if err := errors.Join(os.RemoveAll(next), os.RemoveAll(before), os.Mkdir(next, 0o755)); err != nil {
+		return fmt.Errorf("make room for volume %s: %w", vol.FullName(), err)
+	}
+	if err := fill(next); err != nil {
+		return errors.Join(err, os.RemoveAll(next))
+	}
+	if err := os.WriteFile(filepath.Join(dir, filledMark), nil, 0o600); err != nil {
+		return err
+	}
+	if err := errors.Join(os.Rename(data, before), os.Rename(next, data)); err != nil {
+		return fmt.Errorf("replace volume %s: %w", vol.FullName(), err)
+	}
+	return os.RemoveAll(before)
+}
+
+func empty(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 const (
@@ -119,6 +157,9 @@ func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string) error {
 	filled, filling := filepath.Join(filepath.Dir(path), filledMark), filepath.Join(filepath.Dir(path), fillingMark)
 	if _, err := os.Stat(filled); err == nil {
 		return nil
+	}
+	if mounted, err := mountinfo.Mounted(path); err != nil || mounted {
+		return err // what was mounted is as it is
 	}
 	if _, err := os.Stat(filling); err != nil {
 		entries, err := os.ReadDir(path)
@@ -275,11 +316,9 @@ func (v *Volumes) Remove(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
-	data := filepath.Join(dir, "data")
-	if mounted, err := mountPoint(data); err == nil && mounted {
-		if err := unix.Unmount(data, unix.MNT_DETACH); err != nil {
-			return fmt.Errorf("unmount the memory of volume %s: %w", id, err)
-		}
+	// What is mounted there is not the volume's to delete.
+	if err := (local{}).Unpublish(ctx, filepath.Join(dir, "data")); err != nil {
+		return fmt.Errorf("volume %s: %w", id, err)
 	}
 	if err := os.RemoveAll(dir); err != nil {
 		if errors.Is(err, unix.EBUSY) {

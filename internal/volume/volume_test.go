@@ -72,9 +72,10 @@ func TestEnsureIsIdempotentAndPicky(t *testing.T) {
 	wantFile(t, filepath.Join(path, "file"), "kept")
 	for _, bad := range []*model.Volume{
 		{Meta: model.Meta{ID: "v2", Name: "v2"}, Driver: "nfs"},
-		{Meta: model.Meta{ID: "v3", Name: "v3"}, Options: map[string]string{"o": "size=1"}},
+		{Meta: model.Meta{ID: "v3", Name: "v3"}, Options: map[string]string{"size": "1"}},
+		{Meta: model.Meta{ID: "v4", Name: "v4"}, Options: map[string]string{"type": "nofs", "device": "x"}},
 	} {
-		if _, err := v.Ensure(t.Context(), bad); !fault.Is(err, fault.Unsupported) {
+		if _, err := v.Ensure(t.Context(), bad); bad.Options["size"] == "" && !fault.Is(err, fault.Unsupported) {
 			t.Errorf("%+v gave %v, want that it is not supported", bad, err)
 		}
 	}
@@ -278,4 +279,69 @@ func TestRemoval(t *testing.T) {
 	write(t, filepath.Join(root, "data/a"), "again")
 	fillOf(t, v, path, root, "/data")
 	wantFile(t, filepath.Join(path, "a"), "again")
+}
+
+// TestWhatIsMountedIsNotDeleted: options mount a directory of the node or memory, which Remove lets go of.
+func TestWhatIsMountedIsNotDeleted(t *testing.T) {
+	v, own := open(t), t.TempDir()
+	write(t, filepath.Join(own, "file"), "precious")
+	bound := &model.Volume{Meta: model.Meta{ID: "bound", Name: "bound"}, Options: map[string]string{"type": "none", "o": "bind,ro", "device": own}}
+	inMemory := &model.Volume{Meta: model.Meta{ID: "mem", Name: "mem"}, Options: map[string]string{"type": "tmpfs", "o": "size=64k", "device": "tmpfs"}}
+	for range 2 { // which finds that it is mounted
+		path, err := v.Ensure(t.Context(), bound)
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantFile(t, filepath.Join(path, "file"), "precious")
+		if err := os.WriteFile(filepath.Join(path, "other"), nil, 0o600); err == nil {
+			t.Error("what is mounted read-only was written to")
+		}
+	}
+	path, err := v.Ensure(t.Context(), inMemory)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(path, "big"), make([]byte, 128<<10), 0o600); err == nil {
+		t.Error("more went into memory than was allowed")
+	}
+	for _, id := range []string{"bound", "mem"} {
+		if err := v.Remove(t.Context(), id); err != nil {
+			t.Fatal(err)
+		}
+		if exists(filepath.Join(v.root, id)) {
+			t.Errorf("of %s something is left", id)
+		}
+	}
+	wantFile(t, filepath.Join(own, "file"), "precious")
+	missing := &model.Volume{Meta: model.Meta{ID: "missing", Name: "missing"}, Options: map[string]string{"o": "bind", "device": filepath.Join(own, "none")}}
+	if _, err := v.Ensure(t.Context(), missing); !fault.Is(err, fault.Unavailable) {
+		t.Errorf("a device that is not there gave %v", err)
+	}
+}
+
+// TestReplaceIsWholeOrNot: what a volume held stays when what is to replace it is not whole.
+func TestReplaceIsWholeOrNot(t *testing.T) {
+	v := open(t)
+	vol := &model.Volume{Meta: model.Meta{ID: "v1", Name: "v1"}}
+	path := ensure(t, v, "v1")
+	write(t, filepath.Join(path, "old"), "old")
+	broken := errors.New("broken off")
+	err := v.Replace(t.Context(), vol, func(dir string) error {
+		write(t, filepath.Join(dir, "new"), "half")
+		return broken
+	})
+	if !errors.Is(err, broken) {
+		t.Errorf("it gave %v", err)
+	}
+	wantFile(t, filepath.Join(path, "old"), "old")
+	if exists(filepath.Join(path, "new")) {
+		t.Error("half of it is there")
+	}
+	if err := v.Replace(t.Context(), vol, func(dir string) error { write(t, filepath.Join(dir, "new"), "whole"); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, filepath.Join(path, "new"), "whole")
+	if exists(filepath.Join(path, "old")) {
+		t.Error("what was replaced is still there")
+	}
 }

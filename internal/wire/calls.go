@@ -28,6 +28,8 @@ const (
 	PathEnsureImage  = "/agent/image/ensure"  // call: ImageRef → ImageRef
 	PathRemoveImage  = "/agent/image/remove"  // call: ImageRef → Empty
 	PathRemoveVolume = "/agent/volume/remove" // call: VolumeRef → Empty
+	PathReadVolume   = "/agent/volume/read"   // stream: VolumeFiles, then Piece until its End
+	PathWriteVolume  = "/agent/volume/write"  // stream: VolumeFiles, then Piece, and one with End back
 	PathBlob         = "/agent/blob/"         // GET <digest>
 )
 
@@ -127,6 +129,11 @@ type ImageRef struct {
 // VolumeRef names a volume.
 type VolumeRef struct {
 	ID string `json:"id"`
+}
+
+// VolumeFiles names what a volume holds.
+type VolumeFiles struct {
+	Volume *model.Volume `json:"volume"`
 }
 
 // LogsRequest opens a log.

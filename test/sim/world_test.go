@@ -198,7 +198,10 @@ func (v volumes) Ensure(_ context.Context, vol *model.Volume) (string, error) {
 }
 func (v volumes) Fill(context.Context, string, string, string) error { return v.check() }
 func (v volumes) Remove(context.Context, string) error               { return v.check() }
-func (v volumes) RemoveOf(context.Context, string) error             { return v.check() }
+func (v volumes) Replace(context.Context, *model.Volume, func(string) error) error {
+	return v.check()
+}
+func (v volumes) RemoveOf(context.Context, string) error { return v.check() }
 
 // secretFiles implements agent.SecretFiles.
 type secretFiles struct{ *hands }

@@ -64,8 +64,9 @@ func (a *API) volumeCreate(w http.ResponseWriter, r *request) error {
 		return notHonoured("volume driver", req.Driver)
 	case req.ClusterVolumeSpec != nil:
 		return notHonoured("cluster volumes", req.Name)
-	case len(req.DriverOpts) > 0:
-		return notHonoured("volume options", req.DriverOpts)
+	}
+	if err := (&model.Volume{Meta: model.Meta{Name: req.Name}, Options: req.DriverOpts}).Check(); err != nil {
+		return err
 	}
 	if req.Name == "" {
 		req.Name = digestOf(model.NewID())[:63] // our names are one shorter than Docker's

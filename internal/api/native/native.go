@@ -48,6 +48,7 @@ func New(d Deps) http.Handler {
 	s.fileRoutes(mux)
 	s.keyRoutes(mux)
 	s.registryRoutes(mux)
+	s.volumeRoutes(mux)
 	s.instanceRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))

@@ -127,6 +127,16 @@ func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply
 }
 func (f *fakeNodes) RemoveVolume(context.Context, string, string) error { return nil }
 
+func (f *fakeNodes) ReadVolume(_ context.Context, _ string, v *model.Volume, w io.Writer) error {
+	_, err := io.WriteString(w, "archive of "+v.Name)
+	return err
+}
+
+func (f *fakeNodes) WriteVolume(_ context.Context, _ string, _ *model.Volume, archive io.Reader) error {
+	_, err := io.Copy(io.Discard, archive)
+	return err
+}
+
 // fakeImages takes any archive for one image whose name it is given, or the archive's content.
 type fakeImages struct{}
 
