@@ -4,7 +4,6 @@
 # Compose's commands are walked. Needs root and docker; COMPOSE names a Compose program that is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
-version=v2.40.3
 work=$(mktemp -d /var/tmp/tutti-compose.XXXXXX)
 export TUTTI_RUN_DIR=$work/run TUTTI_DATA_DIR=$work/data SHOP_PORT=${SHOP_PORT:-8087}
 tutti=$here/bin/tutti
@@ -20,17 +19,6 @@ trap finish EXIT
 die() {
 	printf 'e2e-compose: %s\n' "$*" >&2
 	exit 1
-}
-
-# compose_program builds Compose as its own module says.
-compose_program() {
-	local source
-	source=$(cd "$work" && go mod download -json "github.com/docker/compose/v2@$version" | sed -n 's/.*"Dir": "\(.*\)".*/\1/p')
-	cp -r "$source" "$work/source"
-	chmod -R u+w "$work/source"
-	(cd "$work/source" && GOFLAGS= nice -n 10 go build -trimpath -ldflags "-s -w -X github.com/docker/compose/v2/internal.Version=$version" -o "$work/compose" ./cmd)
-	rm -rf "$work/source"
-	echo "$work/compose"
 }
 
 # fail says what is wrong, and the walk goes on.
@@ -107,7 +95,7 @@ asked() {
 		END { printf "%s: %d requests answered, %d failed; the longest time without an answer: %.1f s\n", title, answered, failed, longest / 1e6 }'
 }
 
-compose=${COMPOSE:-$(compose_program)}
+compose=${COMPOSE:-$("$here/scripts/compose.sh")}
 "$tutti" up -d --hosts 3
 DOCKER_HOST=$("$tutti" env | sed -n 's/export DOCKER_HOST=//p')
 export DOCKER_HOST

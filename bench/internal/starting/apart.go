@@ -38,6 +38,7 @@ type job struct {
 	Brief bool   `json:"brief"`
 	Dir   string `json:"dir"`   // on a disk; removed afterwards
 	Tutti string `json:"tutti"` // the program
+	Shop  *shop  `json:"shop,omitempty"`
 }
 
 // apart does a job in namespaces of its own for processes, mounts, networks, names and System V

@@ -16,7 +16,12 @@ import (
 
 // API measures the Docker API of a node that is a whole cluster beside the Engine's.
 func API(ctx context.Context, sheet *report.Sheet, brief bool) error {
-	return measure(ctx, sheet, job{Group: "docker", Brief: brief})
+	sheet.Say("making Docker Compose and the images of the shop")
+	s, err := makeShop(ctx)
+	if err != nil {
+		return err
+	}
+	return measure(ctx, sheet, job{Group: "docker", Brief: brief, Shop: s})
 }
 
 // load says how much is asked of an API.
@@ -41,6 +46,7 @@ type answers struct {
 	kinds    []kind
 	run      []time.Duration
 	replicas time.Duration
+	shop     time.Duration
 }
 
 // kind is one kind of request: how many a second, and how long each took.
@@ -62,6 +68,9 @@ func compareAPIs(ctx context.Context, sheet *report.Sheet, j job, e *engine) err
 		return err
 	}
 	peer, err := e.answer(ctx, l)
+	if err == nil {
+		peer.shop, err = e.bringUp(ctx, j.Shop)
+	}
 	if err != nil {
 		return fmt.Errorf("ask Docker Engine: %w", err)
 	}
@@ -79,6 +88,8 @@ func compareAPIs(ctx context.Context, sheet *report.Sheet, j job, e *engine) err
 	}
 	add(fmt.Sprintf("docker/service/%d-replicas", l.replicas), "s", own.replicas.Seconds(), peer.replicas.Seconds(),
 		"from POST /services/create until all tasks are told to run, by the same requests")
+	add("docker/compose-up/shop", "s", own.shop.Seconds(), peer.shop.Seconds(),
+		"Docker Compose's up of examples/shop until its front page is answered, the images being there; one copy of web, as an Engine gives a port to one container")
 	return err
 }
 
@@ -93,13 +104,16 @@ func tuttiAPI(ctx context.Context, j job, l load) (a answers, err error) {
 		return a, fmt.Errorf("import the image: %w", err)
 	}
 	socket := node.DockerSocket(n.config.RunDir)
-	side := &engine{name: "Tutti", http: &http.Client{Transport: &http.Transport{
+	side := &engine{name: "Tutti", socket: socket, http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},
 		MaxIdleConnsPerHost: 100,
 	}}}
-	return side.answer(ctx, l)
+	if a, err = side.answer(ctx, l); err == nil {
+		a.shop, err = side.bringUp(ctx, j.Shop)
+	}
+	return a, err
 }
 
 // answer asks for everything and takes away what that made.

@@ -25,6 +25,8 @@ type engine struct {
 	cmd  *exec.Cmd
 	log  string
 	http *http.Client
+
+	socket string
 }
 
 // startEngine returns once the Engine answers.
@@ -34,7 +36,7 @@ func startEngine(ctx context.Context, dir string) (*engine, error) {
 		return nil, err
 	}
 	socket := "/run/bench-docker.sock"
-	e := &engine{log: filepath.Join(dir, "log"), http: &http.Client{Transport: &http.Transport{
+	e := &engine{socket: socket, log: filepath.Join(dir, "log"), http: &http.Client{Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return new(net.Dialer).DialContext(ctx, "unix", socket)
 		},

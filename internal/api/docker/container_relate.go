@@ -80,8 +80,8 @@ func (t *translation) volumesFrom(taken map[string]bool) (out []model.Mount, err
 			}
 		}
 		b, err := t.api.findBox(snap, name)
-		if err != nil {
-			return nil, err
+		if err != nil { // clients take "not found" for an image that they have to pull
+			return nil, fault.New(fault.Invalid, "%w", err)
 		}
 		for _, m := range b.spec().Mounts {
 			switch {
@@ -152,7 +152,7 @@ func (t *translation) affinity(expr string) (model.Constraint, error) {
 		if c.Operator == model.NotIn {
 			return model.Constraint{Key: "node.id", Operator: model.Exists}, nil
 		}
-		return c, fault.New(fault.NotFound, "unable to find a node that satisfies the affinity %s: no container that has a node is like that", expr)
+		return c, fault.New(fault.Invalid, "unable to find a node that satisfies the affinity %s: no container that has a node is like that", expr)
 	}
 	return c, nil
 }

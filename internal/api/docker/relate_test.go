@@ -73,7 +73,7 @@ func TestVolumesFromAnother(t *testing.T) {
 	if text := h.want("POST", "/containers/create", `{"Image":"busybox:1","HostConfig":{"VolumesFrom":["anonymous"]}}`, 501); !strings.Contains(text, "/data") {
 		t.Error(text)
 	}
-	h.want("POST", "/containers/create", `{"Image":"busybox:1","HostConfig":{"VolumesFrom":["nosuch"]}}`, 404)
+	h.want("POST", "/containers/create", `{"Image":"busybox:1","HostConfig":{"VolumesFrom":["nosuch"]}}`, 400)
 	h.want("POST", "/containers/create", `{"Image":"busybox:1","HostConfig":{"VolumesFrom":["db:x"]}}`, 400)
 
 	// Classic Swarm's affinities are to where containers are.
@@ -84,7 +84,7 @@ func TestVolumesFromAnother(t *testing.T) {
 	if text := h.want("POST", "/containers/create", `{"Image":"busybox:1","Env":["affinity:container!=/d./"]}`, 400); !strings.Contains(text, "node.id notIn n1") {
 		t.Error(text)
 	}
-	h.want("POST", "/containers/create", `{"Image":"busybox:1","Env":["affinity:container==nosuch"]}`, 404)
+	h.want("POST", "/containers/create", `{"Image":"busybox:1","Env":["affinity:container==nosuch"]}`, 400)
 }
 
 // TestWhatIsKeptOfOutput: drivers and options that mean something here are taken over, and the others refused by name.
