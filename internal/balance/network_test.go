@@ -728,3 +728,36 @@ func TestRoutesFollowInstances(t *testing.T) {
 	kept.Apply(&wire.Network{Since: 1, Gone: []string{"i1", "i3"}})
 	want("with none any more")
 }
+
+// TestConnectionsFollowWeights asks two instances of one service, of which one weighs a tenth, by virtual IP and by
+// published port.
+func TestConnectionsFollowWeights(t *testing.T) {
+	l := newLAN(t)
+	l.state.Networks = []*model.Network{network("front", "10.99.1.0/24", false)}
+	client := l.attach(l.a, "client", "front=10.99.1.2")
+	l.serve(l.attach(l.a, "light", "front=10.99.1.3"), ":80", "light")
+	l.serve(l.attach(l.b, "heavy", "front=10.99.1.18"), ":80", "heavy")
+	l.state.Services = []wire.NetworkService{{
+		ID: "s", VirtualIPs: at("front=10.99.1.200"), Ports: []model.ServicePort{{Protocol: "tcp", Target: 80, Published: 8080}},
+		Endpoints: []wire.Endpoint{
+			{Instance: "light", NodeID: "a", Addresses: at("front=10.99.1.3"), Weight: 10}, {Instance: "heavy", NodeID: "b", Addresses: at("front=10.99.1.18")},
+		},
+	}}
+	l.sync()
+	for address, from := range map[string]netns.NsHandle{"10.99.1.200:80": client, "192.168.50.1:8080": l.outside} {
+		const times = 220
+		light := 0
+		for range times {
+			got, err := ask(from, address)
+			if err != nil {
+				t.Fatal(address, err)
+			}
+			if strings.HasPrefix(got, "light") {
+				light++
+			}
+		}
+		if light == 0 || light > times/3 { // one in eleven
+			t.Errorf("%s led %d of %d connections to what weighs a tenth", address, light, times)
+		}
+	}
+}

@@ -195,7 +195,7 @@ func TestDifferencesLeadToTheSameAsTheWhole(t *testing.T) {
 	}
 }
 
-// A table of another name, or another's rules, are never looked at; ours comes back.
+// A table of another name, or another's rules, are never looked at; ours comes back, whoever wrote to it.
 func TestForeignTablesStay(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("namespaces need root")
@@ -246,6 +246,23 @@ func TestForeignTablesStay(t *testing.T) {
 		}
 	}
 	sameTable(t, ipv4, b.sides[0].inForce.desired())
+	// An agent is killed, and meanwhile elements are added and taken away: the next one makes of it what it should be.
+	now := b.sides[0].inForce.desired()
+	if len(now.elements()) == 0 {
+		t.Fatal("there is nothing to take away")
+	}
+	stale := &delta{gone: now.elements(), come: (&Frontend{FrontendKey: FrontendKey{IP: netip.MustParseAddr("10.99.1.77")}}).elements()}
+	if err := changeTable(ipv4, stale); err != nil {
+		t.Fatal(err)
+	}
+	b = New(Config{NodeID: "a", Log: slog.New(slog.DiscardHandler)})
+	if err := b.Sync(t.Context(), n); err != nil {
+		t.Fatal(err)
+	}
+	sameTable(t, ipv4, now)
+	if got := fmt.Sprint(tables()); got != "[foreign tutti]" {
+		t.Errorf("the tables are %s", got)
+	}
 	if err := b.Remove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
