@@ -149,7 +149,7 @@ func TestNetworkFaults(t *testing.T) {
 			allWell(t, time.Minute)
 			tutti(t, "node", "activate", "host-3")
 		}},
-		{"Tutti's processes killed on every host at once", false, func() {
+		{"Tutti's processes killed on every host, one after the other", false, func() {
 			for _, h := range query[[]hostState](t, "host", "ls") {
 				nodeProcessRestarts(t, h.Name)
 			}
