@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/docker/go-units"
 	"github.com/spf13/cobra"
 
 	"github.com/tutti-run/tutti/internal/fault"
@@ -50,6 +51,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.MarathonListen, "marathon-listen", node.DefaultMarathonListen, "address:port where a server answers Marathon's API: on loopback to the host's administrator, elsewhere to users with a certificate or token; empty: nowhere")
 	c.Flags().StringVar(&f.config.RegistryListen, "registry-listen", node.DefaultRegistryListen, "address:port where a server answers the cluster's image registry: on loopback to the host's administrator, elsewhere to users with a certificate or a token as password; empty: nowhere")
 	c.Flags().StringVar(&f.config.KubernetesBinary, "kubernetes-binary", "", "the program that answers Kubernetes' API beside a server, where the cluster wants that (default: tutti-kube beside this program)")
+	c.Flags().Var((*bytesFlag)(&f.config.ImageBytes), "image-limit", "how much images may take on the disk before those that nothing uses are removed, such as 20g (default: any amount)")
 	c.Flags().DurationVar(&f.config.CertificateLife, "certificate-life", wire.CertificateLife, "how long certificates that this server signs for nodes are valid")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")
 }
@@ -360,5 +362,24 @@ func downNode(ctx context.Context, g *globals) error {
 	if err := node.Teardown(ctx, node.Config{DataDir: g.DataDir, RunDir: g.RunDir, Cgroup: "/tutti"}); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
+	return nil
+}
+
+// bytesFlag is an amount of bytes as people write it: 500m, 20g.
+type bytesFlag int64
+
+func (b *bytesFlag) String() string {
+	if *b == 0 {
+		return ""
+	}
+	return bytesText(int64(*b))
+}
+func (b *bytesFlag) Type() string { return "bytes" }
+func (b *bytesFlag) Set(s string) error {
+	n, err := units.RAMInBytes(s)
+	if err != nil || n < 0 {
+		return fmt.Errorf("%q is no amount of bytes, such as 500m or 20g", s)
+	}
+	*b = bytesFlag(n)
 	return nil
 }

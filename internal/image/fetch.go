@@ -60,6 +60,7 @@ func (s *Store) ensure(ctx context.Context, name, imageDigest string, progress f
 	}
 	if target, err := s.describe(ctx, d); err == nil {
 		if err := s.unpack(ctx, target); err == nil { // which finds that it was done before
+			s.used(ctx, name)
 			return s.info(ctx, name, target)
 		}
 	}

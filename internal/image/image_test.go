@@ -470,6 +470,37 @@ func TestRemoveKeepsWhatRuns(t *testing.T) {
 	}
 }
 
+// TestTrim removes what was not used for longest, and neither what runs nor what is to be kept.
+func TestTrim(t *testing.T) {
+	s := open(t, nil)
+	var infos []Info
+	for _, n := range []string{"runs", "old", "kept", "new"} {
+		infos = append(infos, load(t, s, pack(t, n, strings.Repeat(n, 4096))))
+	}
+	root := mounted(t, s, "i1.app", infos[0].Digest)
+	keep := func(name, _ string) bool { return strings.Contains(name, "kept") }
+	all, err := s.Size(t.Context())
+	if err != nil || all < 4*4096 {
+		t.Fatalf("all of it takes %d bytes, %v", all, err)
+	}
+	if gone, err := s.Trim(t.Context(), all, keep); err != nil || len(gone) != 0 {
+		t.Errorf("within the limit %v went, %v", gone, err)
+	}
+	if gone, err := s.Trim(t.Context(), all-1, keep); err != nil || !slices.Equal(gone, []string{"docker.io/library/old:latest"}) {
+		t.Errorf("just beyond the limit %v went, %v", gone, err)
+	}
+	if s.holds(t, infos[1].Digest) {
+		t.Error("what went is still there")
+	}
+	if gone, err := s.Trim(t.Context(), 0, keep); err != nil || !slices.Equal(gone, []string{"docker.io/library/new:latest"}) {
+		t.Errorf("far beyond the limit %v went, %v", gone, err)
+	}
+	if _, err := s.Get(t.Context(), "kept"); err != nil {
+		t.Error(err)
+	}
+	wantFile(t, filepath.Join(root, "content"), strings.Repeat("runs", 4096))
+}
+
 // shelf serves the blobs of another store.
 type shelf struct {
 	from *Store

@@ -125,16 +125,34 @@ func (r *Registry) list(ctx context.Context, prefix string) ([]images.Image, err
 
 // Blob finds a blob of a repository.
 func (r *Registry) Blob(ctx context.Context, repo string, d digest.Digest) (Entry, error) {
-	return r.get(ctx, blobKey(repo, d))
+	e, err := r.get(ctx, blobKey(repo, d))
+	if fault.Is(err, fault.NotFound) && r.store.Records != nil {
+		return r.blobOfOthers(ctx, repo, d)
+	}
+	return e, err
 }
 
 // Manifest finds a manifest of a repository.
 func (r *Registry) Manifest(ctx context.Context, repo string, d digest.Digest) (Entry, error) {
+	if r.store.Records != nil {
+		p, ok := r.store.Records.Manifest(repo, d)
+		if !ok {
+			return Entry{}, fault.New(fault.NotFound, "the registry has no manifest %s in %s", d, repo)
+		}
+		return r.known(ctx, repo, p)
+	}
 	return r.get(ctx, manifestKey(repo, d))
 }
 
 // Tag finds the manifest that a tag names, unless that is one of the cluster's images.
 func (r *Registry) Tag(ctx context.Context, repo, tag string) (Entry, error) {
+	if r.store.Records != nil {
+		p, ok := r.store.Records.Tag(repo, tag)
+		if !ok || p.Shared {
+			return Entry{}, fault.New(fault.NotFound, "the cluster has no image %s:%s", repo, tag)
+		}
+		return r.known(ctx, repo, p)
+	}
 	e, err := r.get(ctx, tagKey(repo, tag))
 	if err == nil && e.shared {
 		return Entry{}, fault.New(fault.NotFound, "the cluster has no image %s:%s", repo, tag)
@@ -144,6 +162,14 @@ func (r *Registry) Tag(ctx context.Context, repo, tag string) (Entry, error) {
 
 // Shared says of a tag that it names one of the cluster's images.
 func (r *Registry) Shared(ctx context.Context, repo, tag string, e Entry) error {
+	if r.store.Records != nil {
+		if p, ok := r.store.Records.Tag(repo, tag); ok && p.Digest == e.Digest {
+			p.Shared = true
+			if err := r.store.Records.Put(ctx, repo, tag, p); err != nil {
+				return err
+			}
+		}
+	}
 	return r.put(ctx, tagKey(repo, tag), e, map[string]string{labelShared: "true"})
 }
 
@@ -152,6 +178,15 @@ func (r *Registry) Tags(ctx context.Context, repo string) (tags []string, known 
 	all, err := r.list(ctx, "")
 	if err != nil {
 		return nil, false, err
+	}
+	if r.store.Records != nil {
+		for tag, p := range r.store.Records.Tags(repo) {
+			known = true
+			if !p.Shared {
+				tags = append(tags, tag)
+			}
+		}
+		return tags, known || len(r.store.Records.Manifests(repo)) > 0 || slices.ContainsFunc(all, func(i images.Image) bool { return strings.HasPrefix(i.Name, blobKey(repo, "")) }), nil
 	}
 	for _, i := range all {
 		if tag, ok := strings.CutPrefix(i.Name, tagKey(repo, "")); ok {
@@ -416,9 +451,20 @@ func (r *Registry) PutManifest(ctx context.Context, repo, tag string, d digest.D
 		return Entry{}, "", err
 	}
 	if tag != "" {
-		err = r.put(ctx, tagKey(repo, tag), e, nil)
+		if err := r.put(ctx, tagKey(repo, tag), e, nil); err != nil {
+			return Entry{}, "", err
+		}
 	}
-	return e, subject, err
+	if r.store.Records != nil {
+		p, err := r.record(ctx, repo, e, &m)
+		if err == nil {
+			err = r.store.Records.Put(ctx, repo, tag, p)
+		}
+		if err != nil {
+			return Entry{}, "", fmt.Errorf("tell the other servers: %w", err)
+		}
+	}
+	return e, subject, nil
 }
 
 // RemoveBlob forgets a blob of a repository.
@@ -428,7 +474,18 @@ func (r *Registry) RemoveBlob(ctx context.Context, repo string, d digest.Digest)
 
 // RemoveTag forgets a tag; its manifest stays.
 func (r *Registry) RemoveTag(ctx context.Context, repo, tag string) error {
-	return r.drop(ctx, tagKey(repo, tag))
+	known := false
+	if r.store.Records != nil {
+		_, known = r.store.Records.Tag(repo, tag)
+		if err := r.store.Records.Remove(ctx, repo, []string{tag}, ""); err != nil {
+			return err
+		}
+	}
+	err := r.drop(ctx, tagKey(repo, tag))
+	if known && fault.Is(err, fault.NotFound) {
+		return nil // it was pushed to another server
+	}
+	return err
 }
 
 // RemoveManifest forgets a manifest and the tags that name it.
@@ -444,16 +501,41 @@ func (r *Registry) RemoveManifest(ctx context.Context, repo string, d digest.Dig
 			}
 		}
 	}
-	return r.drop(ctx, manifestKey(repo, d))
+	known := false
+	if r.store.Records != nil {
+		_, known = r.store.Records.Manifest(repo, d)
+		var named []string
+		for tag, p := range r.store.Records.Tags(repo) {
+			if p.Digest == d {
+				named = append(named, tag)
+			}
+		}
+		if err := r.store.Records.Remove(ctx, repo, named, d); err != nil {
+			return err
+		}
+	}
+	err = r.drop(ctx, manifestKey(repo, d))
+	if known && fault.Is(err, fault.NotFound) {
+		return nil
+	}
+	return err
 }
 
 // Referrers returns what has a manifest as its subject.
 func (r *Registry) Referrers(ctx context.Context, repo string, subject digest.Digest) ([]ocispec.Descriptor, error) {
+	out := []ocispec.Descriptor{}
+	if r.store.Records != nil {
+		for _, p := range r.store.Records.Manifests(repo) {
+			if p.Subject == subject {
+				out = append(out, p.descriptor())
+			}
+		}
+		return out, nil
+	}
 	all, err := r.list(ctx, manifestKey(repo, ""))
 	if err != nil {
 		return nil, err
 	}
-	out := []ocispec.Descriptor{}
 	for _, i := range all {
 		if i.Labels[labelSubject] != subject.String() {
 			continue

@@ -58,7 +58,15 @@ func (s *Store) Signatures(ctx context.Context, name, imageDigest string, as Cre
 			return nil, err
 		}
 		read = func(d ocispec.Descriptor, v any) error {
-			data, err := r.read(ctx, d.Digest)
+			at := d.Digest
+			if d.MediaType != "" {
+				b, err := r.Blob(ctx, repo, d.Digest)
+				if err != nil {
+					return err
+				}
+				at = b.content
+			}
+			data, err := r.read(ctx, at)
 			if err != nil {
 				return err
 			}

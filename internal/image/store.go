@@ -62,8 +62,10 @@ type Config struct {
 	Root   string // content, layers and metadata
 	Mounts string // where root file systems are mounted, one directory per key
 	Peers  Peers  // nil: no other nodes
-	Reach  Reach  // how registries are reached; nil: each at its own address, without a login
-	Log    *slog.Logger
+	// Records are those of all servers' registries; nil: this one's alone.
+	Records Records
+	Reach   Reach // how registries are reached; nil: each at its own address, without a login
+	Log     *slog.Logger
 }
 
 // Info is an image as people and tasks need to know it.
@@ -490,6 +492,9 @@ func (s *Store) Blob(ctx context.Context, d string) (io.ReadCloser, int64, error
 		return nil, 0, fault.New(fault.Invalid, "%q is not a digest", d)
 	}
 	ra, err := s.content.ReaderAt(scoped(ctx), ocispec.Descriptor{Digest: dg})
+	if errdefs.IsNotFound(err) { // it may be the registry's
+		ra, err = s.content.ReaderAt(inRegistry(ctx), ocispec.Descriptor{Digest: dg})
+	}
 	if errdefs.IsNotFound(err) {
 		return nil, 0, fault.New(fault.NotFound, "blob %s is not on this node", d)
 	}

@@ -64,6 +64,8 @@ type Config struct {
 	Runtimes map[string]string `json:"runtimes,omitempty"`
 	// CDIDirs are where the files are that describe devices; nil is where they usually are.
 	CDIDirs []string `json:"cdiDirs,omitempty"`
+	// ImageBytes is how much images may take on the disk before those that nothing uses are removed; 0 is any amount.
+	ImageBytes int64 `json:"imageBytes,omitempty"`
 	// CertificateLife is how long certificates that this node signs as a server are valid; 0 is 90
 	// days. It is for trying renewal.
 	CertificateLife time.Duration `json:"certificateLife,omitempty"`

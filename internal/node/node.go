@@ -71,6 +71,7 @@ func Run(ctx context.Context, cfg Config) (err error) {
 		}
 		defer func() { err = errors.Join(err, s.Shutdown()) }()
 		blobs.servers, blobs.outside = s.Addresses, s.Outside()
+		images.Records = core.Records{Store: s.Core().Store}
 		offered = shelf{Store: images, client: port.Client(), state: s.Core().Store}
 	}
 	w, err := newWorker(&cfg, id, port, images, offered)
@@ -179,6 +180,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 // work runs both halves and the APIs until ctx is done.
 func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doors, images *image.Store, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return trimImages(ctx, cfg, images, s) })
 	if s != nil {
 		w.ready = s.WhenReady(ctx, w.ready)
 	}

@@ -24,6 +24,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/api/access"
 	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -58,6 +59,12 @@ func (n nodes) RemoveImage(ctx context.Context, _, name string) error {
 
 func newHouse(t *testing.T, wrap func(*core.Core, http.Handler) http.Handler) *house {
 	t.Helper()
+	return newHouseIn(t, wrap, store.New(slog.New(slog.DiscardHandler)), nil)
+}
+
+// newHouseIn makes one of several servers of a cluster.
+func newHouseIn(t *testing.T, wrap func(*core.Core, http.Handler) http.Handler, state *store.Store, peers image.Peers) *house {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("mounts need root")
 	}
@@ -65,12 +72,14 @@ func newHouse(t *testing.T, wrap func(*core.Core, http.Handler) http.Handler) *h
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
 		t.Fatal(err)
 	}
-	images, err := image.Open(image.Config{Root: filepath.Join(dir, "images"), Mounts: filepath.Join(dir, "mounts"), Log: log})
+	images, err := image.Open(image.Config{Root: filepath.Join(dir, "images"), Mounts: filepath.Join(dir, "mounts"), Peers: peers, Records: core.Records{Store: state}, Log: log})
 	if err != nil {
 		t.Fatal(err)
 	}
-	h := &house{t: t, store: store.New(log), image: images}
-	h.store.SetProposer(h)
+	h := &house{t: t, store: state, image: images}
+	if state.Snapshot().Revision() == 0 { // the others propose through the first
+		h.store.SetProposer(h)
+	}
 	h.core = core.New(core.Deps{Store: h.store, Remote: nodes{image: images}, Images: images, NodeID: "n1", Log: log})
 	var handler http.Handler = New(Deps{
 		Core: h.core, Images: images.Registry(), Log: log,
@@ -223,6 +232,56 @@ func TestImagesOfOthersArePulled(t *testing.T) {
 	}
 	h.do(http.StatusOK, http.MethodGet, "/v2/elsewhere/blobs/"+m.Layers[0].Digest.String(), "", nil)
 	h.do(http.StatusNotFound, http.MethodGet, "/v2/nowhere/blobs/"+m.Layers[0].Digest.String(), "", nil)
+}
+
+// neighbours are the other servers.
+type neighbours struct{ of []*house }
+
+func (n *neighbours) FetchBlob(ctx context.Context, _, digest string) (io.ReadCloser, int64, error) {
+	for _, h := range n.of {
+		if body, size, err := h.image.Blob(ctx, digest); err == nil {
+			return body, size, nil
+		}
+	}
+	return nil, 0, fault.New(fault.NotFound, "nobody has %s", digest)
+}
+
+// TestWhatWasPushedIsAtEveryServer pushes an image's signature to one server, and asks the other for it.
+func TestWhatWasPushedIsAtEveryServer(t *testing.T) {
+	a := newHouse(t, nil)
+	b := newHouseIn(t, nil, a.store, &neighbours{of: []*house{a}})
+	subject := a.pushImage("shop/web", "1")
+	payload := fmt.Appendf(nil, `{"critical":{"image":{"docker-manifest-digest":%q},"type":"cosign container image signature"}}`, subject)
+	l, c := a.pushBlob("shop/web", payload), a.pushBlob("shop/web", []byte("{}"))
+	tag := strings.Replace(subject.String(), ":", "-", 1) + ".sig"
+	manifest := fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":%q,"config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":2},"layers":[{"mediaType":"application/vnd.dev.cosign.simplesigning.v1+json","digest":%q,"size":%d,"annotations":{"dev.cosignproject.cosign/signature":"c2lnbmVk"}}],"subject":{"mediaType":%q,"digest":%q,"size":1}}`,
+		imageType, c, l, len(payload), imageType, subject)
+	d := digest.FromBytes(manifest)
+	a.do(http.StatusCreated, http.MethodPut, "/v2/shop/web/manifests/"+tag, imageType, manifest)
+	for _, ref := range []string{tag, d.String()} {
+		if _, data := b.do(http.StatusOK, http.MethodGet, "/v2/shop/web/manifests/"+ref, "", nil); digest.FromBytes(data) != d {
+			t.Errorf("the other server has %s as %s", data, ref)
+		}
+	}
+	if _, data := b.do(http.StatusOK, http.MethodGet, "/v2/shop/web/blobs/"+l.String(), "", nil); string(data) != string(payload) {
+		t.Errorf("the other server has the blob %s", data)
+	}
+	b.do(http.StatusNotFound, http.MethodGet, "/v2/elsewhere/blobs/"+l.String(), "", nil)
+	if _, data := b.do(http.StatusOK, http.MethodGet, "/v2/shop/web/referrers/"+subject.String(), "", nil); !strings.Contains(string(data), d.String()) {
+		t.Errorf("the other server says of referrers %s", data)
+	}
+	if _, data := b.do(http.StatusOK, http.MethodGet, "/v2/shop/web/tags/list", "", nil); !strings.Contains(string(data), `"tags":["1","`+tag+`"]`) {
+		t.Errorf("the other server has the tags %s", data)
+	}
+	signatures, err := b.image.Signatures(t.Context(), image.RegistryHost+"/shop/web:1", subject.String(), image.Credentials{})
+	if err != nil || len(signatures) != 1 || string(signatures[0].Value) != "signed" || string(signatures[0].Payload) != string(payload) {
+		t.Errorf("the other server has the signatures %s, %v", signatures, err)
+	}
+	b.do(http.StatusAccepted, http.MethodDelete, "/v2/shop/web/manifests/"+d.String(), "", nil)
+	for _, h := range []*house{a, b} {
+		h.do(http.StatusNotFound, http.MethodGet, "/v2/shop/web/manifests/"+d.String(), "", nil)
+		h.do(http.StatusNotFound, http.MethodGet, "/v2/shop/web/manifests/"+tag, "", nil)
+	}
 }
 
 // TestNonsense holds that what is wrong is refused, and leaves nothing.
