@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/compose-spec/compose-go/v2/types"
@@ -24,7 +25,9 @@ var labelRules = func() keys {
 	for _, key := range []string{"process", "artifacts", "umask"} {
 		delete(k, key)
 	}
-	k["depends_on"], k["privileged"], k["devices"] = well, well, well
+	for _, key := range slices.Concat([]string{"depends_on", "privileged", "devices"}, confineLabels) {
+		k[key] = well
+	}
 	return k
 }()
 
@@ -59,7 +62,8 @@ func ApplyLabels(labels map[string]string, w *model.Workload, svc *model.Service
 	}
 	o.readDependencies(values["depends_on"])
 	o.readPrivileges(values["privileged"], values["devices"])
-	for _, key := range []string{"depends_on", "privileged", "devices"} {
+	o.readConfinement(values)
+	for _, key := range slices.Concat([]string{"depends_on", "privileged", "devices"}, confineLabels) {
 		delete(values, key)
 	}
 	o.Extensions = types.Extensions{tuttiKey: values}
@@ -152,6 +156,29 @@ func (o *one) readDependencies(value any) {
 	default:
 		o.invalid(tuttiKey+".depends_on", "%v is neither a list of services nor a mapping of services to conditions", value)
 	}
+}
+
+// confineLabels are keys of a service that say how its containers are made, as texts.
+var confineLabels = []string{"runtime", "pid", "ipc", "uts", "cgroup", "cpuset"}
+
+func (o *one) readConfinement(values map[string]any) {
+	for _, key := range confineLabels {
+		value, given := values[key]
+		if !given {
+			continue
+		}
+		text, ok := value.(string)
+		if n, number := value.(int); number && key == "cpuset" { // of one processor
+			text, ok = strconv.Itoa(n), true
+		}
+		if !ok {
+			o.invalid(tuttiKey+"."+key, "%v is no text", value)
+			continue
+		}
+		*map[string]*string{"runtime": &o.Runtime, "pid": &o.Pid, "ipc": &o.Ipc, "uts": &o.Uts, "cgroup": &o.Cgroup, "cpuset": &o.CPUSet}[key] = text
+	}
+	o.Privileged = o.w.Template.Tasks[0].Privileged
+	o.confine(&o.w.Template.Tasks[0])
 }
 
 func (o *one) readPrivileges(privileged, devices any) {

@@ -58,9 +58,8 @@ func (r *rule) below(key string) *rule {
 }
 
 const (
-	windowsOnly  = "it is for Windows containers, which Tutti does not run"
-	ownNamespace = "sharing this namespace is not supported: each instance has its own"
-	tooOld       = "it belongs to the first version of Compose files"
+	windowsOnly = "it is for Windows containers, which Tutti does not run"
+	tooOld      = "it belongs to the first version of Compose files"
 )
 
 // fileRules is the table of all keys of a Compose file.
@@ -126,7 +125,14 @@ var serviceRules = keys{
 	"cap_add": well, "cap_drop": well, "privileged": well, "read_only": well, "security_opt": well, "sysctls": well, "shm_size": well,
 	"ulimits": each(within(keys{"soft": well, "hard": well})),
 	"devices": within(keys{"source": well, "target": well, "permissions": well}),
-	"cpus":    well, "mem_limit": well, "mem_reservation": well, "pids_limit": well, "oom_score_adj": well,
+	"runtime": well, "pid": well, "ipc": well, "uts": well, "cgroup": well,
+	"cpuset": well, "cpu_shares": well, "cpu_quota": well, "cpu_period": well, "memswap_limit": well, "mem_swappiness": well, "oom_kill_disable": well,
+	"device_cgroup_rules": well, "gpus": within(requestRules),
+	"blkio_config": within(keys{
+		"weight": well, "weight_device": within(keys{"path": well, "weight": well}), "device_read_bps": within(throttleRules), "device_write_bps": within(throttleRules),
+		"device_read_iops": within(throttleRules), "device_write_iops": within(throttleRules),
+	}),
+	"cpus": well, "mem_limit": well, "mem_reservation": well, "pids_limit": well, "oom_score_adj": well,
 	"platform": well, "profiles": well, "expose": well, "network_mode": well, "tmpfs": well, "container_name": well, "pull_policy": well,
 	"extends":      within(keys{"service": well, "file": well}),
 	"depends_on":   each(within(keys{"condition": well, "required": well, "restart": well})),
@@ -142,42 +148,27 @@ var serviceRules = keys{
 	"build":        no("building images is not supported yet; build and push the image, and name it in image"),
 	"provider":     no("services that another program provides are not supported; declare an image"),
 	"models":       no("AI models are not supported; run the model's server as a service"),
-	"gpus":         no("GPUs are not supported yet"),
 	"links":        no("services reach each other by name on every network that they share; give another name in networks.NAME.aliases"),
 	"volumes_from": no("mount the same named volume in both services instead"),
 
-	"external_links":      no("join the other application's network as an external one instead"),
-	"pre_start":           no("hooks are not supported yet; use a service that others wait for with service_completed_successfully"),
-	"post_start":          no("hooks are not supported yet"),
-	"pre_stop":            no("hooks are not supported yet; let the program do it on its stop signal"),
-	"annotations":         no("annotations are not supported; use labels"),
-	"blkio_config":        no("limits of disk traffic are not supported yet"),
-	"cpu_count":           no(windowsOnly),
-	"cpu_percent":         no(windowsOnly),
-	"cpu_period":          no("write cpus instead: it is quota divided by period"),
-	"cpu_quota":           no("write cpus instead: it is quota divided by period"),
-	"cpu_rt_period":       no("real-time scheduling is not supported"),
-	"cpu_rt_runtime":      no("real-time scheduling is not supported"),
-	"cpu_shares":          no("write deploy.resources.reservations.cpus instead: 1024 shares are one core"),
-	"cpuset":              no("binding to certain processors is not supported yet"),
-	"cgroup":              no(ownNamespace, "private"),
-	"cgroup_parent":       no("where control groups lie is Tutti's own affair"),
-	"credential_spec":     no(windowsOnly),
-	"device_cgroup_rules": no("rules for devices are not supported; name them in devices"),
-	"ipc":                 no(ownNamespace, "private", "shareable"),
-	"isolation":           no(windowsOnly, "default"),
-	"mac_address":         no("hardware addresses cannot be chosen"),
-	"mem_swappiness":      no("swapping cannot be tuned per service yet"),
-	"memswap_limit":       no("a limit of swap is not supported yet; mem_limit is one of memory"),
-	"oom_kill_disable":    no("a task that needs too much memory is always ended", "false"),
-	"pid":                 no(ownNamespace),
-	"pull_refresh_after":  no("images are looked up when the application is deployed, and pinned"),
-	"runtime":             no("other runtimes are not supported yet", "runc"),
-	"storage_opt":         no("options of the image store are not supported"),
-	"umask":               no("a umask cannot be set; let the image's entrypoint do it"),
-	"use_api_socket":      no("the API's socket is not handed to containers", "false"),
-	"userns_mode":         no("user namespaces are not supported yet", "host"),
-	"uts":                 no(ownNamespace),
+	"external_links":     no("join the other application's network as an external one instead"),
+	"pre_start":          no("hooks are not supported yet; use a service that others wait for with service_completed_successfully"),
+	"post_start":         no("hooks are not supported yet"),
+	"pre_stop":           no("hooks are not supported yet; let the program do it on its stop signal"),
+	"annotations":        no("annotations are not supported; use labels"),
+	"cpu_count":          no(windowsOnly),
+	"cpu_percent":        no(windowsOnly),
+	"cpu_rt_period":      no("real-time scheduling is not supported"),
+	"cpu_rt_runtime":     no("real-time scheduling is not supported"),
+	"cgroup_parent":      no("where control groups lie is Tutti's own affair"),
+	"credential_spec":    no(windowsOnly),
+	"isolation":          no(windowsOnly, "default"),
+	"mac_address":        no("hardware addresses cannot be chosen"),
+	"pull_refresh_after": no("images are looked up when the application is deployed, and pinned"),
+	"storage_opt":        no("options of the image store are not supported"),
+	"umask":              no("a umask cannot be set; let the image's entrypoint do it"),
+	"use_api_socket":     no("the API's socket is not handed to containers", "false"),
+	"userns_mode":        no("user namespaces are not supported yet", "host"),
 
 	"attach":  unheard("it is about what a terminal shows; `tutti logs` shows every service", "true"),
 	"develop": unheard("it is for development on one machine"),
@@ -188,6 +179,12 @@ var serviceRules = keys{
 	"dockerfile":    alien(tooOld + "; building images is not supported yet"),
 	"volume_driver": alien(tooOld + "; write driver in the volume's own section"),
 }
+
+var requestRules = keys{
+	"capabilities": well, "driver": well, "count": well, "device_ids": well, "options": no("options of devices are not supported"),
+}
+
+var throttleRules = keys{"path": well, "rate": well}
 
 var grantRules = keys{"source": well, "target": well, "uid": well, "gid": well, "mode": well}
 
@@ -202,7 +199,7 @@ var mountRules = keys{
 	"bind": within(keys{
 		"propagation": well, "create_host_path": well,
 		"selinux":   unheard(selinuxText),
-		"recursive": no("mounts below the folder are always mounted with it", "enabled"),
+		"recursive": well,
 	}),
 	"volume": within(keys{"nocopy": well, "subpath": well, "labels": no("labels belong to the volume's own section")}),
 	"tmpfs":  within(keys{"size": well, "mode": well}),
@@ -235,7 +232,7 @@ var deployRules = keys{
 		"reservations": within(keys{
 			"cpus": well, "memory": well,
 			"generic_resources": within(keys{"discrete_resource_spec": within(keys{"kind": well, "value": well})}),
-			"devices":           no("GPUs and other devices are not reserved yet"),
+			"devices":           within(requestRules),
 		}),
 	}),
 }

@@ -50,6 +50,7 @@ func (o *one) template() {
 		StopGrace: durationOf(o.StopGracePeriod, defaultStopGrace), ExtraHosts: o.extraHosts(),
 		DNS: model.DNSConfig{Servers: o.DNS, Search: o.DNSSearch, Options: o.DNSOpts},
 	}
+	o.confine(&o.w.Template.Tasks[0])
 	for _, server := range o.DNS {
 		if _, err := netip.ParseAddr(server); err != nil {
 			o.at(fault.Invalid, "dns", []string{server}, "%q is not an IP address", server)
@@ -163,23 +164,6 @@ func nanoCPUs(cores float32) int64 {
 	return int64(math.Round(exact * 1e9))
 }
 
-// securityOpts leaves out what asks for what happens anyway.
-func (o *one) securityOpts() []string {
-	var out []string
-	for _, opt := range o.SecurityOpt {
-		switch strings.Replace(opt, ":", "=", 1) {
-		case "no-new-privileges", "no-new-privileges=true":
-			out = append(out, "no-new-privileges")
-		case "seccomp=unconfined":
-			out = append(out, "seccomp=unconfined")
-		case "no-new-privileges=false", "seccomp=builtin", "seccomp=default", "apparmor=unconfined", "label=disable":
-		default:
-			o.at(fault.Unsupported, "security_opt", []string{opt}, "%q is not supported; no-new-privileges and seccomp=unconfined are", opt)
-		}
-	}
-	return out
-}
-
 var ulimitNames = []string{
 	"as", "core", "cpu", "data", "fsize", "locks", "memlock", "msgqueue", "nice", "nofile", "nproc", "rss", "rtprio", "rttime", "sigpending", "stack",
 }
@@ -209,8 +193,12 @@ func (o *one) ulimits() []model.Ulimit {
 func (o *one) devices() []model.Device {
 	var out []model.Device
 	for _, d := range o.Devices {
+		if _, _, named := model.CDIName(d.Source); named {
+			out = append(out, model.Device{Host: d.Source})
+			continue
+		}
 		if !path.IsAbs(d.Source) {
-			o.at(fault.Unsupported, "devices", []string{d.Source}, "%q is not a path; devices by other names are not supported yet", d.Source)
+			o.at(fault.Unsupported, "devices", []string{d.Source}, "%q is not a path, nor a name like VENDOR/CLASS=NAME", d.Source)
 			continue
 		}
 		if strings.Trim(d.Permissions, "rwm") != "" {
@@ -332,6 +320,17 @@ func (o *one) bind(m model.Mount, v *types.ServiceVolumeConfig) (model.Mount, bo
 	m.Type, m.Source, m.CreateHostPath = model.MountBind, v.Source, true
 	at := o.src.item(o.sub("volumes"), v.Target)
 	if b := v.Bind; b != nil {
+		switch b.Recursive {
+		case "", "enabled":
+		case "disabled":
+			m.Recursion = model.BindAlone
+		case "writable":
+			m.Recursion = model.BindTreeWritable
+		case "readonly":
+			m.Recursion = model.BindTreeReadOnly
+		default:
+			o.note(at, o.sub("volumes"), fault.Invalid, false, "recursive %q is none of enabled, disabled, writable and readonly", b.Recursive)
+		}
 		m.Propagation, m.CreateHostPath = b.Propagation, bool(b.CreateHostPath)
 	}
 	if !path.IsAbs(v.Source) {
@@ -358,9 +357,6 @@ func (o *one) tmpfs(text string) model.Mount {
 	for _, option := range words(options, ",") {
 		key, value, _ := strings.Cut(option, "=")
 		switch key {
-		case "rw", "nosuid", "nodev", "noexec":
-		case "ro":
-			m.ReadOnly = true
 		case "size":
 			n, err := units.RAMInBytes(value)
 			if err != nil || n < 0 {
@@ -374,7 +370,9 @@ func (o *one) tmpfs(text string) model.Mount {
 			}
 			m.Mode = uint32(n)
 		default:
-			bad(fault.Unsupported, "option %q is not supported; size, mode, ro and rw are", option)
+			if err := m.AddTmpfsOption(option); err != nil {
+				bad(fault.Unsupported, "%v", err)
+			}
 		}
 	}
 	return m

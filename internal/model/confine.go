@@ -3,9 +3,12 @@ package model
 import (
 	"fmt"
 	"maps"
+	"reflect"
 	"regexp"
 	"slices"
 	"strings"
+
+	"github.com/tutti-run/tutti/internal/fault"
 )
 
 // Sharing says which namespaces of the kernel the tasks of an instance have in common with the node,
@@ -148,6 +151,57 @@ type IO struct {
 type SystemPaths struct {
 	Hidden   []string `json:"hidden,omitempty"`
 	ReadOnly []string `json:"readOnly,omitempty"`
+}
+
+// Nothing reports whether nothing is asked for.
+func (t *Tuning) Nothing() bool { return reflect.DeepEqual(*t, Tuning{}) }
+
+// gpuKinds are the kinds of GPUs as CDI calls them, by whose they are.
+var gpuKinds = map[string]string{"": "nvidia.com/gpu", "nvidia": "nvidia.com/gpu", "amd": "amd.com/gpu", "intel": "intel.com/gpu"}
+
+// WantGPUs gives a task so many GPUs for itself, or those with these names; -1 is all of a node's.
+func WantGPUs(t *TaskSpec, vendor string, count int, names []string) error {
+	kind, ok := gpuKinds[vendor]
+	switch {
+	case !ok:
+		return fault.New(fault.Unsupported, "devices of the driver %q are not known; those of nvidia, amd and intel are, and others by their names, VENDOR/CLASS=NAME", vendor)
+	case len(names) > 0 && count > 0:
+		return fault.New(fault.Invalid, "cannot set both Count and DeviceIDs on device request")
+	case count < -1:
+		return fault.New(fault.Invalid, "%d is no number of devices", count)
+	case count == -1:
+		names = []string{"all"}
+	}
+	for _, name := range names {
+		t.Devices = append(t.Devices, Device{Host: kind + "=" + name})
+	}
+	if len(names) == 0 && count > 0 {
+		if t.Reserve.Custom == nil {
+			t.Reserve.Custom = map[string]int64{}
+		}
+		t.Reserve.Custom[kind] += int64(count)
+	}
+	return nil
+}
+
+// tmpfsOptions are those of tmpfs that have no field of their own.
+var tmpfsOptions = regexp.MustCompile(`^((no)?(exec|suid|dev|atime|diratime)|(rel|strict)atime|(a)?sync|(uid|gid|nr_inodes|nr_blocks)=[0-9]+[kKmMgG]?|huge=(never|always|within_size|advise)|mpol=[a-z0-9:,-]+)$`)
+
+// AddTmpfsOption adds an option to a mount of a tmpfs.
+func (m *Mount) AddTmpfsOption(option string) error {
+	switch {
+	case option == "" || option == "rw":
+	case option == "ro":
+		m.ReadOnly = true
+	case tmpfsOptions.MatchString(option) && !strings.Contains(option, ","):
+		if m.Options != "" {
+			m.Options += ","
+		}
+		m.Options += option
+	default:
+		return fault.New(fault.Unsupported, "option %q of a tmpfs is not supported; size, mode, ro, rw, exec, suid, dev, uid, gid, nr_inodes and the like are", option)
+	}
+	return nil
 }
 
 // DeviceRule is what one of Tuning.DeviceRules looks like.

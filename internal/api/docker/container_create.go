@@ -123,9 +123,12 @@ func defaults(made *created) {
 	}
 	if h.CgroupnsMode == "" {
 		h.CgroupnsMode = container.CgroupnsModePrivate
+		if h.Privileged {
+			h.CgroupnsMode = container.CgroupnsModeHost
+		}
 	}
 	if h.Runtime == "" {
-		h.Runtime = "runc"
+		h.Runtime = model.BuiltInRuntime
 	}
 	if h.PortBindings == nil {
 		h.PortBindings = network.PortMap{}
@@ -202,13 +205,13 @@ func (t *translation) container() error {
 	*tpl = model.Template{
 		Hostname: c.Hostname, Domainname: c.Domainname, Sysctls: h.Sysctls, StopGrace: grace, Labels: c.Labels, KeepEnded: true,
 	}
-	for _, step := range []func(*model.TaskSpec) error{t.resources, t.security, t.devices, t.health, t.restart, t.mounts, t.dns, t.networks, t.publish, t.placement, t.log} {
+	for _, step := range []func(*model.TaskSpec) error{t.resources, t.security, t.devices, t.confine, t.health, t.restart, t.mounts, t.dns, t.networks, t.publish, t.placement, t.log} {
 		if err := step(&task); err != nil {
 			return err
 		}
 	}
 	tpl.Tasks = []model.TaskSpec{task}
-	if tpl.Hostname == "" && !tpl.HostNetwork {
+	if tpl.Hostname == "" && !tpl.HostNetwork && !tpl.Shared().HostNames {
 		tpl.Hostname = t.hostname()
 	}
 	w := &t.workload
@@ -225,36 +228,16 @@ func refuseContainer(c *container.Config, h *container.HostConfig) error {
 		said  bool
 	}
 	for _, x := range []check{
-		{"--pid", h.PidMode, h.PidMode != ""},
-		{"--ipc", h.IpcMode, h.IpcMode != "" && h.IpcMode != container.IPCModePrivate && h.IpcMode != container.IPCModeShareable},
-		{"--uts", h.UTSMode, h.UTSMode != ""},
-		{"--cgroupns", h.CgroupnsMode, h.CgroupnsMode != "" && h.CgroupnsMode != container.CgroupnsModePrivate},
 		{"--cgroup-parent", h.CgroupParent, h.CgroupParent != ""},
 		{"HostConfig.Cgroup", h.Cgroup, h.Cgroup != ""},
 		{"--volume-driver", h.VolumeDriver, h.VolumeDriver != "" && h.VolumeDriver != "local"},
 		{"--network", h.NetworkMode, h.NetworkMode.IsContainer()},
-		{"--gpus", "HostConfig.DeviceRequests", len(h.DeviceRequests) > 0},
-		{"--device-cgroup-rule", h.DeviceCgroupRules, len(h.DeviceCgroupRules) > 0},
 		{"--storage-opt", h.StorageOpt, len(h.StorageOpt) > 0},
-		{"--runtime", h.Runtime, h.Runtime != "" && h.Runtime != "runc"},
 		{"--annotation", h.Annotations, len(h.Annotations) > 0},
 		{"HostConfig.Umask", "", h.Umask != nil},
 		{"--isolation", h.Isolation, !h.Isolation.IsDefault()},
-		{"--security-opt systempaths=unconfined", "", h.MaskedPaths != nil && len(h.MaskedPaths) == 0 || h.ReadonlyPaths != nil && len(h.ReadonlyPaths) == 0},
-		{"--cpu-shares", h.CPUShares, h.CPUShares != 0 && h.CPUShares != 1024},
-		{"--cpuset-cpus", h.CpusetCpus, h.CpusetCpus != ""},
-		{"--cpuset-mems", h.CpusetMems, h.CpusetMems != ""},
 		{"--cpu-rt-period", h.CPURealtimePeriod, h.CPURealtimePeriod != 0},
 		{"--cpu-rt-runtime", h.CPURealtimeRuntime, h.CPURealtimeRuntime != 0},
-		{"--blkio-weight", h.BlkioWeight, h.BlkioWeight != 0},
-		{"--blkio-weight-device", "", len(h.BlkioWeightDevice) > 0},
-		{"--device-read-bps", "", len(h.BlkioDeviceReadBps) > 0},
-		{"--device-write-bps", "", len(h.BlkioDeviceWriteBps) > 0},
-		{"--device-read-iops", "", len(h.BlkioDeviceReadIOps) > 0},
-		{"--device-write-iops", "", len(h.BlkioDeviceWriteIOps) > 0},
-		{"--memory-swap", h.MemorySwap, h.MemorySwap > 0 && h.MemorySwap != h.Memory && h.MemorySwap != 2*h.Memory},
-		{"--memory-swappiness", "", h.MemorySwappiness != nil && *h.MemorySwappiness != -1},
-		{"--oom-kill-disable", "", h.OomKillDisable != nil && *h.OomKillDisable},
 		{"HostConfig.CpuCount", h.CPUCount, h.CPUCount != 0},
 		{"HostConfig.CpuPercent", h.CPUPercent, h.CPUPercent != 0},
 		{"HostConfig.IOMaximumIOps", h.IOMaximumIOps, h.IOMaximumIOps != 0},

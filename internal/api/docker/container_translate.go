@@ -51,24 +51,12 @@ func ulimits(list []*units.Ulimit) []model.Ulimit {
 	return out
 }
 
-func (t *translation) security(task *model.TaskSpec) error {
-	for _, o := range t.made.HostConfig.SecurityOpt {
-		switch o {
-		case "no-new-privileges", "no-new-privileges:true", "no-new-privileges=true", "seccomp=unconfined", "seccomp:unconfined", "apparmor=unconfined",
-			"label=disable", "label:disable":
-		default:
-			return notHonoured("--security-opt", o)
-		}
-		if strings.HasPrefix(o, "label") { // there are no labels to disable
-			continue
-		}
-		task.SecurityOpts = append(task.SecurityOpts, strings.Replace(o, "privileges=", "privileges:", 1))
-	}
-	return nil
-}
-
 func (t *translation) devices(task *model.TaskSpec) error {
 	for _, d := range t.made.HostConfig.Devices {
+		if _, _, named := model.CDIName(d.PathOnHost); named {
+			task.Devices = append(task.Devices, model.Device{Host: d.PathOnHost})
+			continue
+		}
 		task.Devices = append(task.Devices, model.Device{
 			Host: d.PathOnHost, Container: cmp.Or(d.PathInContainer, d.PathOnHost), Permissions: cmp.Or(d.CgroupPermissions, "rwm"),
 		})
@@ -248,8 +236,13 @@ func typedMount(m mount.Mount) (model.Mount, error) {
 			return out, fault.New(fault.Invalid, "invalid mount config for type \"bind\": invalid mount path: '%s' mount path must be absolute", m.Source)
 		}
 		if o := m.BindOptions; o != nil {
-			if o.NonRecursive || o.ReadOnlyNonRecursive || o.ReadOnlyForceRecursive {
-				return out, notHonoured("BindOptions", "bind-recursive")
+			switch {
+			case o.NonRecursive:
+				out.Recursion = model.BindAlone
+			case o.ReadOnlyNonRecursive:
+				out.Recursion = model.BindTreeWritable
+			case o.ReadOnlyForceRecursive:
+				out.Recursion = model.BindTreeReadOnly
 			}
 			out.Propagation, out.CreateHostPath = string(o.Propagation), o.CreateMountpoint
 		}
@@ -265,8 +258,10 @@ func typedMount(m mount.Mount) (model.Mount, error) {
 			return out, fault.New(fault.Invalid, "invalid mount config for type \"tmpfs\": field Source must not be specified")
 		}
 		if o := m.TmpfsOptions; o != nil {
-			if len(o.Options) > 0 {
-				return out, notHonoured("TmpfsOptions.Options", o.Options)
+			for _, option := range o.Options {
+				if err := out.AddTmpfsOption(strings.Join(option, "=")); err != nil {
+					return out, err
+				}
 			}
 			out.SizeBytes, out.Mode = o.SizeBytes, uint32(o.Mode.Perm())
 		}
@@ -284,9 +279,6 @@ func tmpfs(target, options string) (model.Mount, error) {
 	for _, o := range strings.Split(options, ",") {
 		key, value, _ := strings.Cut(o, "=")
 		switch key {
-		case "", "rw", "noexec", "nosuid", "nodev":
-		case "ro":
-			m.ReadOnly = true
 		case "size":
 			n, err := units.RAMInBytes(value)
 			if err != nil {
@@ -300,7 +292,9 @@ func tmpfs(target, options string) (model.Mount, error) {
 			}
 			m.Mode = uint32(n)
 		default:
-			return m, notHonoured("--tmpfs option", o)
+			if err := m.AddTmpfsOption(o); err != nil {
+				return m, err
+			}
 		}
 	}
 	return m, nil

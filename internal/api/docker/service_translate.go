@@ -231,8 +231,6 @@ func (t *serviceTranslation) privileges(task *model.TaskSpec) error {
 		return notHonoured("--credential-spec", "")
 	case p.SELinuxContext != nil && !p.SELinuxContext.Disable:
 		return notHonoured("SELinuxContext", "")
-	case p.Seccomp != nil && p.Seccomp.Mode == swarm.SeccompModeCustom:
-		return notHonoured("Seccomp", p.Seccomp.Mode)
 	case p.AppArmor != nil && p.AppArmor.Mode != "" && p.AppArmor.Mode != swarm.AppArmorModeDisabled && p.AppArmor.Mode != swarm.AppArmorModeDefault:
 		return notHonoured("AppArmor", p.AppArmor.Mode)
 	}
@@ -241,6 +239,9 @@ func (t *serviceTranslation) privileges(task *model.TaskSpec) error {
 	}
 	if p.Seccomp != nil && p.Seccomp.Mode == swarm.SeccompModeUnconfined {
 		task.SecurityOpts = append(task.SecurityOpts, "seccomp=unconfined")
+	}
+	if p.Seccomp != nil && p.Seccomp.Mode == swarm.SeccompModeCustom {
+		task.SecurityOpts = append(task.SecurityOpts, "seccomp="+string(p.Seccomp.Profile))
 	}
 	return nil
 }

@@ -2,9 +2,11 @@ package docker
 
 import (
 	"cmp"
+	"maps"
 	"net/http"
 	"runtime"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -60,9 +62,9 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, PidsLimit: true, IPv4Forwarding: true,
 		KernelVersion: self.Attributes["kernel"], OperatingSystem: "Tutti", OSType: "linux", Architecture: cmp.Or(machine[runtime.GOARCH], runtime.GOARCH),
 		IndexServerAddress: "https://index.docker.io/v1/", DockerRootDir: "/var/lib/tutti", Name: self.Name, ServerVersion: a.Version,
-		Runtimes: map[string]system.RuntimeWithStatus{"runc": {}}, DefaultRuntime: "runc", SecurityOptions: []string{"name=seccomp,profile=builtin"},
+		Runtimes: map[string]system.RuntimeWithStatus{model.BuiltInRuntime: {}}, DefaultRuntime: model.BuiltInRuntime, SecurityOptions: []string{"name=seccomp,profile=builtin"},
 		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
-		Labels:  []string{}, Warnings: []string{}, CDISpecDirs: []string{}, LiveRestoreEnabled: true,
+		Labels:  []string{}, Warnings: []string{}, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"}, CPUShares: true, CPUSet: true, LiveRestoreEnabled: true,
 	}
 	if cluster != nil {
 		i.ID = digestOf("cluster", string(cluster.CACertificate))[:32]
@@ -73,6 +75,7 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 		if n.Status.State == model.NodeDown {
 			continue
 		}
+		foundOn(n, &i)
 		i.NCPU += int(n.Capacity.NanoCPUs / 1e9)
 		i.MemTotal += n.Capacity.MemoryBytes
 	}
@@ -92,6 +95,23 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 	i.Swarm = a.swarmInfo(snap)
 	i.Swarm.Nodes = nodes
 	return answer(w, http.StatusOK, i)
+}
+
+// foundOn adds the OCI runtimes and the named devices of a node.
+func foundOn(n *model.Node, i *system.Info) {
+	for _, key := range slices.Sorted(maps.Keys(n.Attributes)) {
+		if name, ok := strings.CutPrefix(key, model.RuntimeAttribute); ok {
+			i.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: name}}
+		}
+		if kind, ok := strings.CutPrefix(key, model.CDIAttribute); ok {
+			for name := range strings.SplitSeq(n.Attributes[key], ",") {
+				d := system.DeviceInfo{Source: "cdi", ID: kind + "=" + name}
+				if !slices.Contains(i.DiscoveredDevices, d) {
+					i.DiscoveredDevices = append(i.DiscoveredDevices, d)
+				}
+			}
+		}
+	}
 }
 
 var machine = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
