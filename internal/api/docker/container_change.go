@@ -434,6 +434,10 @@ func (a *API) containerUpdate(w http.ResponseWriter, r *request) error {
 		if err := t.resources(task); err != nil {
 			return err
 		}
+		var err error
+		if task.Tuning, err = tuningOf(h); err != nil {
+			return err
+		}
 		policy, err := restartPolicy(h.RestartPolicy)
 		wl.Template.Restart, kept.HostConfig = policy, h
 		return err

@@ -294,7 +294,12 @@ func TestAContainerIsUpdated(t *testing.T) {
 	if text := h.want("GET", "/containers/new/json", "", 200); !strings.Contains(text, `"Memory":67108864`) || !strings.Contains(text, `"Name":"always"`) {
 		t.Errorf("inspected: %s", text)
 	}
-	h.want("POST", "/containers/new/update", `{"BlkioWeight":500}`, 501)
+	h.want("POST", "/containers/new/update", `{"BlkioWeight":500}`, 200)
+	w, _ = store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "containers", "new")
+	if u := w.Template.Tasks[0].Tuning; u == nil || u.IOWeight != 500 {
+		t.Errorf("tuning is %+v", u)
+	}
+	h.want("POST", "/containers/new/update", `{"CpuRealtimeRuntime":500}`, 501)
 	h.runs("old")
 	h.want("POST", "/containers/old/update", `{"RestartPolicy":{"Name":"no"}}`, 200)
 	if text := h.want("POST", "/containers/old/update", `{"Memory":67108864}`, 501); !strings.Contains(text, "Memory of a container that has been started") {
@@ -305,9 +310,9 @@ func TestAContainerIsUpdated(t *testing.T) {
 func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 	h := newHouse(t)
 	for _, c := range []struct{ body, name string }{
-		{`{"Image":"busybox:1","HostConfig":{"PidMode":"host"}}`, "--pid"},
-		{`{"Image":"busybox:1","HostConfig":{"CpusetCpus":"0"}}`, "--cpuset-cpus"},
-		{`{"Image":"busybox:1","HostConfig":{"DeviceRequests":[{"Count":-1}]}}`, "--gpus"},
+		{`{"Image":"busybox:1","HostConfig":{"CpuRealtimeRuntime":100}}`, "--cpu-rt-runtime"},
+		{`{"Image":"busybox:1","HostConfig":{"StorageOpt":{"size":"1g"}}}`, "--storage-opt"},
+		{`{"Image":"busybox:1","HostConfig":{"DeviceRequests":[{"Driver":"tpu","Count":-1}]}}`, "tpu"},
 		{`{"Image":"busybox:1","HostConfig":{"LogConfig":{"Type":"syslog"}}}`, "--log-driver"},
 		{`{"Image":"busybox:1","HostConfig":{"KernelMemory":4096}}`, "HostConfig.KernelMemory"},
 		{`{"Image":"busybox:1","Sparkle":"much"}`, "Sparkle"},
