@@ -29,7 +29,7 @@ summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
 help: ## this list
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
-	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, net, start, replicas, docker, marathon'
+	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, net, start, replicas, standing, docker, marathon'
 	@echo
 	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
 

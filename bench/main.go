@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|docker|marathon|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|standing|docker|marathon|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -44,6 +44,7 @@ var groups = []group{
 	{name: "net", run: netting.Run},
 	{name: "start", run: starting.Run},
 	{name: "replicas", run: starting.Replicas},
+	{name: "standing", run: starting.Standing},
 	{name: "docker", run: starting.API},
 	{name: "marathon", run: apps.Run},
 }

@@ -33,14 +33,15 @@ type runner interface {
 type plan struct {
 	inTurn int
 	atOnce int
-	rounds int // of many at once; the middle one counts
+	many   int // at once, too
+	rounds int // of those at once; the middle one counts
 }
 
 func planOf(brief bool) plan {
 	if brief {
-		return plan{inTurn: 10, atOnce: 20, rounds: 1}
+		return plan{inTurn: 10, atOnce: 20, many: 40, rounds: 1}
 	}
-	return plan{inTurn: 50, atOnce: 50, rounds: 3}
+	return plan{inTurn: 200, atOnce: 50, many: 200, rounds: 3}
 }
 
 // Run measures single containers.
@@ -51,6 +52,11 @@ func Run(ctx context.Context, sheet *report.Sheet, brief bool) error {
 // Replicas measures a service of many replicas.
 func Replicas(ctx context.Context, sheet *report.Sheet, brief bool) error {
 	return measure(ctx, sheet, job{Group: "replicas", Brief: brief})
+}
+
+// Standing measures what a node and the containers that run on it cost while nothing happens.
+func Standing(ctx context.Context, sheet *report.Sheet, brief bool) error {
+	return measure(ctx, sheet, job{Group: "standing", Brief: brief})
 }
 
 func measure(ctx context.Context, sheet *report.Sheet, j job) error {
@@ -83,6 +89,12 @@ func needDocker() error {
 
 // work does a job within the namespaces.
 func work(ctx context.Context, sheet *report.Sheet, j job) (err error) {
+	var own standing
+	if j.Group == "standing" { // alone on the machine
+		if own, err = tuttiStanding(ctx, sheet, j); err != nil {
+			return fmt.Errorf("what stands by Tutti: %w", err)
+		}
+	}
 	sheet.Say("starting Docker Engine")
 	e, err := startEngine(ctx, j.Dir)
 	if err != nil {
@@ -94,6 +106,9 @@ func work(ctx context.Context, sheet *report.Sheet, j job) (err error) {
 	}
 	if j.Group == "replicas" {
 		return compareReplicas(ctx, sheet, j, e)
+	}
+	if j.Group == "standing" {
+		return compareStanding(ctx, sheet, j, own, e)
 	}
 	if j.Group == "docker" {
 		return compareAPIs(ctx, sheet, j, e)
@@ -109,7 +124,7 @@ func work(ctx context.Context, sheet *report.Sheet, j job) (err error) {
 func compareStarts(ctx context.Context, sheet *report.Sheet, p plan, t *tutti, e *engine) error {
 	var own, peer outcome
 	var err error
-	sheet.Say("%d containers in turn, and %d at once, by Tutti", p.inTurn, p.atOnce)
+	sheet.Say("%d containers in turn, and %d and %d at once, by Tutti", p.inTurn, p.atOnce, p.many)
 	if own, err = p.measure(ctx, t); err != nil {
 		return fmt.Errorf("run containers by Tutti: %w", err)
 	}
@@ -126,11 +141,12 @@ func compareStarts(ctx context.Context, sheet *report.Sheet, p plan, t *tutti, e
 		add("start/in-turn/p50", "ms", report.Percentile(own.inTurn, 0.5), report.Percentile(peer.inTurn, 0.5)),
 		add("start/in-turn/p99", "ms", report.Percentile(own.inTurn, 0.99), report.Percentile(peer.inTurn, 0.99)),
 		add(fmt.Sprintf("start/%d-at-once/last", p.atOnce), "ms", report.Percentile(own.atOnce, 0.5), report.Percentile(peer.atOnce, 0.5)),
+		add(fmt.Sprintf("start/%d-at-once/last", p.many), "ms", report.Percentile(own.many, 0.5), report.Percentile(peer.many, 0.5)),
 	)
 }
 
 // outcome is how long containers took: each of those in turn, the last of each lot at once.
-type outcome struct{ inTurn, atOnce []time.Duration }
+type outcome struct{ inTurn, atOnce, many []time.Duration }
 
 func (p plan) measure(ctx context.Context, r runner) (o outcome, err error) {
 	for i := range p.inTurn + 1 {
@@ -148,6 +164,16 @@ func (p plan) measure(ctx context.Context, r runner) (o outcome, err error) {
 			return o, err
 		}
 		o.atOnce = append(o.atOnce, took)
+	}
+	if p.many == 0 {
+		return o, nil
+	}
+	for i := range p.rounds {
+		took, err := lot(ctx, r, "many-"+strconv.Itoa(i), p.many)
+		if err != nil {
+			return o, err
+		}
+		o.many = append(o.many, took)
 	}
 	return o, nil
 }

@@ -43,12 +43,12 @@ func openPipes(tty, stdin, lasting bool) (p *pipes, err error) {
 		if !lasting {
 			continue
 		}
-		both, err := os.OpenFile(fmt.Sprintf("/proc/self/fd/%d", (*file).Fd()), os.O_RDWR, 0)
+		both, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", (*file).Fd()), unix.O_RDWR|unix.O_CLOEXEC, 0)
 		if err != nil {
 			return nil, err
 		}
 		(*file).Close()
-		*file = both
+		*file = os.NewFile(uintptr(both), stream)
 	}
 	if stdin {
 		if p.files.Stdin, p.stdin, err = os.Pipe(); err != nil {
