@@ -284,9 +284,17 @@ func nodeTable(paint painter, list []native.NodeView) *table {
 		n := &list[i]
 		t.add(n.Name, nodeState(paint, &n.Node), nodeRole(n), n.HostAddress, fmt.Sprint(n.Instances),
 			cpusText(n.Taken.NanoCPUs)+"/"+cpusText(n.Capacity.NanoCPUs),
-			bytesText(n.Taken.MemoryBytes)+" / "+bytesText(n.Capacity.MemoryBytes), labelsText(n.Labels), ageOf(n.Created), n.Status.Message)
+			bytesText(n.Taken.MemoryBytes)+" / "+bytesText(n.Capacity.MemoryBytes), labelsText(n.Labels), ageOf(n.Created), nodeMessage(&n.Node))
 	}
 	return t
+}
+
+// nodeMessage is what the cluster says of a node, or what that is short of.
+func nodeMessage(n *model.Node) string {
+	if n.Status.Message == "" && len(n.Pressure) > 0 {
+		return "takes no new work: it is short of " + strings.Join(n.Pressure, " and ")
+	}
+	return n.Status.Message
 }
 
 func nodeState(paint painter, n *model.Node) string {

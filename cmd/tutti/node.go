@@ -16,14 +16,14 @@ import (
 func nodeCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "node",
-		Short:   "Empty, label, taint and remove nodes",
+		Short:   "Empty, label, taint, debug and remove nodes",
 		Example: "  tutti node drain node-2\n  tutti node activate node-2\n  tutti node label node-2 disk=ssd zone-",
 	}
 	cmd.AddCommand(
 		availabilityCommand(g, "cordon", "Let nodes take no new work", model.Cordoned, "takes no new work"),
 		drainCommand(g),
 		availabilityCommand(g, "activate", "Let nodes take work", model.Active, "takes work"),
-		labelCommand(g), taintCommand(g), overcommitCommand(g), reserveCommand(g), resourcesCommand(g), removeNodeCommand(g))
+		labelCommand(g), taintCommand(g), overcommitCommand(g), reserveCommand(g), resourcesCommand(g), debugCommand(g), removeNodeCommand(g))
 	return cmd
 }
 

@@ -42,8 +42,8 @@ func (n *networkState) take(m *wire.Network) (fits, changed bool) {
 	return true, true
 }
 
-// networkRevision is the revision of the network state that this agent holds; 0: none.
-func (a *Agent) networkRevision() uint64 {
+// NetworkRevision is the revision of the network state that this agent holds; 0: none.
+func (a *Agent) NetworkRevision() uint64 {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.network.lost {

@@ -64,6 +64,8 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 		if _, want, _ := w.desired(); !want {
 			because = "stopped"
 			s.end()
+		} else if w.mustGo() != "" {
+			s.end()
 		} else if w.lapsing() {
 			lapsed = true
 			s.end()
@@ -71,7 +73,9 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 		select {
 		case <-w.wake:
 		case o = <-ended:
-			if because == "" && lapsed {
+			if why := w.mustGo(); because == "" && why != "" {
+				o = outcome{never: true, message: why}
+			} else if because == "" && lapsed {
 				o = outcome{lapsed: true, message: driver.Lapsed}
 			}
 			return o, because

@@ -49,6 +49,9 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathUsage, wire.HandleCall(func(ctx context.Context, _ wire.Empty) (wire.NodeUsage, error) {
 		return a.Usage(ctx)
 	}), wire.RoleServer)
+	if a.Debug != nil {
+		p.Handle(wire.PathNodeDebug, wire.HandleCall(func(context.Context, wire.Empty) (wire.NodeDebug, error) { return a.Debug(), nil }), wire.RoleServer)
+	}
 	p.Handle(wire.PathProcesses, wire.HandleCall(func(ctx context.Context, r wire.TaskRef) ([]driver.Process, error) {
 		return a.Processes(ctx, r.Instance, r.Task)
 	}), wire.RoleServer)

@@ -170,7 +170,7 @@ func (c *Connection) once(ctx context.Context) error {
 	c.changed = false
 	c.number, c.sent, c.lost = 0, map[uint64]time.Duration{0: c.agent.lease.clock()}, false
 	c.mu.Unlock()
-	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Held(), Network: c.agent.networkRevision(), Revision: c.agent.Revision()}
+	hello := &wire.Hello{Session: c.session, Node: c.Node(), Instances: c.agent.Held(), Network: c.agent.NetworkRevision(), Revision: c.agent.Revision()}
 	if err := stream.Send(wire.AgentMessage{Hello: hello}); err != nil {
 		return fmt.Errorf("greet server %s: %w", address, err)
 	}

@@ -36,6 +36,7 @@ type worker struct {
 	changed    chan struct{} // closed and replaced at each status change
 	runs       map[string][]int
 	prepared   *prepared // nil until it is; not changed afterwards
+	evicted    string    // why it is to be ended for others; "" when it is not
 	linked     linked
 
 	followed *wire.Assignment // whose folders were laid out; the run loop's
@@ -486,6 +487,12 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 		if _, want, _ := w.desired(); !want || w.startedAnew() {
 			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
 			return w.stopTasks(ctx, p)
+		}
+		if why := w.mustGo(); why != "" {
+			w.log.Warn("instance is ended for others", "reason", why)
+			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
+			w.stopTasks(ctx, p)
+			return outcome{never: true, message: why}
 		}
 		if w.lapsing() {
 			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })

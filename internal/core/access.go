@@ -88,6 +88,7 @@ var requirements = map[string]requirement{
 	// With it what a component has sealed can be read.
 	"component key": {role: model.RoleAdmin, cluster: true, silent: true},
 
+	"node debug":        {role: model.RoleViewer, cluster: true},
 	"node availability": {role: model.RoleOperator, cluster: true},
 	"node labels":       {role: model.RoleOperator, cluster: true},
 	"node taints":       {role: model.RoleOperator, cluster: true},

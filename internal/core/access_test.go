@@ -41,7 +41,7 @@ var needs = map[string]string{
 	"GetKey": "cluster keys", "ListKeys": "cluster keys", "ChangeKeys": "cluster keys", "WatchKeys": "cluster keys",
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 
-	"SetAvailability": "cluster operator", "LabelNode": "cluster operator", "TaintNode": "cluster operator",
+	"NodeDebug": "cluster viewer", "SetAvailability": "cluster operator", "LabelNode": "cluster operator", "TaintNode": "cluster operator",
 	"Overcommit": "cluster operator", "SetNodeResources": "cluster operator", "ReserveNode": "cluster operator", "ImportImage": "cluster operator", "RemoveImage": "cluster operator",
 	"Authority": "cluster viewer", "HostDemand": "cluster viewer", "TellHost": "cluster operator",
 

@@ -31,6 +31,7 @@ type Remote interface {
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
 	Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
+	Debug(ctx context.Context, nodeID string) (wire.NodeDebug, error)
 	Processes(ctx context.Context, nodeID string, ref wire.TaskRef) ([]driver.Process, error)
 	FileStat(ctx context.Context, nodeID string, r wire.FilesRequest) (wire.FileStat, error)
 	FileChanges(ctx context.Context, nodeID string, ref wire.TaskRef) ([]wire.FileChange, error)

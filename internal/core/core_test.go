@@ -128,6 +128,9 @@ func (b *bench) Pause(_ context.Context, node string, ref wire.TaskRef, pause bo
 }
 
 // Linked finds every instance on its networks.
+func (b *bench) Debug(_ context.Context, node string) (wire.NodeDebug, error) {
+	return wire.NodeDebug{Time: time.Now().Add(time.Minute), Kernel: "of " + node}, nil
+}
 func (b *bench) Linked(context.Context, string, string, []model.Address) error { return nil }
 
 // Stats tells of a node n1 with tasks that use half a processor; n2 does not answer.

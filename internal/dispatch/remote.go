@@ -131,6 +131,12 @@ func (r *Remote) Usage(ctx context.Context, nodeID string) (used wire.NodeUsage,
 	return used, err
 }
 
+// Debug has a node say how it is.
+func (r *Remote) Debug(ctx context.Context, nodeID string) (d wire.NodeDebug, err error) {
+	err = r.call(ctx, nodeID, wire.PathNodeDebug, wire.Empty{}, &d)
+	return d, err
+}
+
 // Processes lists the processes of a task on a node.
 func (r *Remote) Processes(ctx context.Context, nodeID string, ref wire.TaskRef) (list []driver.Process, err error) {
 	err = r.call(ctx, nodeID, wire.PathProcesses, ref, &list)

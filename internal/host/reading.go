@@ -89,16 +89,14 @@ func (r *Reading) processes() error {
 	return nil
 }
 
-// bound takes over what a cgroup's bounds leave, where that is less. File cache can be had back, and is left.
+// bound takes over what a cgroup's bounds leave, where that is less.
 func (r *Reading) bound(dir string) {
-	for _, files := range [][2]string{{"memory.max", "memory.current"}, {"memory.limit_in_bytes", "memory.usage_in_bytes"}} {
-		most, ok := readNumber(filepath.Join(dir, files[0]))
-		used, there := readNumber(filepath.Join(dir, files[1]))
-		if !ok || !there || most >= r.MemoryBytes {
+	for _, file := range []string{"memory.max", "memory.limit_in_bytes"} {
+		most, ok := readNumber(filepath.Join(dir, file))
+		if !ok || most >= r.MemoryBytes {
 			continue
 		}
-		used -= cacheOf(dir)
-		r.MemoryBytes, r.MemoryLeftBytes = most, min(r.MemoryLeftBytes, max(most-used, 0))
+		r.MemoryBytes, r.MemoryLeftBytes = most, min(r.MemoryLeftBytes, max(most-heldIn(dir), 0))
 	}
 	most, ok := readNumber(filepath.Join(dir, "pids.max"))
 	used, there := readNumber(filepath.Join(dir, "pids.current"))
@@ -107,25 +105,26 @@ func (r *Reading) bound(dir string) {
 	}
 }
 
-// cacheOf is the memory of a cgroup that holds files which can be read again: as in MemAvailable, half of what was
-// used lately counts, and all of what was not.
-func cacheOf(dir string) int64 {
+// heldIn is the memory of a cgroup that cannot be had back: what processes and file systems in memory hold, and what the
+// kernel cannot do without for them, where it tells. Files that can be read again do not count, nor what it remembers of them.
+func heldIn(dir string) (held int64) {
 	text, err := os.ReadFile(filepath.Join(dir, "memory.stat"))
 	if err != nil {
 		return 0
 	}
-	values := map[string]int64{}
 	for line := range bytes.Lines(text) {
-		if f := strings.Fields(string(line)); len(f) == 2 {
-			values[f[0]], _ = strconv.ParseInt(f[1], 10, 64)
+		f := strings.Fields(string(line))
+		if len(f) != 2 {
+			continue
+		}
+		switch f[0] {
+		case "total_rss", "total_shmem", // version 1
+			"anon", "shmem", "slab_unreclaimable", "kernel_stack", "pagetables": // version 2
+			n, _ := strconv.ParseInt(f[1], 10, 64) // the kernel's own
+			held += n
 		}
 	}
-	inactive, total := values["total_inactive_file"]
-	active := values["total_active_file"]
-	if !total {
-		inactive, active = values["inactive_file"], values["active_file"]
-	}
-	return inactive + active/2
+	return held
 }
 
 // cgroupDirs are the directories of a cgroup in the hierarchies that bound memory and processes.

@@ -32,7 +32,7 @@ func (n *Node) Clone() *Node {
 	c.Capacity = n.Capacity.clone()
 	c.Reserved = n.Reserved.clone()
 	c.Devices = cloneNames(n.Devices)
-	c.Attributes = maps.Clone(n.Attributes)
+	c.Attributes, c.Lacks, c.Pressure = maps.Clone(n.Attributes), maps.Clone(n.Lacks), slices.Clone(n.Pressure)
 	c.Certificate.Trusts = slices.Clone(n.Certificate.Trusts)
 	return &c
 }

@@ -28,9 +28,20 @@ type Node struct {
 	// half as much again. Up to 1: not at all.
 	Overcommit float64           `json:"overcommit,omitempty"`
 	Attributes map[string]string `json:"attributes,omitempty"` // os, arch, kernel, hostname, version …
+	// Pressure is what the host is short of: memory, disk, pids. It takes no new work meanwhile.
+	Pressure []string `json:"pressure,omitempty"`
+	// Lacks is what of the kernel does not work on the host, and what that means, by name.
+	Lacks map[string]string `json:"lacks,omitempty"`
 	// Certificate is what the node says of the certificate that it proves itself with.
 	Certificate NodeCertificate `json:"certificate,omitzero"`
 	Status      NodeStatus      `json:"status"`
+}
+
+// HostFeature is something of a host's kernel, and whether it works.
+type HostFeature struct {
+	Name  string `json:"name"`
+	Works bool   `json:"works"`
+	Says  string `json:"says"` // what it is good for, or what is missing without it and why
 }
 
 // NodeCertificate is how a node's certificate is. Authorities go by the hash that join tokens have.
@@ -97,5 +108,5 @@ func (n *Node) AdoptDesired(from Object) {
 
 // Schedulable reports whether new instances may be placed on the node.
 func (n *Node) Schedulable() bool {
-	return n.Status.State == NodeReady && (n.Availability == Active || n.Availability == "")
+	return n.Status.State == NodeReady && (n.Availability == Active || n.Availability == "") && len(n.Pressure) == 0
 }

@@ -36,6 +36,7 @@ type worker struct {
 	connection  *agent.Connection
 	credentials *credentials
 	cfg         *Config
+	care        *care
 	ready       func()
 }
 
@@ -85,6 +86,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		return nil, err
 	}
 	leads := ingressProcess(cfg, id.NodeID)
+	looks := newCare(cfg)
 	balancer := balance.New(balance.Config{NodeID: id.NodeID, Log: cfg.Log})
 	a, err := agent.New(agent.Deps{
 		NodeID: id.NodeID, NodeName: cfg.Name, Address: cfg.Address,
@@ -94,6 +96,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
 		Requests: leads.Requests,
 		Flows:    balancer.Flows,
+		Debug:    looks.debug,
 		Log:      cfg.Log,
 	})
 	if err != nil {
@@ -111,6 +114,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		Node: func() *model.Node {
 			n := cfg.node(id.NodeID, id.Role == wire.RoleServer)
 			n.Certificate = held.standing()
+			looks.describe(n)
 			return n
 		},
 		Remember: func(servers []wire.ServerAddress) {
@@ -120,10 +124,17 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		},
 	}, a, servers)
 	held.servers, held.changed = c.Servers, c.NodeChanged
+	looks.changed, looks.evict = c.NodeChanged, a.Evict
+	looks.fill = func(d *wire.NodeDebug) {
+		d.Instances, d.Network = len(a.Instances()), a.NetworkRevision()
+		for _, s := range c.Servers() {
+			d.Servers = append(d.Servers, s.Address)
+		}
+	}
 	if id.Role == wire.RoleAgent {
 		port.SetGate(func(peer wire.Peer, _ bool) error { return c.Knows(peer) })
 	}
-	return &worker{agent: a, connection: c, credentials: held, cfg: cfg, ready: cfg.Ready}, nil
+	return &worker{agent: a, connection: c, credentials: held, care: looks, cfg: cfg, ready: cfg.Ready}, nil
 }
 
 func ingressProcess(cfg *Config, nodeID string) *ingress.Process {
@@ -141,6 +152,7 @@ func (w *worker) run(ctx context.Context) error {
 	g.Go(func() error { return w.connection.Run(ctx) })
 	g.Go(func() error { return w.credentials.run(ctx) })
 	g.Go(func() error { return w.cfg.features.watch(ctx, w.cfg, w.connection.NodeChanged) })
+	g.Go(func() error { return w.care.run(ctx) })
 	return g.Wait()
 }
 

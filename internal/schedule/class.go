@@ -216,6 +216,8 @@ func unable(n *model.Node) string {
 		return "are down"
 	case n.Status.State != model.NodeReady:
 		return "are not ready yet"
+	case len(n.Pressure) > 0:
+		return "are short of " + strings.Join(n.Pressure, " and ")
 	case !n.Schedulable():
 		return "take no new work (" + string(n.Availability) + ")"
 	}

@@ -18,6 +18,7 @@ const (
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathUsage        = "/agent/usage"         // call: Empty → NodeUsage
+	PathNodeDebug    = "/agent/debug"         // call: Empty → NodeDebug
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
 	PathLinked       = "/agent/linked"        // call: LinkedRequest → Empty
@@ -104,6 +105,51 @@ type NodeUsage struct {
 type InstanceUsage struct {
 	CPUNanoseconds uint64 `json:"cpuNanoseconds"`
 	MemoryBytes    uint64 `json:"memoryBytes"`
+}
+
+// NodeDebug is how a node is, as it says itself.
+type NodeDebug struct {
+	Time    time.Time `json:"time"` // by the node's clock
+	Version string    `json:"version"`
+	Kernel  string    `json:"kernel"`
+	// Left is what is left of what the host has, and of what its instances may have together.
+	Left     []Left              `json:"left"`
+	Pressure []string            `json:"pressure,omitempty"`
+	Features []model.HostFeature `json:"features"`
+	Clock    Clock               `json:"clock"`
+	Process  NodeProcess         `json:"process"`
+	// Instances are those that the node holds, Network the revision of the network state in force there.
+	Instances int      `json:"instances"`
+	Network   uint64   `json:"network"`
+	Servers   []string `json:"servers"` // that the node knows, in the order in which it tries them
+	Problems  []string `json:"problems,omitempty"`
+}
+
+// Left is how much is left of something.
+type Left struct {
+	What string `json:"what"`
+	Left int64  `json:"left"`
+	Of   int64  `json:"of"`
+}
+
+// Clock is how a host's clock is.
+type Clock struct {
+	InStep bool   `json:"inStep"` // as its kernel was told
+	Says   string `json:"says"`
+	// Ahead is by how much it is ahead of the server that asked, in nanoseconds, give or take Within.
+	Ahead  time.Duration `json:"ahead"`
+	Within time.Duration `json:"within"`
+}
+
+// NodeProcess is Tutti's own process on a node.
+type NodeProcess struct {
+	PID         int           `json:"pid"`
+	Running     time.Duration `json:"running"` // since it was started, in nanoseconds
+	MemoryBytes int64         `json:"memoryBytes"`
+	HeapBytes   uint64        `json:"heapBytes"`
+	Goroutines  int           `json:"goroutines"`
+	Files       int           `json:"files"` // open
+	OOMScore    int64         `json:"oomScore"`
 }
 
 // TryRequest has a name looked up, or a connection made, from within an instance's network.

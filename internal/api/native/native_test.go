@@ -56,6 +56,10 @@ func (f *fakeNodes) Logs(ctx context.Context, _ string, ref wire.TaskRef, o driv
 	return f.logs(ctx, ref, o, yield)
 }
 
+func (f *fakeNodes) Debug(context.Context, string) (wire.NodeDebug, error) {
+	return wire.NodeDebug{}, nil
+}
+
 func (f *fakeNodes) Attach(context.Context, string, wire.TaskRef, driver.Streams) error {
 	return errors.New("the command line attaches to nothing")
 }
