@@ -415,7 +415,7 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 	covered := map[string]bool{}
 	for i, m := range t.Mounts {
 		covered[filepath.Clean(m.Target)] = true
-		dm := driver.Mount{Type: "bind", Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, Recursion: m.Recursion, Mapped: m.Type != model.MountBind}
+		dm := driver.Mount{Type: "bind", Target: m.Target, ReadOnly: m.ReadOnly, Propagation: m.Propagation, Recursion: m.Recursion}
 		switch m.Type {
 		case model.MountTmpfs:
 			dm = driver.Mount{Type: "tmpfs", Target: m.Target, ReadOnly: m.ReadOnly, SizeBytes: m.SizeBytes, Mode: m.Mode, Options: m.Options}
@@ -641,7 +641,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	task.HostPIDs, task.HostIPC = as.Template.HostPIDs, as.Template.HostIPC
 	shared := as.Template.Shared()
 	task.HostNames, task.HostCgroups, task.OwnCgroups = shared.HostNames, shared.HostCgroups, shared.OwnCgroups
-	task.NoSharedMemory, task.UserRange = shared.NoSharedMemory, shared.UserRange
+	task.NoSharedMemory = shared.NoSharedMemory
 	task.Args = slices.Concat(entrypoint, args)
 	if t.PlacedArgs {
 		task.Args = w.fillIn(as.Instance, t, id, task.Args)

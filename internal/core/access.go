@@ -269,8 +269,6 @@ func reachesHost(t *model.Template) string {
 		return "the node's host name"
 	case t.Shared().HostCgroups:
 		return "the node's cgroups"
-	case t.Shared().UserRange != nil:
-		return "a range of the node's users"
 	}
 	for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
 		switch {

@@ -43,8 +43,6 @@ type Task struct {
 	// privileges say.
 	HostCgroups, OwnCgroups bool
 	NoSharedMemory          bool
-	// UserRange maps users of the container to others of the host, those that own its root file system.
-	UserRange *model.UserRange
 	// CgroupParent is the path under which the task's cgroup is made, e.g. "/tutti/<instance>".
 	CgroupParent string
 	Mounts       []Mount
@@ -85,7 +83,6 @@ type Mount struct {
 	ReadOnly    bool
 	Propagation string
 	Recursion   string // bind: as in model.Mount
-	Mapped      bool   // bind: owners are seen as the container's own users, where it has a range of users
 	SizeBytes   int64
 	Mode        uint32
 	Options     string // tmpfs: further ones, joined by commas

@@ -28,12 +28,12 @@ func Features() []model.HostFeature {
 	add("freezer", freezer(version, controllers), "instances can be paused", "instances cannot be paused")
 	add("overlayfs", listed("/proc/filesystems", "overlay"), "containers share the layers of their images", "containers cannot be started")
 	add("seccomp", exists("/proc/sys/kernel/seccomp/actions_avail"), "containers are confined by a profile", "containers need the security option seccomp=unconfined")
-	add("apparmor", appArmor(), "the kernel has it; profiles are not applied by this version", "no profiles")
+	add("apparmor", appArmor(), "tasks that name a profile run under it", "tasks that name a profile are refused")
 	for _, ns := range []string{"mnt", "pid", "net", "ipc", "uts"} {
 		add(ns+" namespace", exists("/proc/self/ns/"+ns), "containers have their own", "containers cannot be started")
 	}
 	add("cgroup namespace", exists("/proc/self/ns/cgroup"), "containers see their own cgroup alone", "containers see the host's cgroups, read-only")
-	add("user namespace", exists("/proc/self/ns/user"), "the kernel has it", "users of containers cannot be others on the host")
+	add("user namespace", exists("/proc/self/ns/user"), "the kernel has it; containers are put into none by this version", "containers are put into none by this version anyway")
 	add("time namespace", exists("/proc/self/ns/time"), "the kernel has it", "containers have the host's clocks since boot")
 	add("openat2", openat2(), "files of containers are copied without leaving them", "files of containers cannot be copied")
 	add("checkpoint of filters", filters(), "a seccomp profile is compiled once", "each container compiles its profile, which takes 30 ms more")

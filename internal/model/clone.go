@@ -243,7 +243,7 @@ func (t Template) Clone() Template {
 	t.Ports = slices.Clone(t.Ports)
 	t.Sysctls = maps.Clone(t.Sysctls)
 	t.Placement = t.Placement.clone()
-	t.Sharing = t.Sharing.Clone()
+	t.Sharing = clonePointer(t.Sharing)
 	t.Labels = maps.Clone(t.Labels)
 	return t
 }

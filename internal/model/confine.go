@@ -2,7 +2,6 @@ package model
 
 import (
 	"fmt"
-	"maps"
 	"reflect"
 	"regexp"
 	"slices"
@@ -28,14 +27,6 @@ type Sharing struct {
 	// System V IPC and shared memory they use. The instance runs on the node of theirs.
 	PIDsOf string `json:"pidsOf,omitempty"`
 	IPCOf  string `json:"ipcOf,omitempty"`
-	// UserRange maps the users of the tasks to others of the node.
-	UserRange *UserRange `json:"userRange,omitempty"`
-}
-
-// UserRange is a range of users, and of groups, of the node: the first one is root in the tasks.
-type UserRange struct {
-	First uint32 `json:"first"`
-	Count uint32 `json:"count"`
 }
 
 // Shared is what the template shares; never nil.
@@ -129,8 +120,6 @@ type Tuning struct {
 	NoOOMKill  bool    `json:"noOOMKill,omitempty"`
 	IOWeight   uint16  `json:"ioWeight,omitempty"` // 10 to 1000
 	IO         []IO    `json:"io,omitempty"`
-	// HugePages bounds pages by their size ("2MB", "1GB"), in bytes.
-	HugePages map[string]int64 `json:"hugePages,omitempty"`
 	// DeviceRules are what the task may do with devices besides, such as "c 13:* rwm".
 	DeviceRules []string `json:"deviceRules,omitempty"`
 	// Paths takes the place of the paths below /proc and /sys that are hidden or read-only.
@@ -238,26 +227,12 @@ func (t *Tuning) Problem() string {
 			return fmt.Sprintf("%q is not the path of a device", d.Device)
 		}
 	}
-	for size, n := range t.HugePages {
-		if n < 0 {
-			return fmt.Sprintf("%d bytes of pages of %s", n, size)
-		}
-	}
 	for _, r := range t.DeviceRules {
 		if !DeviceRule.MatchString(r) {
 			return fmt.Sprintf("device rule %q is not like \"c 13:* rwm\"", r)
 		}
 	}
 	return ""
-}
-
-// Clone returns a deep copy; nil gives nil.
-func (s *Sharing) Clone() *Sharing {
-	c := clonePointer(s)
-	if c != nil {
-		c.UserRange = clonePointer(c.UserRange)
-	}
-	return c
 }
 
 // Clone returns a deep copy; nil gives nil.
@@ -268,7 +243,6 @@ func (t *Tuning) Clone() *Tuning {
 	}
 	c.Swappiness = clonePointer(t.Swappiness)
 	c.IO, c.DeviceRules = slices.Clone(t.IO), slices.Clone(t.DeviceRules)
-	c.HugePages = maps.Clone(t.HugePages)
 	if c.Paths = clonePointer(t.Paths); c.Paths != nil {
 		c.Paths.Hidden, c.Paths.ReadOnly = slices.Clone(t.Paths.Hidden), slices.Clone(t.Paths.ReadOnly)
 	}

@@ -2,7 +2,6 @@ package oci
 
 import (
 	"fmt"
-	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -32,16 +31,7 @@ func namespaces(t *driver.Task) []specs.LinuxNamespace {
 	add(specs.NetworkNamespace, t.NetNS == "", t.NetNS)
 	_, err := os.Stat("/proc/self/ns/cgroup")
 	add(specs.CgroupNamespace, err != nil || t.HostCgroups || t.Privileged && !t.OwnCgroups, "")
-	add(specs.UserNamespace, t.UserRange == nil, "")
 	return out
-}
-
-func mapUsers(t *driver.Task, s *specs.Spec) {
-	if t.UserRange == nil {
-		return
-	}
-	m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: t.UserRange.First, Size: t.UserRange.Count}}
-	s.Linux.UIDMappings, s.Linux.GIDMappings = m, m
 }
 
 const (
@@ -149,9 +139,6 @@ func tune(t *model.Tuning, r *specs.LinuxResources) error {
 		if t.NoOOMKill {
 			r.Memory.DisableOOMKiller = &t.NoOOMKill
 		}
-	}
-	for _, size := range slices.Sorted(maps.Keys(t.HugePages)) {
-		r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: uint64(t.HugePages[size])})
 	}
 	for _, text := range t.DeviceRules {
 		rule, err := deviceRule(text)

@@ -73,7 +73,6 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	if t.HostNames { // they are not ours to set
 		s.Hostname, s.Domainname = "", ""
 	}
-	mapUsers(t, s)
 	// Always, as the supervisor's own is not what a container should have.
 	s.Process.OOMScoreAdj = &t.OOMScoreAdjust
 	if !t.Privileged {
@@ -231,13 +230,6 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 			}
 		}
 	}
-	if t.UserRange != nil && t.NetNS != "" { // whose network namespace it is not may not mount sysfs
-		for i := range out {
-			if out[i].Destination == "/sys" {
-				out[i] = specs.Mount{Destination: "/sys", Type: "bind", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
-			}
-		}
-	}
 	if t.Init {
 		if err := checkInit(t.Rootfs, reaper); err != nil {
 			return nil, err
@@ -262,9 +254,6 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 				sm.Options[0] = "bind"
 			case m.Recursion == model.BindTreeReadOnly && m.ReadOnly:
 				sm.Options[2] = "rro"
-			}
-			if m.Mapped && t.UserRange != nil {
-				sm.Options = append(sm.Options, "ridmap")
 			}
 		case "tmpfs":
 			sm.Type, sm.Source = "tmpfs", "tmpfs"

@@ -69,7 +69,7 @@ func check(t *driver.Task) error {
 		{len(t.Devices) > 0 || t.Injected != nil, "devices of its own"},
 		{t.Runtime != "", "an OCI runtime"},
 		{t.Tuning != nil, "settings of the kernel for it alone, other than limits"},
-		{t.PIDNS != "" || t.IPCNS != "" || t.OwnCgroups || t.NoSharedMemory || t.UserRange != nil, "namespaces of its own"},
+		{t.PIDNS != "" || t.IPCNS != "" || t.OwnCgroups || t.NoSharedMemory, "namespaces of its own"},
 		{t.Init, "an init process"},
 		{t.ShmBytes != 0, "a size of /dev/shm"},
 		{len(t.Sysctls) > 0, "kernel parameters of its own"},
