@@ -52,6 +52,7 @@ func TestHowAContainerIsMade(t *testing.T) {
 		`{"Runtime":"nonesuch"}`:                                          "have no OCI runtime nonesuch",
 		`{"UTSMode":"mine"}`:                                              "invalid UTS mode",
 		`{"UsernsMode":"mine"}`:                                           "invalid USER mode",
+		`{"UsernsMode":"private"}`:                                        "invalid USER mode: private",
 		`{"MemorySwap":5}`:                                                "always set the Memory limit",
 		`{"BlkioWeight":5}`:                                               "between 10 and 1000",
 		`{"DeviceCgroupRules":["x"]}`:                                     "c 13:* rwm",
