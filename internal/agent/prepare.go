@@ -499,7 +499,7 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 	if err != nil {
 		return "", err
 	}
-	if m.Source == "" {
+	if m.Source == "" || m.Mode != 0 || m.GID != "" {
 		if err := ownVolumeRoot(path, m); err != nil {
 			return "", fmt.Errorf("set mode and group of volume %s: %w", v.ID, err)
 		}
@@ -564,7 +564,7 @@ func (w *worker) bindSource(m *model.Mount) error {
 	return nil
 }
 
-// ownVolumeRoot gives the root of an anonymous volume its mode, and the group that may write to it.
+// ownVolumeRoot gives the root of a volume its mode, and the group that may write to it.
 func ownVolumeRoot(path string, m *model.Mount) error {
 	mode := os.FileMode(m.Mode)
 	if m.GID != "" {

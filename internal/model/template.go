@@ -207,9 +207,9 @@ type Mount struct {
 	// HostKind is what must be at a bind's source: "directory", "file", "socket", "charDevice",
 	// "blockDevice", or "fileOrCreate"; "" is anything.
 	HostKind string `json:"hostKind,omitempty"`
-	Mode     uint32 `json:"mode,omitempty"` // tmpfs, secret, config: permission bits
+	Mode     uint32 `json:"mode,omitempty"` // tmpfs, secret, config, root of a volume: permission bits
 	UID      string `json:"uid,omitempty"`  // secret, config
-	GID      string `json:"gid,omitempty"`  // secret, config; of an anonymous volume the group that may write to it
+	GID      string `json:"gid,omitempty"`  // secret, config; of a volume the group that may write to it
 	// Content identifies what a secret or config held when the revision was made, so that
 	// changed content makes a new revision.
 	Content string `json:"content,omitempty"`

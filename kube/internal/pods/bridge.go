@@ -20,6 +20,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/tools/record"
@@ -37,8 +38,12 @@ type Tutti interface {
 	Deploy(ctx context.Context, d core.Deployment) (core.DeployResult, error)
 	RemoveWorkload(ctx context.Context, req native.RemoveWorkload) error
 	RemoveService(ctx context.Context, id string) error
+	RemoveVolume(ctx context.Context, id string) error
+	LabelNode(ctx context.Context, node string, set map[string]string, remove []string) error
+	TaintNode(ctx context.Context, node string, set []model.Taint, remove []string) error
 	SetAvailability(ctx context.Context, node string, a model.Availability) error
 	TaskLogs(ctx context.Context, instance, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error
+	Usage(ctx context.Context, ref string) ([]core.Usage, error)
 	Exec(ctx context.Context, req native.ExecRequest, s driver.Streams) (int, error)
 	Attach(ctx context.Context, instance, task string, s driver.Streams) error
 	Dial(ctx context.Context, instance string, port int, s driver.Streams) error
@@ -73,6 +78,9 @@ type bridge struct {
 	secrets  corelisters.SecretLister
 	spaces   corelisters.NamespaceLister
 	slices   discoverylisters.EndpointSliceLister
+	claims   corelisters.PersistentVolumeClaimLister
+	volumes  corelisters.PersistentVolumeLister
+	classes  storagelisters.StorageClassLister
 
 	mu      sync.Mutex
 	cordons map[string]bool     // by node ID: what both sides agreed on last
@@ -93,6 +101,9 @@ func Run(ctx context.Context, c Config) error {
 	client, err := kubernetes.NewForConfig(c.Rest)
 	if err != nil {
 		return fmt.Errorf("use the API server: %w", err)
+	}
+	if err := registerMetrics(ctx, c.Rest, client); err != nil {
+		return err
 	}
 	return run(ctx, c, client)
 }
@@ -115,6 +126,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.pods, b.nodes, b.services = v1.Pods().Lister(), v1.Nodes().Lister(), v1.Services().Lister()
 	b.configs, b.secrets, b.spaces = v1.ConfigMaps().Lister(), v1.Secrets().Lister(), v1.Namespaces().Lister()
 	b.slices = factory.Discovery().V1().EndpointSlices().Lister()
+	b.claims, b.volumes, b.classes = v1.PersistentVolumeClaims().Lister(), v1.PersistentVolumes().Lister(), factory.Storage().V1().StorageClasses().Lister()
 	b.follow(v1.Pods().Informer(), func(o metav1.Object) { b.podChanged(o) })
 	b.follow(v1.Nodes().Informer(), func(o metav1.Object) {
 		if node, ok := o.(*corev1.Node); ok {
@@ -127,6 +139,9 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.follow(factory.Discovery().V1().EndpointSlices().Informer(), func(o metav1.Object) {
 		b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetLabels()["kubernetes.io/service-name"])
 	})
+	b.follow(v1.PersistentVolumeClaims().Informer(), func(o metav1.Object) { b.claimChanged(o.GetNamespace(), o.GetName()) })
+	b.follow(v1.PersistentVolumes().Informer(), func(o metav1.Object) { b.queue.Add("volume/" + o.GetName()) })
+	b.follow(factory.Storage().V1().StorageClasses().Informer(), func(metav1.Object) {})
 	factory.Start(ctx.Done())
 	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
 		if !ok {
@@ -140,7 +155,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	if !cache.WaitForCacheSync(ctx.Done(), b.seen.synced) {
 		return nil
 	}
-	if err := b.makeNetwork(ctx); err != nil {
+	if err := errors.Join(b.makeNetwork(ctx), b.makeClass(ctx)); err != nil {
 		return err
 	}
 	for _, p := range b.allPods() {
@@ -328,6 +343,10 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 		return b.syncNode(ctx, rest)
 	case "service":
 		return b.syncService(ctx, namespace, name)
+	case "claim":
+		return b.syncClaim(ctx, namespace, name)
+	case "volume":
+		return b.syncVolume(ctx, rest)
 	case "left-overs":
 		for _, s := range b.seen.ourServices() {
 			b.queue.Add("service/" + s.Namespace + "/" + s.Labels["kubernetes.io/service"])

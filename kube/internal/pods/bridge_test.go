@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -11,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/tutti-run/tutti/internal/api/native"
@@ -27,6 +30,7 @@ type fakeTutti struct {
 	watchers map[chan core.Seen]bool
 	deployed []core.Deployment
 	removed  []string
+	emptied  []string // volumes
 	refuse   error
 }
 
@@ -81,6 +85,40 @@ func (f *fakeTutti) RemoveWorkload(_ context.Context, req native.RemoveWorkload)
 	return nil
 }
 
+func (f *fakeTutti) RemoveVolume(_ context.Context, id string) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.emptied = append(f.emptied, id)
+	return nil
+}
+
+func (f *fakeTutti) LabelNode(_ context.Context, node string, set map[string]string, remove []string) error {
+	f.mu.Lock()
+	n := f.all["n"].Node.Clone()
+	f.mu.Unlock()
+	if n.Labels == nil {
+		n.Labels = map[string]string{}
+	}
+	maps.Copy(n.Labels, set)
+	for _, k := range remove {
+		delete(n.Labels, k)
+	}
+	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: n})
+	return nil
+}
+
+func (f *fakeTutti) TaintNode(_ context.Context, _ string, set []model.Taint, remove []string) error {
+	f.mu.Lock()
+	n := f.all["n"].Node.Clone()
+	f.mu.Unlock()
+	n.Taints = slices.DeleteFunc(n.Taints, func(t model.Taint) bool {
+		return slices.Contains(remove, t.Key) || slices.ContainsFunc(set, func(s model.Taint) bool { return s.Key == t.Key })
+	})
+	n.Taints = append(n.Taints, set...)
+	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: n})
+	return nil
+}
+
 func (f *fakeTutti) SetAvailability(context.Context, string, model.Availability) error { return nil }
 
 func (f *fakeTutti) TaskLogs(context.Context, string, string, driver.LogOptions, func(driver.LogEntry) error) error {
@@ -96,19 +134,26 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestTheLifeOfAPod(t *testing.T) {
-	client := fake.NewClientset()
+// started runs a bridge between a fake API server and a fake cluster of one node until the test ends.
+func started(t *testing.T, objects ...runtime.Object) (*fake.Clientset, *fakeTutti) {
+	client := fake.NewClientset(objects...)
 	f := &fakeTutti{all: map[string]core.Seen{}, watchers: map[chan core.Seen]bool{}}
 	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: &model.Node{Meta: model.Meta{ID: "n", Name: "n1"}, HostAddress: "192.0.2.1", Availability: model.Active, Status: model.NodeStatus{State: model.NodeReady}}})
-	ctx, cancel := context.WithCancel(t.Context())
+	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- run(ctx, Config{Tutti: f, Log: slog.New(slog.DiscardHandler)}, client) }()
-	defer func() {
+	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
 			t.Errorf("the bridge ended with %v", err)
 		}
-	}()
+	})
+	return client, f
+}
+
+func TestTheLifeOfAPod(t *testing.T) {
+	client, f := started(t)
+	ctx := t.Context()
 	eventually(t, "the node is shown", func() bool {
 		n, err := client.CoreV1().Nodes().Get(ctx, "n1", metav1.GetOptions{})
 		return err == nil && len(n.Status.Conditions) > 0
@@ -164,5 +209,45 @@ func TestTheLifeOfAPod(t *testing.T) {
 	eventually(t, "the pod is deleted", func() bool {
 		_, err := api.Get(ctx, "web-0", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
+	})
+}
+
+func TestLabelsAndTaintsOfEitherSide(t *testing.T) {
+	client, f := started(t)
+	ctx := t.Context()
+	nodes := client.CoreV1().Nodes()
+	eventually(t, "the node is shown", func() bool {
+		n, err := nodes.Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && n.Annotations[agreedOn] != ""
+	})
+	if err := f.LabelNode(ctx, "n1", map[string]string{"zone": "a"}, nil); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a label of the core is shown", func() bool {
+		n, err := nodes.Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && n.Labels["zone"] == "a" && n.Labels[corev1.LabelHostname] == "n1"
+	})
+	n, err := nodes.Get(ctx, "n1", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.Labels["disk"] = "ssd"
+	delete(n.Labels, "zone")
+	n.Spec.Taints = append(n.Spec.Taints, corev1.Taint{Key: "gpu", Value: "yes", Effect: corev1.TaintEffectNoSchedule})
+	if _, err := nodes.Update(ctx, n, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the core's node takes them over", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		n := f.all["n"].Node
+		return maps.Equal(n.Labels, map[string]string{"disk": "ssd"}) && slices.Equal(n.Taints, []model.Taint{{Key: "gpu", Value: "yes", Effect: "noSchedule"}})
+	})
+	if err := f.TaintNode(ctx, "n1", nil, []string{"gpu"}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "a taint that the core has no more goes", func() bool {
+		n, err := nodes.Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && len(n.Spec.Taints) == 0 && n.Labels["disk"] == "ssd"
 	})
 }

@@ -42,7 +42,7 @@ func (k *Kubelet) connect(ctx context.Context, from net.Conn) {
 	dialCtx, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
 	var to net.Conn
-	if strings.HasSuffix(r.Host, ":"+strconv.Itoa(kubeletPort)) {
+	if strings.HasSuffix(r.Host, ":"+strconv.Itoa(kubeletPort)) || r.Host == metricsHost+":443" {
 		to, err = k.Dial(dialCtx, "tcp", r.Host)
 	} else {
 		to, err = new(net.Dialer).DialContext(dialCtx, "tcp", r.Host)

@@ -42,6 +42,7 @@ type Kubelet struct {
 	client kubernetes.Interface
 	tutti  Tutti
 	log    *slog.Logger
+	meter  *meter
 	calls  chan net.Conn
 	done   chan struct{}
 }
@@ -56,7 +57,7 @@ func NewKubelet(c Config) (*Kubelet, error) {
 }
 
 func newKubelet(c Config, client kubernetes.Interface) *Kubelet {
-	return &Kubelet{client: client, tutti: c.Tutti, log: c.Log, calls: make(chan net.Conn), done: make(chan struct{})}
+	return &Kubelet{client: client, tutti: c.Tutti, log: c.Log, meter: &meter{tutti: c.Tutti}, calls: make(chan net.Conn), done: make(chan struct{})}
 }
 
 // Dial connects to the Kubelet, whatever address is asked for. It is how the API server's client of
@@ -126,6 +127,7 @@ func selfSigned() (tls.Certificate, error) {
 func (k *Kubelet) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") })
+	k.metricsRoutes(mux)
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", k.logs)
 	for _, path := range []string{"/exec/{namespace}/{pod}/{container}", "/exec/{namespace}/{pod}/{uid}/{container}"} {
 		mux.HandleFunc("GET "+path, k.exec)

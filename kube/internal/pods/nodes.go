@@ -21,11 +21,11 @@ import (
 // maxPods is how many Pods a node says that it takes; the core has no such bound.
 const maxPods = 500
 
-// nodeLabels are those that a Node has by what it is, and those that the core's node has.
-func nodeLabels(n *model.Node) map[string]string {
-	out := map[string]string{}
-	for k, v := range n.Labels {
-		out[k] = v
+// nodeLabels are those that a Node has by what it is, and others.
+func nodeLabels(n *model.Node, others map[string]string) map[string]string {
+	out := maps.Clone(others)
+	if out == nil {
+		out = map[string]string{}
 	}
 	out[corev1.LabelHostname] = n.Name
 	out[corev1.LabelOSStable] = orElse(n.Attributes["os"], "linux")
@@ -98,10 +98,9 @@ func nodeStatus(n *model.Node, before corev1.NodeStatus, version string, now tim
 	return st
 }
 
-// wantedTaints are those that a Node gets by what the core knows of it.
-func wantedTaints(n *model.Node, have []corev1.Taint) []corev1.Taint {
-	ours := []string{corev1.TaintNodeUnreachable, corev1.TaintNodeNotReady, corev1.TaintNodeUnschedulable}
-	out := slices.DeleteFunc(slices.Clone(have), func(t corev1.Taint) bool { return slices.Contains(ours, t.Key) })
+// wantedTaints are those that a Node gets by what the core knows of it, and others.
+func wantedTaints(n *model.Node, others []corev1.Taint) []corev1.Taint {
+	out := slices.Clone(others)
 	if n.Status.State == model.NodeDown {
 		out = append(out, corev1.Taint{Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoSchedule})
 	}
@@ -121,7 +120,7 @@ func (b *bridge) syncNode(ctx context.Context, id string) error {
 	api := b.client.CoreV1().Nodes()
 	have, err := b.nodes.Get(n.Name)
 	if apierrors.IsNotFound(err) {
-		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: nodeLabels(n)}, Spec: corev1.NodeSpec{ProviderID: "tutti://" + n.ID}}
+		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: nodeLabels(n, n.Labels)}, Spec: corev1.NodeSpec{ProviderID: "tutti://" + n.ID}}
 		node.Spec.Unschedulable = n.Availability == model.Cordoned || n.Availability == model.Draining
 		if have, err = api.Create(ctx, node, metav1.CreateOptions{}); apierrors.IsAlreadyExists(err) {
 			return nil // the watch will tell
@@ -133,13 +132,17 @@ func (b *bridge) syncNode(ctx context.Context, id string) error {
 	if err := b.cordoned(ctx, n, have); err != nil {
 		return err
 	}
-	want := have.DeepCopy()
-	if want.Labels == nil {
-		want.Labels = map[string]string{}
+	both, err := b.agreeOn(ctx, n, have)
+	if err != nil {
+		return err
 	}
-	maps.Copy(want.Labels, nodeLabels(n))
-	want.Spec.Taints = wantedTaints(n, have.Spec.Taints)
-	if !equality.Semantic.DeepEqual(want.Labels, have.Labels) || !slices.Equal(keysOf(want.Spec.Taints), keysOf(have.Spec.Taints)) {
+	want := have.DeepCopy()
+	want.Labels, want.Spec.Taints = nodeLabels(n, both.Labels), wantedTaints(n, taintsOf(both.Taints))
+	if want.Annotations == nil {
+		want.Annotations = map[string]string{}
+	}
+	want.Annotations[agreedOn] = both.text()
+	if !maps.Equal(want.Labels, have.Labels) || !maps.Equal(want.Annotations, have.Annotations) || !slices.Equal(keysOf(want.Spec.Taints), keysOf(have.Spec.Taints)) {
 		if have, err = api.Update(ctx, want, metav1.UpdateOptions{}); err != nil {
 			return err
 		}

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -108,7 +109,7 @@ func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePo
 	s := &surroundings{
 		configMap: func(name string) (*corev1.ConfigMap, error) { return b.configs.ConfigMaps(pod.Namespace).Get(name) },
 		secret:    func(name string) (*corev1.Secret, error) { return b.secrets.Secrets(pod.Namespace).Get(name) },
-		claim:     func(name string) (*model.Volume, error) { return b.claim(ctx, pod.Namespace, name) },
+		claim:     func(name string) (*corev1.PersistentVolume, error) { return b.claimed(ctx, pod, name) },
 		token: func(audience string, seconds int64) (string, error) {
 			if at := b.now().Add(time.Duration(seconds) * time.Second * 4 / 5); at.Before(made.refresh) {
 				made.refresh = at
@@ -164,7 +165,10 @@ func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePo
 func (b *bridge) notMade(ctx context.Context, pod *corev1.Pod, err error) error {
 	reason, again := "CreateContainerConfigError", 2*time.Second
 	_, refused := err.(*refusal)
+	var waits *unplaceable
 	switch {
+	case errors.As(err, &waits):
+		reason, again = corev1.PodReasonUnschedulable, 10*time.Second // what it waits for has it looked at again
 	case refused && !isMissing(err):
 		again = 30 * time.Second
 	case refused:
@@ -402,9 +406,4 @@ func (b *bridge) putStatus(ctx context.Context, pod *corev1.Pod, st corev1.PodSt
 		return nil // the watch brings the Pod as it is now
 	}
 	return err
-}
-
-// claim is the core's volume of a PersistentVolumeClaim.
-func (b *bridge) claim(_ context.Context, namespace, name string) (*model.Volume, error) {
-	return nil, fmt.Errorf("persistentVolumeClaim %s/%s: volumes that outlive Pods are not supported yet", namespace, name)
 }

@@ -28,8 +28,8 @@ const (
 type surroundings struct {
 	configMap func(name string) (*corev1.ConfigMap, error)
 	secret    func(name string) (*corev1.Secret, error)
-	// claim is the core's volume that a PersistentVolumeClaim is bound to.
-	claim func(name string) (*model.Volume, error)
+	// claim is the PersistentVolume that a claim is bound to.
+	claim func(name string) (*corev1.PersistentVolume, error)
 	// token returns a token for the Pod's service account, and authority what it trusts.
 	token     func(audience string, seconds int64) (string, error)
 	authority []byte
@@ -64,6 +64,7 @@ type translation struct {
 	folders map[string][]file // by volume
 	volumes map[string]*corev1.Volume
 	claimed []*model.Volume
+	bound   []model.Constraint // nodes where its PersistentVolumes are
 }
 
 // translate makes a deployment of a Pod. A Pod that asks for what is not there is refused as a whole.
@@ -105,6 +106,7 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 		}
 		w.Template.Tasks = append(w.Template.Tasks, task)
 	}
+	w.Template.Placement.Constraints = append(w.Template.Placement.Constraints, t.bound...)
 	if len(t.refused) > 0 {
 		slices.Sort(t.refused)
 		return nil, fmt.Errorf("%s", strings.Join(slices.Compact(t.refused), "; "))

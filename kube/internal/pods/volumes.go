@@ -249,16 +249,12 @@ func (t *translation) mounts(at string, c *corev1.Container, task *model.TaskSpe
 
 // source sets what a mount has its content from.
 func (t *translation) source(at string, v *corev1.Volume, m *model.Mount) error {
-	group := ""
-	if sc := t.pod.Spec.SecurityContext; sc != nil && sc.FSGroup != nil {
-		group = fmt.Sprint(*sc.FSGroup)
-	}
 	_, files := t.folders[v.Name]
 	switch {
 	case files:
 		m.Type, m.Source, m.Folder, m.ReadOnly = model.MountSecret, nameOf(t.pod.Name), v.Name, true
 	case v.EmptyDir != nil:
-		m.Type, m.Share, m.NoCopy, m.Mode, m.GID = model.MountVolume, v.Name, true, 0o777, group
+		m.Type, m.Share, m.NoCopy, m.Mode, m.GID = model.MountVolume, v.Name, true, 0o777, t.fsGroup()
 		switch v.EmptyDir.Medium {
 		case corev1.StorageMediumDefault:
 		case corev1.StorageMediumMemory:
@@ -270,39 +266,44 @@ func (t *translation) source(at string, v *corev1.Volume, m *model.Mount) error 
 			t.refused.add("volume "+v.Name, "the medium "+string(v.EmptyDir.Medium))
 		}
 	case v.HostPath != nil:
-		m.Type, m.Source = model.MountBind, v.HostPath.Path
-		if v.HostPath.Type != nil {
-			switch *v.HostPath.Type {
-			case corev1.HostPathDirectoryOrCreate:
-				m.CreateHostPath = true
-			case corev1.HostPathDirectory:
-				m.HostKind = "directory"
-			case corev1.HostPathFile:
-				m.HostKind = "file"
-			case corev1.HostPathFileOrCreate:
-				m.HostKind = "fileOrCreate"
-			case corev1.HostPathSocket:
-				m.HostKind = "socket"
-			case corev1.HostPathCharDev:
-				m.HostKind = "charDevice"
-			case corev1.HostPathBlockDev:
-				m.HostKind = "blockDevice"
-			}
-		} else {
-			m.CreateHostPath = true // as the container runtimes of kubelets do
-		}
-	case v.PersistentVolumeClaim != nil:
-		volume, err := t.around.claim(v.PersistentVolumeClaim.ClaimName)
-		if err != nil {
-			return fmt.Errorf("volume %s: %w", v.Name, err)
-		}
-		if !slices.ContainsFunc(t.claimed, func(have *model.Volume) bool { return have.Name == volume.Name }) {
-			t.claimed = append(t.claimed, volume)
-		}
-		m.Type, m.Source, m.NoCopy = model.MountVolume, volume.Name, true
-		m.ReadOnly = m.ReadOnly || v.PersistentVolumeClaim.ReadOnly
+		t.hostPath(v.HostPath, m)
+	case claimName(t.pod, v) != "":
+		return t.claim(v, m)
 	default:
-		t.refused.add("volume "+v.Name, "a volume of this kind (emptyDir, hostPath, configMap, secret, downwardAPI, projected and persistentVolumeClaim are)")
+		t.refused.add("volume "+v.Name, "a volume of this kind (emptyDir, hostPath, configMap, secret, downwardAPI, projected, persistentVolumeClaim and ephemeral are)")
 	}
 	return nil
+}
+
+// hostPath makes a mount of a path of the node.
+func (t *translation) hostPath(p *corev1.HostPathVolumeSource, m *model.Mount) {
+	m.Type, m.Source = model.MountBind, p.Path
+	if p.Type != nil {
+		switch *p.Type {
+		case corev1.HostPathDirectoryOrCreate:
+			m.CreateHostPath = true
+		case corev1.HostPathDirectory:
+			m.HostKind = "directory"
+		case corev1.HostPathFile:
+			m.HostKind = "file"
+		case corev1.HostPathFileOrCreate:
+			m.HostKind = "fileOrCreate"
+		case corev1.HostPathSocket:
+			m.HostKind = "socket"
+		case corev1.HostPathCharDev:
+			m.HostKind = "charDevice"
+		case corev1.HostPathBlockDev:
+			m.HostKind = "blockDevice"
+		}
+	} else {
+		m.CreateHostPath = true // as the container runtimes of kubelets do
+	}
+}
+
+// fsGroup is the group that may write to the Pod's volumes; "" for none of its own.
+func (t *translation) fsGroup() string {
+	if sc := t.pod.Spec.SecurityContext; sc != nil && sc.FSGroup != nil {
+		return fmt.Sprint(*sc.FSGroup)
+	}
+	return ""
 }

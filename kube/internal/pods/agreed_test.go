@@ -1,0 +1,61 @@
+package pods
+
+import (
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+func TestMerged(t *testing.T) {
+	is := func(pairs ...string) map[string]string {
+		m := map[string]string{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = pairs[i+1]
+		}
+		return m
+	}
+	for name, c := range map[string]struct{ last, here, there, want map[string]string }{
+		"nothing":         {nil, nil, nil, is()},
+		"first":           {nil, is("zone", "a"), is("disk", "ssd"), is("zone", "a", "disk", "ssd")},
+		"set there":       {is("zone", "a"), is("zone", "a"), is("zone", "b"), is("zone", "b")},
+		"set here":        {is("zone", "a"), is("zone", "b"), is("zone", "a"), is("zone", "b")},
+		"removed there":   {is("zone", "a"), is("zone", "a"), is(), is()},
+		"removed here":    {is("zone", "a"), is(), is("zone", "a"), is()},
+		"both the same":   {is("zone", "a"), is("zone", "b"), is("zone", "b"), is("zone", "b")},
+		"both otherwise":  {is("zone", "a"), is("zone", "b"), is("zone", "c"), is("zone", "c")},
+		"different keys":  {is(), is("x", "1"), is("y", "2"), is("x", "1", "y", "2")},
+		"empty is a word": {is(), is(), is("gpu", ""), is("gpu", "")},
+	} {
+		if got := merged(c.last, c.here, c.there); !maps.Equal(got, c.want) {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+	// What was merged stays as it is.
+	for range 1000 {
+		random := func() map[string]string {
+			m := map[string]string{}
+			for range rand.IntN(4) {
+				m[string(rune('a'+rand.IntN(4)))] = string(rune('0' + rand.IntN(3)))
+			}
+			return m
+		}
+		both := merged(random(), random(), random())
+		if again := merged(both, both, both); !maps.Equal(again, both) {
+			t.Fatalf("%v became %v", both, again)
+		}
+	}
+}
+
+func TestTaintsArePackedByTheirKeys(t *testing.T) {
+	list := []corev1.Taint{
+		{Key: "b", Value: "1", Effect: corev1.TaintEffectNoSchedule}, {Key: "a", Effect: corev1.TaintEffectPreferNoSchedule},
+		{Key: "b", Value: "2", Effect: corev1.TaintEffectNoExecute}, {Key: corev1.TaintNodeUnreachable, Effect: corev1.TaintEffectNoSchedule},
+	}
+	want := []corev1.Taint{list[1], list[0], list[2]}
+	if got := taintsOf(byKey(list)); !slices.Equal(got, want) {
+		t.Errorf("they are %v, want %v", got, want)
+	}
+}
