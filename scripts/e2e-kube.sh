@@ -148,7 +148,7 @@ head -c 500000 /dev/zero | tr '\0' x >"$work/big"
 want 'created' k create configmap big --from-file="$work/big"
 
 # What runs: Redis in three pods, from the images of the example.
-"$here/scripts/images.sh" --import >/dev/null
+"$here/scripts/images.sh" --import redis >/dev/null
 want 'created' k create deployment cache --image=redis:7 --replicas=3
 want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 want '^3$' k get deployment cache -o 'jsonpath={.status.readyReplicas}{"\n"}'
@@ -168,6 +168,70 @@ want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 want 'created' k create job hello --image=redis:7 -- redis-server --version
 want 'condition met' k wait --for=condition=complete --timeout=90s job/hello
 want 'Redis server v=' k logs job/hello
+
+# What it uses, and who may see it.
+eventually 'cache-.* [0-9]+m +[0-9]+Mi' k top pods
+eventually ' [0-9]+m +[0-9]+% +[0-9]+Mi' k top nodes
+want 'autoscaled' k autoscale deployment cache --min=3 --max=5 --cpu-percent=50 # its containers ask for no share: told so
+want 'resources set' k set resources deployment cache --requests=cpu=100m
+want 'successfully rolled out' k rollout status deployment cache --timeout=90s
+eventually 'cpu: [0-9]+%/50%' k get hpa cache
+want 'deleted' k delete hpa cache
+
+# attach and port-forward.
+pod=$(k get pods -l app=cache -o 'jsonpath={.items[0].metadata.name}')
+want 'Ready to accept connections' bash -c "timeout 5 kubectl attach $pod || true"
+k port-forward "$pod" 16379:6379 >/dev/null 2>&1 &
+forward=$!
+eventually '^.PONG' bash -c 'exec 3<>/dev/tcp/127.0.0.1/16379; printf "PING\r\n" >&3; read -r -t 5 line <&3; echo "$line"'
+kill "$forward"
+wait "$forward" 2>/dev/null || true
+
+# Data that outlives Pods.
+cat >"$work/store.yaml" <<'Y'
+apiVersion: apps/v1
+kind: StatefulSet
+metadata: {name: store}
+spec:
+  replicas: 2
+  serviceName: store
+  selector: {matchLabels: {app: store}}
+  template:
+    metadata: {labels: {app: store}}
+    spec:
+      terminationGracePeriodSeconds: 5
+      containers:
+      - {name: store, image: "redis:7", args: [--appendonly, "yes", --appendfsync, always], volumeMounts: [{name: data, mountPath: /data}]}
+  volumeClaimTemplates:
+  - metadata: {name: data}
+    spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 64Mi}}}
+Y
+want 'tutti-local \(default\) +tutti.run/local +Delete +Immediate' k get storageclass
+want 'created' k apply -f "$work/store.yaml"
+want 'roll out complete|partitioned|rolling update complete' k rollout status statefulset store --timeout=90s
+want 'data-store-1 +Bound' k get pvc
+want '^OK' k exec store-0 -- redis-cli set word kept
+want 'deleted' k delete pod store-0
+eventually '^kept' k exec store-0 -- redis-cli get word
+want 'scaled' k scale statefulset store --replicas=1
+want 'deleted' k delete statefulset store
+want 'deleted' k delete pvc data-store-0 data-store-1
+eventually 'No resources' k get pv
+
+# Nodes.
+node=$(k get nodes -o 'jsonpath={.items[-1:].metadata.name}')
+want 'labeled' k label node "$node" disk=ssd
+eventually 'disk: ssd' tutti nodes -o yaml
+want 'tainted' k taint node "$node" only=this:NoSchedule
+eventually 'key: only' tutti nodes -o yaml
+want 'untainted' k taint node "$node" only-
+want 'cordoned' k cordon "$node"
+eventually 'SchedulingDisabled' k get node "$node"
+want 'drained' k drain "$node" --ignore-daemonsets --delete-emptydir-data --force --timeout=90s
+want 'uncordoned' k uncordon "$node"
+want 'unlabeled' k label node "$node" disk-
+want 'Capacity:' k describe node "$node"
+want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 
 if ((HOSTS >= 3)); then
 	before=$KUBECONFIG
