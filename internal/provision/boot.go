@@ -251,6 +251,9 @@ func inheritCPUSet(root, dir string) error {
 	return nil
 }
 
+// unseen stands for hosts whose first processes are in another PID namespace.
+const unseen = "(unseen)"
+
 // runningDirs returns the directories of the hosts that run on this machine, whoever keeps them:
 // the first processes tell by what they were started with.
 func runningDirs() []string {
@@ -269,6 +272,10 @@ func runningDirs() []string {
 			continue
 		}
 		for pid := range strings.FieldsSeq(string(procs)) {
+			if pid == "0" {
+				seen[unseen] = true
+				continue
+			}
 			cmdline, err := os.ReadFile(filepath.Join("/proc", pid, "cmdline"))
 			args := strings.Split(string(cmdline), "\x00")
 			if err == nil && len(args) > 2 && args[1] == initArg {

@@ -138,8 +138,11 @@ func (m *Machine) Exists() bool {
 // names, so that a machine has room for one set of virtual hosts.
 func (m *Machine) checkOwner() error {
 	for _, dir := range runningDirs() {
-		if dir == m.dataRoot() {
+		switch dir {
+		case m.dataRoot():
 			continue
+		case unseen:
+			return fault.New(fault.Conflict, "virtual hosts run on this machine whose processes cannot be seen from this PID namespace: where they were started, `tutti down` stops them")
 		}
 		if _, err := os.Stat(filepath.Join(dir, "hosts.json")); err == nil {
 			return fault.New(fault.Conflict, "virtual hosts with other data run on this machine: `tutti --data-dir %s down` stops them", filepath.Dir(dir))

@@ -24,7 +24,6 @@ const (
 	pathDial     = "/v1/dial"      // both ways: StreamRequest, then as exec
 	pathEnd      = "/v1/workloads/remove"
 	pathUnlead   = "/v1/services/remove"
-	pathDiscard  = "/v1/volumes/remove"
 )
 
 // StreamRequest is the first line that a client sends who attaches to a task, or dials a port.
@@ -61,9 +60,6 @@ func (s *server) instanceRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathUnlead, change(s, func(ctx context.Context, who core.Caller, req Ref) (done, error) {
 		return done{}, s.Core.RemoveService(ctx, who, req.Ref)
-	}))
-	mux.HandleFunc("POST "+pathDiscard, change(s, func(ctx context.Context, who core.Caller, req Ref) (done, error) {
-		return done{}, s.Core.RemoveVolume(ctx, who, req.Ref)
 	}))
 	mux.HandleFunc("POST "+pathEnd, change(s, func(ctx context.Context, who core.Caller, req RemoveWorkload) (done, error) {
 		var within *time.Duration
@@ -168,11 +164,6 @@ func (c *Client) Dial(ctx context.Context, instance string, port int, s driver.S
 // RemoveService removes a service by its ID.
 func (c *Client) RemoveService(ctx context.Context, id string) error {
 	return postDone(ctx, c, pathUnlead, Ref{id})
-}
-
-// RemoveVolume removes a volume by its ID, and what it holds.
-func (c *Client) RemoveVolume(ctx context.Context, id string) error {
-	return postDone(ctx, c, pathDiscard, Ref{id})
 }
 
 // RemoveWorkload removes a workload; see core.Core.RemoveWorkload.
