@@ -27,7 +27,7 @@ func netCommand(g *globals) *cobra.Command {
 			"reach.",
 		Example: "  tutti net trace shop/web shop/db 5432\n  tutti net trace shop/web.1 192.0.2.7 443",
 	}, true))
-	cmd.AddCommand(netMapCommand(g))
+	cmd.AddCommand(netMapCommand(g), netLogCommand(g))
 	return cmd
 }
 

@@ -28,6 +28,9 @@ type Relay interface {
 // Handle registers what servers and other nodes may ask of this node.
 func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathLogs, wire.HandleStream(a.serveLogs), wire.RoleServer)
+	if a.Access != nil {
+		p.Handle(wire.PathAccess, wire.HandleStream(a.serveAccess), wire.RoleServer)
+	}
 	p.Handle(wire.PathExec, wire.HandleStream(a.serveExec), wire.RoleServer)
 	p.Handle(wire.PathAttach, wire.HandleStream(a.serveAttach), wire.RoleServer)
 	p.Handle(wire.PathDial, wire.HandleStream(a.serveDial), wire.RoleServer)
@@ -103,9 +106,24 @@ func (a *Agent) serveLogs(ctx context.Context, s *wire.Stream) error {
 	if err := s.Receive(&req); err != nil {
 		return err
 	}
+	return sendLog(ctx, s, func(yield func(driver.LogEntry) error) error {
+		return a.Logs(ctx, req.Instance, req.Task, req.Options, yield)
+	})
+}
+
+func (a *Agent) serveAccess(ctx context.Context, s *wire.Stream) error {
+	var req wire.AccessRequest
+	if err := s.Receive(&req); err != nil {
+		return err
+	}
+	return sendLog(ctx, s, func(yield func(driver.LogEntry) error) error { return a.Access(ctx, req, yield) })
+}
+
+// sendLog sends the entries that read yields, and the end.
+func sendLog(ctx context.Context, s *wire.Stream, read func(yield func(driver.LogEntry) error) error) error {
 	batch := &logBatch{stream: s}
 	stop := wire.Every(ctx, 20*time.Millisecond, batch.flush)
-	err := a.Logs(ctx, req.Instance, req.Task, req.Options, batch.add)
+	err := read(batch.add)
 	stop()
 	if err == nil {
 		err = batch.flush()

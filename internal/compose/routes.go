@@ -45,6 +45,7 @@ type routeEntry struct {
 		Burst    int    `json:"burst"`
 	} `json:"rate_limit"`
 	ProxyProtocol int    `json:"proxy_protocol"`
+	AccessLog     bool   `json:"access_log"`
 	MaxBody       string `json:"max_body"`
 	MaxRequests   int64  `json:"max_requests"`
 }
@@ -124,7 +125,7 @@ func (o *one) routeSecret(name, key string, ref *string) (ok bool) {
 // routeLimits reads what a route says of certificates, redirects and limits.
 func (o *one) routeLimits(e *routeEntry, r *model.Route) {
 	r.Issuer, r.Redirect, r.RedirectStatus, r.MaxRequests = model.Issuer(e.TLS), e.Redirect, e.RedirectStatus, e.MaxRequests
-	r.ProxyProtocol = e.ProxyProtocol
+	r.ProxyProtocol, r.AccessLog = e.ProxyProtocol, e.AccessLog
 	if e.ACME != nil {
 		r.ACME = &model.ACME{Server: e.ACME.Server, Email: e.ACME.Email, Authority: e.ACME.Authority}
 	}

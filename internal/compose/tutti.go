@@ -53,7 +53,7 @@ var tuttiRules = keys{
 		"insecure": well, "strip_path": well, "sticky": well, "timeout": well, "wait": well, "retries": well,
 		"tls": well, "acme": within(keys{"server": well, "email": well, "authority": well}), "basic_auth": well,
 		"redirect": well, "redirect_status": well, "rate_limit": within(keys{"requests": well, "per": well, "burst": well}),
-		"max_body": well, "max_requests": well, "proxy_protocol": well,
+		"max_body": well, "max_requests": well, "proxy_protocol": well, "access_log": well,
 	}),
 
 	"allow": within(talkRules), "deny": within(talkRules),

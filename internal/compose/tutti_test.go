@@ -91,6 +91,7 @@ var tuttiEffects = map[string]struct{ with, without string }{
 	ours + "routes.rate_limit.requests":  {with: "x-tutti: {routes: [{rate_limit: {requests: 5, burst: 9}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 6, burst: 9}, target: 80}]}"},
 	ours + "routes.rate_limit.per":       {with: "x-tutti: {routes: [{rate_limit: {requests: 5, per: 1m}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 5}, target: 80}]}"},
 	ours + "routes.rate_limit.burst":     {with: "x-tutti: {routes: [{rate_limit: {requests: 5, burst: 50}, target: 80}]}", without: "x-tutti: {routes: [{rate_limit: {requests: 5}, target: 80}]}"},
+	ours + "routes.access_log":           {with: "x-tutti: {routes: [{access_log: true, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.proxy_protocol":       {with: "x-tutti: {routes: [{proxy_protocol: 2, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.max_body":             {with: "x-tutti: {routes: [{max_body: 10m, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},
 	ours + "routes.max_requests":         {with: "x-tutti: {routes: [{max_requests: 10, target: 80}]}", without: "x-tutti: {routes: [{target: 80}]}"},

@@ -25,6 +25,7 @@ type Remote interface {
 	Exec(ctx context.Context, nodeID string, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
 	Attach(ctx context.Context, nodeID string, ref wire.TaskRef, s driver.Streams) error
 	Dial(ctx context.Context, nodeID, instance string, port int, s driver.Streams) error
+	AccessLog(ctx context.Context, nodeID string, r wire.AccessRequest, yield func(driver.LogEntry) error) error
 	Flows(ctx context.Context, nodeID string, span time.Duration) ([]wire.Flow, error)
 	Try(ctx context.Context, nodeID string, r wire.TryRequest) (wire.TryReply, error)
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error

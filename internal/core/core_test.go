@@ -41,6 +41,7 @@ type bench struct {
 	reads   int      // of usage
 	left    []string // servers taken out of the quorum
 	flows   map[string][]wire.Flow
+	access  func(ctx context.Context, node string, r wire.AccessRequest, yield func(driver.LogEntry) error) error
 
 	restored   []string          // volumes
 	registry   map[string]string // what is in registries, by name
@@ -174,6 +175,13 @@ func (b *bench) WriteFiles(context.Context, string, wire.FilesRequest, io.Reader
 
 func (b *bench) EnsureImage(context.Context, string, string, string) error { return nil }
 func (b *bench) RemoveImage(context.Context, string, string) error         { return nil }
+
+func (b *bench) AccessLog(ctx context.Context, node string, r wire.AccessRequest, yield func(driver.LogEntry) error) error {
+	if b.access == nil {
+		return nil
+	}
+	return b.access(ctx, node, r, yield)
+}
 
 func (b *bench) Flows(_ context.Context, node string, _ time.Duration) ([]wire.Flow, error) {
 	return b.flows[node], nil

@@ -31,16 +31,25 @@ func (r *Remote) address(nodeID string) (string, error) {
 
 // Logs yields the log of a task on a node; see driver.Driver.
 func (r *Remote) Logs(ctx context.Context, nodeID string, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error {
+	return r.readLog(ctx, nodeID, wire.PathLogs, wire.LogsRequest{TaskRef: ref, Options: o}, yield)
+}
+
+// AccessLog yields what the ingress of a node wrote down.
+func (r *Remote) AccessLog(ctx context.Context, nodeID string, req wire.AccessRequest, yield func(driver.LogEntry) error) error {
+	return r.readLog(ctx, nodeID, wire.PathAccess, req, yield)
+}
+
+func (r *Remote) readLog(ctx context.Context, nodeID, path string, req any, yield func(driver.LogEntry) error) error {
 	address, err := r.address(nodeID)
 	if err != nil {
 		return err
 	}
-	s, err := r.Client.Stream(ctx, address, wire.PathLogs)
+	s, err := r.Client.Stream(ctx, address, path)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
-	if err := s.Send(wire.LogsRequest{TaskRef: ref, Options: o}); err != nil {
+	if err := s.Send(req); err != nil {
 		return err
 	}
 	for {

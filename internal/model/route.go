@@ -59,9 +59,11 @@ type Route struct {
 	RedirectStatus int        `json:"redirectStatus,omitempty"`
 	Rate           *RateLimit `json:"rate,omitempty"`
 	// ProxyProtocol, 1 or 2, begins each connection to an instance with the client's address.
-	ProxyProtocol int   `json:"proxyProtocol,omitempty"`
-	MaxBody       int64 `json:"maxBody,omitempty"`     // bytes of a request's body; 0: any
-	MaxRequests   int64 `json:"maxRequests,omitempty"` // at a time on each host; 0: any
+	ProxyProtocol int `json:"proxyProtocol,omitempty"`
+	// AccessLog has hosts write a line of each request that they answered.
+	AccessLog   bool  `json:"accessLog,omitempty"`
+	MaxBody     int64 `json:"maxBody,omitempty"`     // bytes of a request's body; 0: any
+	MaxRequests int64 `json:"maxRequests,omitempty"` // at a time on each host; 0: any
 }
 
 // Issuer makes certificates.

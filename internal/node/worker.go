@@ -95,6 +95,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		Drivers: drivers, Devices: cfg.features.devices, Images: images, Links: links, Volumes: volumes, Secrets: secrets, Artifacts: artifacts,
 		Network:  []agent.NetworkState{links, balancer, namesProcess(cfg), leads},
 		Requests: leads.Requests,
+		Access:   leads.Access,
 		Flows:    balancer.Flows,
 		Debug:    looks.debug,
 		Log:      cfg.Log,
@@ -138,7 +139,9 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 }
 
 func ingressProcess(cfg *Config, nodeID string) *ingress.Process {
-	return ingress.New(filepath.Join(cfg.RunDir, "ingress"), nodeID, ":80", ":443", cfg.Log)
+	p := ingress.New(filepath.Join(cfg.RunDir, "ingress"), nodeID, ":80", ":443", cfg.Log)
+	p.Logs = filepath.Join(cfg.DataDir, "ingress")
+	return p
 }
 
 func namesProcess(cfg *Config) *names.Process {

@@ -182,6 +182,7 @@ var decisions = map[string][]wire.Role{
 
 	// What nodes do for servers.
 	wire.PathLogs:         {wire.RoleServer},
+	wire.PathAccess:       {wire.RoleServer},
 	wire.PathExec:         {wire.RoleServer},
 	wire.PathAttach:       {wire.RoleServer},
 	wire.PathSignal:       {wire.RoleServer},

@@ -10,6 +10,7 @@ import (
 // Paths that agents serve to servers.
 const (
 	PathLogs         = "/agent/logs"          // stream: LogsRequest, then LogsReply until End
+	PathAccess       = "/agent/access"        // stream: AccessRequest, then LogsReply until End, of which each line is an Access
 	PathExec         = "/agent/exec"          // stream: ExecStart, then ExecInput and ExecOutput
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
 	PathTry          = "/agent/try"           // call: TryRequest → TryReply
@@ -186,6 +187,33 @@ type VolumeFiles struct {
 type LogsRequest struct {
 	TaskRef
 	Options driver.LogOptions `json:"options"`
+}
+
+// AccessRequest opens a node's access log.
+type AccessRequest struct {
+	All      bool              `json:"all,omitempty"`
+	Services []string          `json:"services,omitempty"` // IDs, if not all
+	Options  driver.LogOptions `json:"options"`
+}
+
+// Access is a request that the ingress answered, or tells of requests that it did not write down.
+type Access struct {
+	Time         time.Time `json:"time"`    // when it came
+	Service      string    `json:"service"` // "shop/web"
+	Host         string    `json:"host,omitempty"`
+	Client       string    `json:"client,omitempty"`
+	User         string    `json:"user,omitempty"` // who said so by basic authentication
+	Method       string    `json:"method,omitempty"`
+	Target       string    `json:"target,omitempty"` // path and query, as they were sent
+	Secure       bool      `json:"secure,omitempty"` // by TLS
+	Status       int       `json:"status"`
+	Bytes        int64     `json:"bytes"` // of the answer's body
+	Milliseconds float64   `json:"milliseconds"`
+	Instance     string    `json:"instance,omitempty"` // that was asked last
+	UserAgent    string    `json:"userAgent,omitempty"`
+	Referer      string    `json:"referer,omitempty"`
+	// Dropped is how many requests are not written down, since the disk was too slow; then there is nothing else.
+	Dropped uint64 `json:"dropped,omitempty"`
 }
 
 // LogsReply carries entries, or the end of the log.

@@ -116,6 +116,7 @@ var departures = map[string]string{
 
 	"internal/balance/names -> internal/wire":      "the same",
 	"internal/balance/ingress -> internal/wire":    "the same",
+	"internal/balance/ingress -> internal/driver":  "the access log is kept and read as logs of tasks are",
 	"internal/compose -> internal/image":           "image names are completed in one place",
 	"internal/api/docker -> internal/store":        "the same as for native",
 	"internal/api/marathon -> internal/store":      "the same",

@@ -364,10 +364,19 @@ func (c *Client) RemoveImage(ctx context.Context, name string) error {
 // Logs yields log lines until there are no more, the context is done (which is no error) or
 // yield returns one.
 func (c *Client) Logs(ctx context.Context, ref string, o driver.LogOptions, yield func(core.LogLine) error) error {
+	return readLines(ctx, c, pathLogs, logQuery(ref, o), yield)
+}
+
+// NetLog yields what the ingresses of all nodes wrote down of a reference, or of everything; it ends as Logs does.
+func (c *Client) NetLog(ctx context.Context, ref string, o driver.LogOptions, yield func(core.AccessLine) error) error {
+	return readLines(ctx, c, pathNetLog, logQuery(ref, o), yield)
+}
+
+func logQuery(ref string, o driver.LogOptions) url.Values {
 	q := url.Values{"ref": {ref}, "follow": {strconv.FormatBool(o.Follow)}, "tail": {strconv.Itoa(o.Tail)}}
 	setTime(q, "since", o.Since)
 	setTime(q, "until", o.Until)
-	return readLines(ctx, c, pathLogs, q, yield)
+	return q
 }
 
 // Events yields what happened since a time, and goes on when following; it ends as Logs does.

@@ -122,6 +122,11 @@ func (f *fakeNodes) WriteFiles(_ context.Context, _ string, _ wire.FilesRequest,
 
 func (f *fakeNodes) EnsureImage(context.Context, string, string, string) error { return nil }
 func (f *fakeNodes) RemoveImage(context.Context, string, string) error         { return nil }
+func (f *fakeNodes) AccessLog(_ context.Context, node string, r wire.AccessRequest, yield func(driver.LogEntry) error) error {
+	line, err := json.Marshal(wire.Access{Service: "shop/web", Target: "/" + node, Status: 200, Dropped: uint64(r.Options.Tail)})
+	return errors.Join(err, yield(driver.LogEntry{Line: line}))
+}
+
 func (f *fakeNodes) Flows(context.Context, string, time.Duration) ([]wire.Flow, error) {
 	return nil, nil
 }
@@ -606,6 +611,18 @@ func TestLogs(t *testing.T) {
 	stop := errors.New("enough")
 	if err := h.Logs(t.Context(), "shop/web", want, func(core.LogLine) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("a reader that has enough gets %v", err)
+	}
+}
+
+func TestNetLog(t *testing.T) {
+	h := newHouse(t)
+	var got []core.AccessLine
+	err := h.NetLog(t.Context(), "", driver.LogOptions{Tail: 7}, func(l core.AccessLine) error { got = append(got, l); return nil })
+	if err != nil || len(got) == 0 || got[0].Node == "" || got[0].Service != "shop/web" || got[0].Status != 200 || got[0].Dropped != 7 {
+		t.Errorf("the lines are %+v, %v", got, err)
+	}
+	if err := h.NetLog(t.Context(), "nobody", driver.LogOptions{Tail: -1}, func(core.AccessLine) error { return nil }); !fault.Is(err, fault.NotFound) {
+		t.Errorf("the log of nobody: %v", err)
 	}
 }
 

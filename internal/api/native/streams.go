@@ -16,9 +16,10 @@ import (
 
 // Paths of streams.
 const (
-	pathLogs   = "/v1/logs"   // ?ref ?follow ?tail ?since ?until → core.LogLine a line
-	pathEvents = "/v1/events" // ?follow ?since → model.Event a line
-	pathExec   = "/v1/exec"   // both ways: see exec.go
+	pathLogs   = "/v1/logs"    // ?ref ?follow ?tail ?since ?until → core.LogLine a line
+	pathNetLog = "/v1/net/log" // ?ref ?follow ?tail ?since ?until → core.AccessLine a line
+	pathEvents = "/v1/events"  // ?follow ?since → model.Event a line
+	pathExec   = "/v1/exec"    // both ways: see exec.go
 )
 
 // flushInterval is how long a line may wait for others to travel with it.
@@ -26,6 +27,7 @@ const flushInterval = 20 * time.Millisecond
 
 func (s *server) streamRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+pathLogs, s.logs)
+	mux.HandleFunc("GET "+pathNetLog, s.netLog)
 	mux.HandleFunc("GET "+pathEvents, s.events)
 	mux.HandleFunc("POST "+pathExec, s.exec)
 }
@@ -39,6 +41,18 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 	}
 	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
 		return s.Core.Logs(ctx, callerOf(r), q.Get("ref"), o, func(l core.LogLine) error { return line(l) })
+	})
+}
+
+func (s *server) netLog(w http.ResponseWriter, r *http.Request) {
+	q := query{r.URL.Query()}
+	o, err := logOptions(q)
+	if err != nil {
+		s.fail(w, r, err)
+		return
+	}
+	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
+		return s.Core.AccessLog(ctx, callerOf(r), q.Get("ref"), o, func(l core.AccessLine) error { return line(l) })
 	})
 }
 

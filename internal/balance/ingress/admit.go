@@ -22,6 +22,7 @@ type asked struct {
 	path           string         // as it is meant
 	client         string         // the address
 	user           string         // who it is, where that was asked
+	instance       string         // that was asked last
 	from, to       netip.AddrPort // of the client's connection
 	secure         bool
 	length         int64 // of the body; -1: nobody knows yet
@@ -171,7 +172,7 @@ func (r *route) destination(a *asked) string {
 // leave ends what admit let through.
 func (r *route) leave() { r.limits.leave() }
 
-// done counts an answer, whoever gave it.
+// done counts an answer, whoever gave it, and has it written down where the route has a log.
 func (p *proxy) done(r *route, a *asked, status int, sent int64, began time.Time) {
 	took := time.Since(began)
 	if r == nil {
@@ -179,6 +180,9 @@ func (p *proxy) done(r *route, a *asked, status int, sent int64, began time.Time
 		return
 	}
 	r.count.add(status, took)
+	if r.AccessLog {
+		p.record(r, a, status, sent, began, took)
+	}
 }
 
 // cookieIn is what a sticky client says of where it was led.

@@ -19,6 +19,8 @@ type Config struct {
 	Certificates []string `json:"certificates,omitempty"`
 	// Challenges are what servers of ACME want to hear, by token.
 	Challenges map[string]string `json:"challenges,omitempty"`
+	// Logs is the directory of the access log; "": no route has one.
+	Logs string `json:"logs,omitempty"`
 }
 
 // Route leads requests to the instances of one service.
@@ -46,8 +48,9 @@ type Route struct {
 	Rate           float64 `json:"rate,omitempty"` // requests a second of one client
 	Burst          float64 `json:"burst,omitempty"`
 	ProxyProtocol  int     `json:"proxyProtocol,omitempty"` // its version
-	MaxBody        int64   `json:"maxBody,omitempty"`       // bytes
-	MaxRequests    int64   `json:"maxRequests,omitempty"`   // at a time
+	AccessLog      bool    `json:"accessLog,omitempty"`
+	MaxBody        int64   `json:"maxBody,omitempty"`     // bytes
+	MaxRequests    int64   `json:"maxRequests,omitempty"` // at a time
 
 	Backends []Backend `json:"backends"`
 }
@@ -96,7 +99,7 @@ func Compute(n *wire.Network, nodeID string) *Config {
 					maps.Copy(c.Challenges, said)
 				}
 			}
-			route.ProxyProtocol = r.ProxyProtocol
+			route.ProxyProtocol, route.AccessLog = r.ProxyProtocol, r.AccessLog
 			route.Redirect, route.RedirectStatus, route.MaxBody, route.MaxRequests = r.Redirect, r.RedirectStatus, r.MaxBody, r.MaxRequests
 			if route.Protected = r.BasicAuth != ""; route.Protected {
 				route.Users = string(s.Secrets[r.BasicAuth])

@@ -406,7 +406,7 @@ func (x *exchange) forward(size int) (keep bool) {
 		if b == nil {
 			break
 		}
-		x.instance = b
+		x.instance, x.asked.instance = b, b.Instance
 		keep, last = x.try(b)
 		if last == nil {
 			return keep

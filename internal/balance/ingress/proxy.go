@@ -32,6 +32,7 @@ type proxy struct {
 	counts     *counts
 	unrouted   *count
 	challenges atomic.Pointer[map[string]string]
+	access     atomic.Pointer[accessLog] // nil: no route has had one yet
 
 	mu     sync.Mutex // of what changes keep
 	pools  map[string]*pool
@@ -257,6 +258,7 @@ func (p *proxy) RoundTrip(r *http.Request) (*http.Response, error) {
 		if b == nil {
 			return nil, last
 		}
+		v.asked.instance = b.Instance
 		resp, err := p.try(r, v.route, b)
 		if err == nil {
 			v.status = resp.StatusCode

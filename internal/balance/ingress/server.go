@@ -92,6 +92,9 @@ func serve(dir, plain, secure string) error {
 		all.Go(func() { errs[i] = s.shutdown(ctx) })
 	}
 	all.Wait()
+	if l := in.access.Load(); l != nil {
+		l.close()
+	}
 	return errors.Join(err, errors.Join(errs...))
 }
 
@@ -119,6 +122,9 @@ func (in *ingress) put(c *Config) {
 		}
 	}
 	in.certificates.Store(&certificates)
+	if c.Logs != "" && in.access.Load() == nil {
+		in.access.Store(openAccessLog(c.Logs))
+	}
 	in.proxy.put(c.Routes, c.Challenges)
 }
 
@@ -182,6 +188,8 @@ func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []
 // Process keeps one ingress running on this node, as long as there are routes.
 type Process struct {
 	*beside.Process
+	// Logs is the directory of the access log, of which there is something only once a route has one.
+	Logs    string
 	nodeID  string
 	written []byte
 }
@@ -198,6 +206,9 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 	if len(c.Routes) == 0 {
 		p.written = nil
 		return errors.Join(p.Remove(ctx), os.RemoveAll(p.Dir))
+	}
+	if slices.ContainsFunc(c.Routes, func(r Route) bool { return r.AccessLog }) {
+		c.Logs = p.Logs
 	}
 	data, err := json.Marshal(c)
 	if err != nil {

@@ -190,6 +190,15 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 	}
 }
 
+// Append appends whole lines, without newlines, as of now.
+func (w *Writer) Append(entries []driver.LogEntry) error {
+	var b batch
+	for _, e := range entries {
+		b.add(e.Stream, e.Line, true)
+	}
+	return w.write(&b)
+}
+
 // Close closes the file.
 func (w *Writer) Close() error {
 	w.mu.Lock()
@@ -201,6 +210,12 @@ func (w *Writer) Close() error {
 // reports that nothing more will be written, and everything was read; or until ctx is done, or
 // o.Until has passed.
 func Read(ctx context.Context, dir string, o driver.LogOptions, ended func() bool, yield func(driver.LogEntry) error) error {
+	return ReadStreams(ctx, dir, o, nil, ended, yield)
+}
+
+// ReadStreams is Read of those streams only that pick chooses; nil chooses all.
+func ReadStreams(ctx context.Context, dir string, options driver.LogOptions, pick func(stream string) bool, ended func() bool, yield func(driver.LogEntry) error) error {
+	o := choice{options, pick}
 	base := filepath.Join(dir, fileName)
 	files, err := openAll(ctx, base, o.Follow, ended)
 	if err != nil || len(files) == 0 {
@@ -257,6 +272,16 @@ func rotated(base string, n int) string {
 		return base
 	}
 	return base + "." + strconv.Itoa(n)
+}
+
+// choice says which entries are wanted.
+type choice struct {
+	driver.LogOptions
+	pick func(stream string) bool
+}
+
+func (c *choice) has(e *driver.LogEntry) bool {
+	return (c.Since.IsZero() || !e.Time.Before(c.Since)) && (c.Until.IsZero() || !e.Time.After(c.Until)) && (c.pick == nil || c.pick(e.Stream))
 }
 
 // openAll opens the files that there are, the oldest first. It begins with the newest, so that a
@@ -320,7 +345,7 @@ func successor(base string, f *os.File) *os.File {
 }
 
 // readTail yields the last entries of all files and returns where the newest ends.
-func readTail(files []*os.File, o driver.LogOptions, yield func(driver.LogEntry) error) (offset int64, err error) {
+func readTail(files []*os.File, o choice, yield func(driver.LogEntry) error) (offset int64, err error) {
 	var ring []driver.LogEntry
 	for _, f := range files {
 		offset, err = readAll(f, 0, o, func(e driver.LogEntry) error {
@@ -343,7 +368,7 @@ func readTail(files []*os.File, o driver.LogOptions, yield func(driver.LogEntry)
 }
 
 // readAll yields the whole entries from offset on and returns where it stopped.
-func readAll(f *os.File, offset int64, o driver.LogOptions, yield func(driver.LogEntry) error) (int64, error) {
+func readAll(f *os.File, offset int64, o choice, yield func(driver.LogEntry) error) (int64, error) {
 	if _, err := f.Seek(offset, io.SeekStart); err != nil {
 		return offset, fmt.Errorf("read log: %w", err)
 	}
@@ -355,7 +380,7 @@ func readAll(f *os.File, offset int64, o driver.LogOptions, yield func(driver.Lo
 		}
 		offset += int64(len(line))
 		e, ok := parse(line[:len(line)-1])
-		if !ok || !o.Since.IsZero() && e.Time.Before(o.Since) || !o.Until.IsZero() && e.Time.After(o.Until) {
+		if !ok || !o.has(&e) {
 			continue
 		}
 		if err := yield(e); err != nil {

@@ -252,3 +252,22 @@ func TestListenersGetBytesAsTheyComeAndMayFail(t *testing.T) {
 type broken struct{}
 
 func (broken) Write([]byte) (int, error) { return 0, errors.New("gone") }
+
+// TestOneStreamOfMany is read as if there were no other, its last lines, too.
+func TestOneStreamOfMany(t *testing.T) {
+	dir, w := create(t)
+	for n := range 10 {
+		err := w.Append([]driver.LogEntry{{Stream: "a", Line: fmt.Appendf(nil, "a%d", n)}, {Stream: "b", Line: fmt.Appendf(nil, "b%d", n)}})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var got strings.Builder
+	err := ReadStreams(t.Context(), dir, driver.LogOptions{Tail: 3}, func(s string) bool { return s == "b" }, func() bool { return true }, func(e driver.LogEntry) error {
+		got.Write(e.Line)
+		return nil
+	})
+	if err != nil || got.String() != "b7\nb8\nb9\n" {
+		t.Errorf("read is %q, %v", got.String(), err)
+	}
+}
