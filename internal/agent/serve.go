@@ -28,9 +28,7 @@ type Relay interface {
 // Handle registers what servers and other nodes may ask of this node.
 func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathLogs, wire.HandleStream(a.serveLogs), wire.RoleServer)
-	if a.Access != nil {
-		p.Handle(wire.PathAccess, wire.HandleStream(a.serveAccess), wire.RoleServer)
-	}
+	p.Handle(wire.PathAccess, wire.HandleStream(a.serveAccess), wire.RoleServer)
 	p.Handle(wire.PathExec, wire.HandleStream(a.serveExec), wire.RoleServer)
 	p.Handle(wire.PathAttach, wire.HandleStream(a.serveAttach), wire.RoleServer)
 	p.Handle(wire.PathDial, wire.HandleStream(a.serveDial), wire.RoleServer)
@@ -116,7 +114,12 @@ func (a *Agent) serveAccess(ctx context.Context, s *wire.Stream) error {
 	if err := s.Receive(&req); err != nil {
 		return err
 	}
-	return sendLog(ctx, s, func(yield func(driver.LogEntry) error) error { return a.Access(ctx, req, yield) })
+	return sendLog(ctx, s, func(yield func(driver.LogEntry) error) error {
+		if a.Access == nil {
+			return fault.New(fault.Unavailable, "this node has no ingress")
+		}
+		return a.Access(ctx, req, yield)
+	})
 }
 
 // sendLog sends the entries that read yields, and the end.
