@@ -48,8 +48,10 @@ func TestAccessLog(t *testing.T) {
 	a, quiet, guarded := leading("a", "", "shop/a", instance(t, "a1")), leading("quiet", "", "quiet", instance(t, "q")), leading("guarded", "", "guarded", instance(t, "g1"))
 	a.AccessLog, a.ServiceID = true, "id-a"
 	guarded.AccessLog, guarded.ServiceID, guarded.Protected, guarded.Users = true, "id-g", true, "ben:"+string(hash)+"\n"
+	gone := leading("gone", "", "gone", nobody(t))
+	gone.AccessLog, gone.ServiceID = true, "id-n"
 	dir := t.TempDir()
-	in, plain, _ := front(t, &Config{Logs: dir, Routes: []Route{a, quiet, guarded}})
+	in, plain, _ := front(t, &Config{Logs: dir, Routes: []Route{a, quiet, guarded, gone}})
 	defer in.access.Load().close()
 	began := time.Now().Add(-time.Second)
 	total := 0
@@ -60,8 +62,9 @@ func TestAccessLog(t *testing.T) {
 		request(t, client, "GET", "http://"+plain, "nowhere", "/", "")
 		request(t, client, "GET", "http://"+plain, "guarded", "/", "")
 		request(t, client, "POST", "http://"+plain, "guarded", "/", "body", "Authorization", "Basic YmVuOnB3")
-		total += 3
-		list := accesses(t, dir, total, wire.AccessRequest{All: true})[total-3:]
+		_, no, _ := request(t, client, "GET", "http://"+plain, "gone", "/", "")
+		total += 4
+		list := accesses(t, dir, total, wire.AccessRequest{All: true})[total-4:]
 		one := list[0]
 		if one.Service != "shop/a" || one.Host != "a" || one.Client != "127.0.0.1" || one.Method != "GET" || one.Target != "/p?q=1" || one.Status != 200 ||
 			one.Bytes != int64(len(said)) || one.Instance != "a1" || one.UserAgent != "\"odd\" <"+name || one.Referer != long[:accessText] || one.Time.Before(began) || one.Milliseconds <= 0 {
@@ -70,11 +73,14 @@ func TestAccessLog(t *testing.T) {
 		if one = list[1]; one.Service != "guarded" || one.Status != 401 || one.User != "" || one.Instance != "" {
 			t.Errorf("%s, refused: %+v", name, one)
 		}
+		if one = list[3]; one.Status != 502 || one.Bytes != int64(len(no)) || one.Instance != "nobody" {
+			t.Errorf("%s, of nobody: %+v", name, one)
+		}
 		if one = list[2]; one.Status != 200 || one.User != "ben" || one.Instance != "g1" || one.Method != "POST" {
 			t.Errorf("%s, with a password: %+v", name, one)
 		}
 	}
-	for _, one := range accesses(t, dir, total/3, wire.AccessRequest{Services: []string{"id-a"}}) {
+	for _, one := range accesses(t, dir, total/4, wire.AccessRequest{Services: []string{"id-a"}}) {
 		if one.Service != "shop/a" {
 			t.Errorf("of the first service: %+v", one)
 		}

@@ -425,7 +425,9 @@ func (x *exchange) forward(size int) (keep bool) {
 	if errors.Is(last, errGone) {
 		return false
 	}
-	return s.refuse(&refusal{status: x.status, text: fmt.Sprintf("%s: %v\n", x.route.Service, last)}, x.rest)
+	no := &refusal{status: x.status, text: fmt.Sprintf("%s: %v\n", x.route.Service, last)}
+	x.sent = int64(len(no.text))
+	return s.refuse(no, x.rest)
 }
 
 // try asks one instance. A connection that was kept may have been closed just now: then another one is taken.

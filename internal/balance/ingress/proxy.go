@@ -240,7 +240,9 @@ func statusOf(err error) int {
 func failed(w http.ResponseWriter, r *http.Request, err error) {
 	v := visitOf(r)
 	if v.status = statusOf(err); v.status != 499 {
-		http.Error(w, fmt.Sprintf("%s: %v", v.route.Service, err), v.status)
+		text := fmt.Sprintf("%s: %v", v.route.Service, err)
+		v.sent = int64(len(text)) + 1
+		http.Error(w, text, v.status)
 	}
 }
 
