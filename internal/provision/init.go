@@ -20,9 +20,11 @@ const (
 	initArg = "tutti-host-init"
 	// shutdownPatience is how long a host's processes have to end when it shuts down.
 	shutdownPatience = 8 * time.Second
-	// respawnAfter is how long a node that ended stays down; longer when it had only just started.
+	// respawnAfter is how long a node that ended stays down, so that it is back before others take it for
+	// lost; longer when it ended soon after its start more often than that.
 	respawnAfter, respawnSlowly = 100 * time.Millisecond, time.Second
 	settled                     = 10 * time.Second
+	soonMost                    = 5
 )
 
 // Reexec runs a virtual host's first process when this program was started for that; main calls
@@ -108,6 +110,7 @@ func runInit(c *initConfig) {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	node, since := spawn(c), time.Now()
 	var respawn <-chan time.Time
+	soon := 0 // ends in a row that came soon after the start
 	for {
 		select {
 		case <-respawn:
@@ -121,9 +124,12 @@ func runInit(c *initConfig) {
 		if ended := reap(node); ended || node == 0 {
 			node = 0
 			if respawn == nil {
-				delay := respawnSlowly
-				if time.Since(since) > settled {
-					delay = respawnAfter
+				if soon++; time.Since(since) > settled {
+					soon = 0
+				}
+				delay := respawnAfter
+				if soon > soonMost {
+					delay = respawnSlowly
 				}
 				respawn = time.After(delay)
 			}
