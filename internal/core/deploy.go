@@ -4,20 +4,15 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"fmt"
-	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
-	"golang.org/x/crypto/bcrypt"
-
 	"github.com/tutti-run/tutti/internal/autoscale"
 	"github.com/tutti-run/tutti/internal/cron"
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/secret"
@@ -139,113 +134,6 @@ func checkDeployment(d *Deployment) error {
 		return fault.New(fault.Invalid, "application %s: %s", d.Application, strings.Join(problems, "; "))
 	}
 	return nil
-}
-
-// resolveImages finds out what each image reference means now: the cluster's own images first,
-// then registries.
-func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]string) error {
-	var problems []string
-	for _, w := range d.Workloads {
-		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
-			if t.Image == "" || out[t.Image] != "" {
-				continue
-			}
-			digest, err := c.resolveImage(ctx, t.Image, d.Pulls[t.Image], d.Logins[w.Name])
-			if fault.Is(err, fault.Forbidden) {
-				return fault.New(fault.Forbidden, "workload %s: %w", w.Name, err)
-			}
-			if err != nil {
-				problems = append(problems, fmt.Sprintf("workload %s: %v", w.Name, err))
-				continue
-			}
-			out[t.Image] = digest
-		}
-	}
-	if len(problems) > 0 {
-		return fault.New(fault.NotFound, "application %s: %s", d.Application, strings.Join(problems, "; "))
-	}
-	return nil
-}
-
-// newestPatience is how long a registry is waited for that need not answer.
-const newestPatience = 10 * time.Second
-
-// resolveImage finds out which content a reference means, has it in the cluster, and refuses what a
-// policy wants signed and is not.
-func (c *Core) resolveImage(ctx context.Context, ref string, policy PullPolicy, as image.Credentials) (string, error) {
-	name, err := image.Normalize(ref)
-	if err != nil {
-		return "", err
-	}
-	snap := c.Store.Snapshot()
-	if own := OwnName(snap, name); own != name {
-		name, ref = own, own
-	}
-	img, known := store.ByName[*model.Image](snap, "", "", name)
-	pull := !known
-	switch policy {
-	case PullMissing:
-	case PullAlways:
-		pull = true
-	case PullNever:
-		if !known {
-			return "", fault.New(fault.NotFound, "image %s is not in the cluster, and its pull policy is never", name)
-		}
-	case PullNewest:
-		if known && img.Pulled {
-			asking, cancel := context.WithTimeout(ctx, newestPatience)
-			r, err := c.Images.Resolve(asking, name, as)
-			cancel()
-			if err != nil {
-				c.Log.Warn("a registry was not asked what an image is now; the one that is here is meant", "image", name, "error", err)
-			}
-			pull = err == nil && r.Target.Digest.String() != img.Digest
-		}
-	default:
-		return "", fault.New(fault.Invalid, "pull policy %q: missing, always, never and newest are accepted", policy)
-	}
-	digest := ""
-	if known {
-		digest = img.Digest
-	}
-	var info image.Info
-	switch {
-	case !pull:
-	case policy == PullMissing && as == (image.Credentials{}):
-		info, err = c.Images.Ensure(ctx, ref, "", func(image.Progress) {})
-	default:
-		info, err = c.Images.Pull(ctx, ref, image.PullOptions{As: as})
-	}
-	if err != nil {
-		return "", err
-	}
-	if pull {
-		digest = info.Digest
-	}
-	signed, err := c.checkSignature(ctx, name, digest, img, as)
-	if err != nil {
-		return "", err
-	}
-	if pull {
-		if err := c.recordImages(ctx, []image.Info{info}); err != nil {
-			return "", err
-		}
-	}
-	return digest, c.noteSigned(ctx, name, digest, signed)
-}
-
-// noteSigned remembers whose signatures of an image were verified.
-func (c *Core) noteSigned(ctx context.Context, name, digest string, signed []string) error {
-	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
-		img, ok := store.ByName[*model.Image](snap, "", "", name)
-		if !ok || img.Digest != digest || slices.Equal(img.Signed, signed) {
-			return nil
-		}
-		n := img.Clone()
-		n.Signed = signed
-		put(cs, n)
-		return nil
-	})
 }
 
 // planner turns a deployment into one change set over one snapshot.
@@ -625,48 +513,6 @@ func (p *planner) feasible(w *model.Workload) error {
 	return nil
 }
 
-func (p *planner) services() error {
-	for _, s := range p.d.Services {
-		s = s.Clone()
-		where := "service " + s.Name
-		var err error
-		switch {
-		case !s.Direct:
-			if s.WorkloadID, err = resolve[*model.Workload](p, model.KindWorkload, s.WorkloadID, where); err != nil {
-				return err
-			}
-		default:
-			if err := checkDirect(s); err != nil {
-				return err
-			}
-		}
-		for i := range s.Networks {
-			if s.Networks[i], err = resolve[*model.Network](p, model.KindNetwork, s.Networks[i], where); err != nil {
-				return err
-			}
-		}
-		aliases := map[string][]string{}
-		for ref, names := range s.Aliases {
-			id, err := resolve[*model.Network](p, model.KindNetwork, ref, where)
-			if err != nil {
-				return err
-			}
-			aliases[id] = names
-		}
-		s.Aliases = aliases
-		if err := p.portsFree(s); err != nil {
-			return err
-		}
-		if err := p.routes(s); err != nil {
-			return err
-		}
-		if err := settle(p, s, func(*model.Service) {}); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 func (p *planner) policies() error {
 	for _, want := range p.d.Policies {
 		want = want.Clone()
@@ -697,115 +543,6 @@ func (p *planner) policies() error {
 		}
 		if err := settle(p, want, func(*model.Policy) {}); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// checkDirect refuses a direct service that cannot be led.
-func checkDirect(s *model.Service) error {
-	if s.WorkloadID != "" {
-		return fault.New(fault.Invalid, "service %s: a direct service leads to addresses, not to workload %s", s.Name, s.WorkloadID)
-	}
-	for _, b := range s.Backends {
-		if _, err := netip.ParseAddr(b.Address); err != nil {
-			return fault.New(fault.Invalid, "service %s: backend %q is not an IP address", s.Name, b.Address)
-		}
-	}
-	if ip, err := netip.ParseAddr(s.VirtualIP); s.VirtualIP != "" && (err != nil || !ip.Is4()) {
-		return fault.New(fault.Invalid, "service %s: virtual IP %q is not an IPv4 address", s.Name, s.VirtualIP)
-	}
-	return nil
-}
-
-// routes checks those of a service, and finds their certificates. A host belongs to one namespace.
-func (p *planner) routes(s *model.Service) error {
-	for i := range s.Routes {
-		r := &s.Routes[i]
-		if err := r.Check(); err != nil {
-			return fmt.Errorf("service %s: route %s%s: %w", s.Name, r.Host, r.Path, err)
-		}
-		if len(s.Networks) == 0 {
-			return fault.New(fault.Invalid, "service %s: a route needs a network that leads to the instances", s.Name)
-		}
-		for other := range store.List[*model.Service](p.snap) {
-			if other.Namespace != p.d.Namespace && slices.ContainsFunc(other.Routes, func(o model.Route) bool { return o.Host == r.Host }) {
-				return fault.New(fault.Conflict, "service %s: host %q has routes in namespace %s already", s.Name, r.Host, other.Namespace)
-			}
-		}
-		if err := p.routeSecret(s, &r.Certificate, func(pem []byte) error { return checkCertificate(pem, r.Host) }); err != nil {
-			return err
-		}
-		if err := p.routeSecret(s, &r.BasicAuth, checkUsers); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// routeSecret finds the secret that a route refers to, and checks it if it comes with this deployment.
-func (p *planner) routeSecret(s *model.Service, ref *string, check func(data []byte) error) error {
-	if *ref == "" {
-		return nil
-	}
-	for _, given := range p.d.Secrets {
-		if given.Meta.Name == *ref {
-			if err := check(given.Data); err != nil {
-				return fault.New(fault.Invalid, "service %s: secret %s: %w", s.Name, *ref, err)
-			}
-		}
-	}
-	id, err := resolve[*model.Secret](p, model.KindSecret, *ref, "service "+s.Name)
-	if err == nil {
-		*ref = id
-	}
-	return err
-}
-
-// checkUsers wants lines of name:hash, with hashes of bcrypt.
-func checkUsers(data []byte) error {
-	number := 0
-	for line := range strings.Lines(string(data)) {
-		line = strings.TrimSpace(line)
-		if number++; line == "" || strings.HasPrefix(line, "#") {
-			continue
-		}
-		name, hash, ok := strings.Cut(line, ":")
-		if _, err := bcrypt.Cost([]byte(hash)); !ok || name == "" || err != nil {
-			return fmt.Errorf("line %d is not name:hash with a hash of bcrypt, as htpasswd -B writes it", number)
-		}
-	}
-	return nil
-}
-
-// checkCertificate wants a certificate for a host with its key, both in PEM.
-func checkCertificate(pem []byte, host string) error {
-	c, err := tls.X509KeyPair(pem, pem)
-	if err != nil {
-		return fmt.Errorf("it is not a certificate with its key in PEM: %w", err)
-	}
-	if below, ok := strings.CutPrefix(host, "*."); ok {
-		host = "any." + below
-	}
-	return c.Leaf.VerifyHostname(host)
-}
-
-func (p *planner) portsFree(s *model.Service) error {
-	for other := range store.List[*model.Service](p.snap) {
-		if other.Namespace == p.d.Namespace && other.Application == p.d.Application &&
-			(!p.d.KeepOthers || slices.ContainsFunc(p.d.Services, func(s *model.Service) bool { return s.Name == other.Name })) {
-			continue // replaced or removed by this very deployment
-		}
-		for _, a := range s.Ports {
-			for _, b := range other.Ports {
-				if s.PortGroup != "" && s.PortGroup == other.PortGroup && p.d.Application == other.Application && p.d.Namespace == other.Namespace && a == b {
-					continue // they publish it together
-				}
-				if a.Published != 0 && a.Published == b.Published && a.Protocol == b.Protocol && !(a.HostMode && b.HostMode) {
-					return fault.New(fault.Conflict, "service %s: port %d/%s is already published by %s",
-						s.Name, a.Published, a.Protocol, other.FullName())
-				}
-			}
 		}
 	}
 	return nil
