@@ -158,27 +158,34 @@ func (k *Kubelet) instance(r *http.Request) (*model.Instance, error) {
 	return instanceOf(r.Context(), k.tutti, string(pod.UID))
 }
 
-// errFound ends the watch that looks for an instance.
-var errFound = errors.New("found")
+// errEnough ends a watch of which the rest is not wanted.
+var errEnough = errors.New("enough")
 
-func instanceOf(ctx context.Context, t Tutti, uid string) (found *model.Instance, err error) {
-	err = t.Watch(ctx, func(s core.Seen) error {
-		switch {
-		case s.Instance != nil && s.Instance.WorkloadID == uid:
-			found = s.Instance
-			return errFound
-		case s.Kind == "":
-			return errFound // all were told
+// eachInstance yields the instances that there are, until yield wants no more.
+func eachInstance(ctx context.Context, t Tutti, yield func(*model.Instance) bool) error {
+	err := t.Watch(ctx, func(s core.Seen) error {
+		if s.Kind == "" || s.Instance != nil && !yield(s.Instance) { // all were told, or enough
+			return errEnough
 		}
 		return nil
 	})
-	if err != nil && !errors.Is(err, errFound) {
-		return nil, err
+	if errors.Is(err, errEnough) {
+		return nil
 	}
-	if found == nil {
-		return nil, fault.New(fault.NotFound, "the pod has no instance")
+	return err
+}
+
+func instanceOf(ctx context.Context, t Tutti, uid string) (found *model.Instance, err error) {
+	err = eachInstance(ctx, t, func(i *model.Instance) bool {
+		if i.WorkloadID == uid {
+			found = i
+		}
+		return found == nil
+	})
+	if err == nil && found == nil {
+		err = fault.New(fault.NotFound, "the pod has no instance")
 	}
-	return found, nil
+	return found, err
 }
 
 func fail(w http.ResponseWriter, err error) {
@@ -243,7 +250,6 @@ func (k *Kubelet) logs(w http.ResponseWriter, r *http.Request) {
 			_ = flush()
 		}
 	}
-	errEnough := errors.New("enough")
 	if o.Follow {
 		begin()
 	}

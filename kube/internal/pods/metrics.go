@@ -24,6 +24,7 @@ import (
 	metricsv1beta1 "k8s.io/metrics/pkg/apis/metrics/v1beta1"
 
 	"github.com/tutti-run/tutti/internal/core"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // Where the API server finds the metrics API: a Service that names a host which is nowhere but behind
@@ -238,19 +239,13 @@ func one[T any](w http.ResponseWriter, r *http.Request, plural string, items []T
 // instanceIDs are those of the bridge's instances, by the UID of their Pod.
 func instanceIDs(ctx context.Context, t Tutti) (map[string]string, error) {
 	out := map[string]string{}
-	err := t.Watch(ctx, func(s core.Seen) error {
-		switch {
-		case s.Instance != nil && s.Instance.Application == application:
-			out[s.Instance.WorkloadID] = s.ID
-		case s.Kind == "":
-			return errFound // all were told
+	err := eachInstance(ctx, t, func(i *model.Instance) bool {
+		if i.Application == application {
+			out[i.WorkloadID] = i.ID
 		}
-		return nil
+		return true
 	})
-	if err != nil && err != errFound {
-		return nil, err
-	}
-	return out, nil
+	return out, err
 }
 
 // registerMetrics has the API server pass on metrics.k8s.io, unless somebody else answers it already, and
