@@ -420,11 +420,30 @@ func query(listen, name string) (string, error) {
 	return m.Answer[0].(*dns.A).A.String(), nil
 }
 
-func TestTheResponderOutlivesItsAgent(t *testing.T) {
-	port, err := net.ListenPacket("udp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+// ownPort takes a port that no other program is given while the test has let go of it: one below those that the kernel
+// hands out by itself, free for UDP and TCP.
+func ownPort(t *testing.T) net.PacketConn {
+	t.Helper()
+	for range 1000 {
+		address := fmt.Sprintf("127.0.0.1:%d", 10000+rand.IntN(20000))
+		stream, err := net.Listen("tcp", address)
+		if err != nil {
+			continue
+		}
+		packets, err := net.ListenPacket("udp", address)
+		if cerr := stream.Close(); cerr != nil {
+			t.Fatal(cerr)
+		}
+		if err == nil {
+			return packets
+		}
 	}
+	t.Fatal("no port is free for both UDP and TCP")
+	return nil
+}
+
+func TestTheResponderOutlivesItsAgent(t *testing.T) {
+	port := ownPort(t)
 	listen := port.LocalAddr().String()
 	p := New(filepath.Join(t.TempDir(), "names"), listen, slog.New(slog.DiscardHandler))
 	n := &wire.Network{Instances: []wire.NetworkInstance{
