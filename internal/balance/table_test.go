@@ -361,8 +361,11 @@ func chanceWorld(r *rand.Rand, all *wire.Network) *wire.Network {
 			if r.IntN(4) == 0 {
 				s.PortGroup = pick("g", "h")
 			}
-			if r.IntN(5) == 0 {
+			if r.IntN(2) == 0 {
 				s.Direct, s.WorkloadID = true, ""
+				if r.IntN(2) == 0 {
+					s.VirtualIPs[0] = model.Address{Network: "n1", IP: fmt.Sprint("10.212.0.", host)} // of no network's subnet
+				}
 				for range r.IntN(3) {
 					s.Backends = append(s.Backends, model.Backend{Address: fmt.Sprint("10.99.1.", 2+r.IntN(10))})
 				}

@@ -1,0 +1,98 @@
+package balance
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"testing"
+
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
+)
+
+// TestDirectServicesAreLedAsToldLast tells two nodes by differences, in any order, of a direct service with a
+// virtual IP outside of the network, of its backends and of the instances that have their addresses; after each it
+// is led to the backends on nodes that are up, by its port alone, and refuses where there are none.
+func TestDirectServicesAreLedAsToldLast(t *testing.T) {
+	l := newLAN(t)
+	l.state.Networks = []*model.Network{network("pods", "10.244.0.0/24", false)}
+	l.state.Networks[0].Status.Blocks = []model.Block{{NodeID: "a", CIDR: "10.244.0.0/26"}, {NodeID: "b", CIDR: "10.244.0.64/26"}}
+	client := l.attach(l.a, "client", "pods=10.244.0.2")
+	var all []wire.NetworkInstance
+	for i, address := range []string{"10.244.0.3", "10.244.0.66", "10.244.0.67"} {
+		h := []*host{l.a, l.b, l.b}[i]
+		name := fmt.Sprint("pod", i)
+		ns := l.attach(h, name, "pods="+address)
+		l.serve(ns, ":6379", name)
+		l.serve(ns, ":6380", name)
+		all = append(all, l.state.Instances[len(l.state.Instances)-1])
+	}
+	l.state.Instances = l.state.Instances[:1] // the client
+	l.sync()
+	r := rand.New(rand.NewPCG(6, 6))
+	kept := []*wire.KeptNetwork{wire.NewKeptNetwork(), wire.NewKeptNetwork()}
+	for _, k := range kept {
+		k.Apply(l.state)
+	}
+	var service *wire.NetworkService
+	down, held := false, map[string]bool{}
+	for step := range 120 {
+		m := &wire.Network{Since: 1}
+		for range 1 + r.IntN(2) {
+			switch what := r.IntN(10); {
+			case what == 0 && service != nil:
+				m.Gone, service, m.Services = append(m.Gone, "cache"), nil, nil
+			case what < 5:
+				service = &wire.NetworkService{
+					ID: "cache", Name: "cache", Namespace: "default", Direct: true, VirtualIPs: at("pods=10.212.7.9"),
+					Ports: []model.ServicePort{{Protocol: "tcp", Virtual: 7000, Target: 6379 + r.IntN(2)}, {Protocol: "tcp", Virtual: 6379, Target: 6379}},
+				}
+				for _, in := range all {
+					if r.IntN(2) == 0 {
+						service.Backends = append(service.Backends, model.Backend{Address: in.Addresses[0].IP})
+					}
+				}
+				if r.IntN(4) == 0 {
+					service.Balance.Local = model.LocalOnly
+				}
+				m.Services, m.Gone = []wire.NetworkService{*service}, slices.DeleteFunc(m.Gone, func(id string) bool { return id == "cache" })
+			case what < 7:
+				down = !down
+				m.Nodes = []wire.NetworkNode{{ID: "b", HostAddress: "192.168.50.2", OverlayAddress: "10.250.0.2", Down: down}}
+			default:
+				in := all[r.IntN(len(all))]
+				m.Gone = slices.DeleteFunc(m.Gone, func(id string) bool { return id == in.ID })
+				m.Instances = slices.DeleteFunc(m.Instances, func(other wire.NetworkInstance) bool { return other.ID == in.ID })
+				if held[in.ID] = !held[in.ID]; held[in.ID] {
+					m.Instances = append(m.Instances, in)
+				} else {
+					m.Gone = append(m.Gone, in.ID)
+				}
+			}
+		}
+		for i, h := range []*host{l.a, l.b} {
+			kept[i].Apply(m)
+			n := kept[i].Next()
+			l.in(h.ns, func() error { return errors.Join(h.overlay.Sync(t.Context(), n), h.balance.Sync(t.Context(), n)) })
+		}
+		if service == nil {
+			continue
+		}
+		var want []string
+		for i, in := range all {
+			gone := down && in.NodeID == "b" && held[in.ID]
+			near := service.Balance.Local != model.LocalOnly || in.NodeID == "a" && held[in.ID]
+			if slices.ContainsFunc(service.Backends, func(b model.Backend) bool { return b.Address == in.Addresses[0].IP }) && !gone && near {
+				want = append(want, fmt.Sprintf("pod%d 10.244.0.2", i))
+			}
+		}
+		for _, port := range []string{"7000", "6379"} {
+			got, err := ask(client, "10.212.7.9:"+port)
+			if len(want) == 0 && err == nil || len(want) > 0 && !slices.Contains(want, got) {
+				t.Fatalf("step %d: port %s answers %q, %v; want one of %q; told %+v", step, port, got, err, want, m)
+			}
+		}
+		l.refused(client, "10.212.7.9:6381")
+	}
+}
