@@ -200,7 +200,7 @@ func (k *killer) verify(t *testing.T, app string, first int, told string, all *f
 		case task.ExitCode == codeOf(n) && lines == linesOf(n):
 			all.ended++
 			all.lines += lines
-		case killed && task.ExitCode == 255 && strings.Contains(i.Status.Message, "its supervisor was killed"):
+		case killed && task.ExitCode == 255 && lostSupervisor.MatchString(i.Status.Message):
 			text, err := os.ReadFile(filepath.Join(told, fmt.Sprintf("%s-%d", app, n)))
 			printed, aerr := strconv.Atoi(string(bytes.TrimSpace(text)))
 			if err == nil && aerr == nil && printed > lines {
@@ -214,6 +214,9 @@ func (k *killer) verify(t *testing.T, app string, first int, told string, all *f
 		}
 	}
 }
+
+// lostSupervisor is what is said of a container whose supervisor was killed: while it ran, or before it did.
+var lostSupervisor = regexp.MustCompile(`its supervisor (was killed|ended early)$`)
 
 func final(i *instance) bool { return i.Status.State == "completed" || i.Status.State == "failed" }
 

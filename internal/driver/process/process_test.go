@@ -3,12 +3,14 @@ package process
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -184,7 +186,8 @@ func (e *env) output(id string, change func(*driver.Task), args ...string) strin
 
 func ownNetwork(t *testing.T) string {
 	t.Helper()
-	network, err := os.Readlink("/proc/self/ns/net")
+	// The first thread, which /proc/self is about, may have been left in a network that a test made.
+	network, err := os.Readlink("/proc/thread-self/ns/net")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -468,14 +471,7 @@ func TestAKilledSupervisorLeavesNoOrphan(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stat, err := os.ReadFile("/proc/" + strconv.Itoa(st.PID) + "/stat")
-	if err != nil {
-		t.Fatal(err)
-	}
-	parent, err := strconv.Atoi(strings.Fields(string(stat))[3])
-	if err != nil {
-		t.Fatal(err)
-	}
+	parent := parentOf(t, st.PID)
 	if err := unix.Kill(parent, unix.SIGKILL); err != nil {
 		t.Fatal(err)
 	}
@@ -487,5 +483,72 @@ func TestAKilledSupervisorLeavesNoOrphan(t *testing.T) {
 			t.Fatal("the process outlived its supervisor")
 		}
 		time.Sleep(5 * time.Millisecond)
+	}
+}
+
+func parentOf(t *testing.T, pid int) int {
+	t.Helper()
+	stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent, err := strconv.Atoi(strings.Fields(string(stat))[3])
+	if err != nil {
+		t.Fatal(err)
+	}
+	return parent
+}
+
+// A task that is waited for may end after its supervisor has taken the last of its output, and before anybody sees that
+// the supervisor was killed.
+func TestTheLastWordsOfATaskWithoutSupervisor(t *testing.T) {
+	e := setUp(t)
+	e.start("i.words.1", func(task *driver.Task) {
+		task.Args = []string{"/bin/sh", "-c", "trap 'echo last; exit' USR1; echo first; while :; do sleep 0.02; done"}
+	})
+	e.waitFor("i.words.1", "first")
+	st, err := e.d.Status(e.ctx, "i.words.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	parent := parentOf(t, st.PID)
+	proc := "/proc/" + strconv.Itoa(st.PID)
+	pipe, err := os.Readlink(proc + "/fd/1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan driver.Status, 1)
+	go func() {
+		st, err := e.d.Wait(e.ctx, "i.words.1")
+		if err != nil {
+			t.Error(err)
+		}
+		ended <- st
+	}()
+	until := func(what string, done func() bool) {
+		t.Helper()
+		for !done() {
+			if e.ctx.Err() != nil {
+				t.Fatalf("never: %s", what)
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}
+	until("who waits holds the pipe", func() bool {
+		fds, err := filepath.Glob("/proc/self/fd/*")
+		return err == nil && slices.ContainsFunc(fds, func(fd string) bool { to, err := os.Readlink(fd); return err == nil && to == pipe })
+	})
+	if err := errors.Join(unix.Kill(parent, unix.SIGSTOP), unix.Kill(st.PID, unix.SIGUSR1)); err != nil {
+		t.Fatal(err)
+	}
+	until("the task ends", func() bool { _, err := os.Readlink(proc + "/fd/1"); return err != nil })
+	if err := unix.Kill(parent, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	if st := <-ended; st.Error == "" {
+		t.Errorf("ended as %+v, want an end that says why", st)
+	}
+	if got := e.logs("i.words.1"); got != "first\nlast\n" {
+		t.Errorf("the log holds %q", got)
 	}
 }

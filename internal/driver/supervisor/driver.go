@@ -53,6 +53,7 @@ type Driver struct {
 
 	mu       sync.Mutex
 	starting map[string]chan struct{} // by ID; closed when the Start under way is over
+	held     map[string]*heldOutput   // of tasks that are waited for, by ID
 }
 
 var (
@@ -71,7 +72,7 @@ func New(c Config) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{Config: c, helper: h, starting: map[string]chan struct{}{}}, nil
+	return &Driver{Config: c, helper: h, starting: map[string]chan struct{}{}, held: map[string]*heldOutput{}}, nil
 }
 
 // dir is where a run is kept.
@@ -243,7 +244,7 @@ func (d *Driver) bury(id string, st driver.Status) (driver.Status, error) {
 	if err := readJSON(filepath.Join(dir, taskFile), &t); err != nil {
 		d.Log.Warn("what a task was made of cannot be read", "task", id, "error", err)
 	}
-	left := leftOutput(&t, st.PID)
+	left := d.takeOutput(id, st.PID)
 	d.Bury(&t, socketPath(d.RunDir, id)+bodySuffix)
 	if err := keepOutput(dir, t.Log, left); err != nil {
 		d.Log.Warn("the last of what a task printed that lost its supervisor could not be kept", "task", id, "error", err)
@@ -315,10 +316,15 @@ func (d *Driver) connect(ctx context.Context, id string) (net.Conn, error) {
 
 // Wait implements driver.Driver.
 func (d *Driver) Wait(ctx context.Context, id string) (driver.Status, error) {
+	holding := false
 	for {
 		st, err := d.Status(ctx, id)
 		if err != nil || st.State == driver.Exited {
 			return st, err
+		}
+		if !holding && st.PID > 0 {
+			holding = true
+			defer d.holdOutput(id, st.PID)()
 		}
 		if _, err := d.call(ctx, id, request{Op: "wait"}); err != nil {
 			if ctx.Err() != nil {

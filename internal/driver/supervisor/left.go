@@ -11,18 +11,17 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
 // leftOutput opens the pipes of a task whose supervisor was killed, by way of its first process: what it printed since
 // is in them. Nothing is found of one that has ended, too, or has its output elsewhere.
-func leftOutput(t *driver.Task, pid int) map[string]*os.File {
+func leftOutput(id string, pid int) map[string]*os.File {
 	left := map[string]*os.File{}
 	proc := "/proc/" + strconv.Itoa(pid)
 	// The number may be another process's by now.
-	if text, err := os.ReadFile(filepath.Join(proc, "cgroup")); pid < 2 || err != nil || t.ID == "" || !strings.Contains(string(text), t.ID) {
+	if text, err := os.ReadFile(filepath.Join(proc, "cgroup")); pid < 2 || err != nil || id == "" || !strings.Contains(string(text), id) {
 		return left
 	}
 	for stream, fd := range map[string]string{"stdout": "1", "stderr": "2"} {
@@ -35,6 +34,49 @@ func leftOutput(t *driver.Task, pid int) map[string]*os.File {
 		}
 	}
 	return left
+}
+
+// heldOutput is the pipes of a task that is waited for. What is in them outlives the task as well as its supervisor,
+// should both end before this agent has seen that.
+type heldOutput struct {
+	waiters int
+	files   map[string]*os.File // by stream; none once they were taken
+}
+
+// holdOutput keeps a task's pipes open until the function that it returns is called.
+func (d *Driver) holdOutput(id string, pid int) (release func()) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.held[id]
+	if h == nil {
+		h = &heldOutput{files: leftOutput(id, pid)}
+		d.held[id] = h
+	}
+	h.waiters++
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if h.waiters--; h.waiters > 0 {
+			return
+		}
+		delete(d.held, id)
+		for _, f := range h.files {
+			f.Close()
+		}
+	}
+}
+
+// takeOutput returns the pipes of a task whose supervisor was killed.
+func (d *Driver) takeOutput(id string, pid int) map[string]*os.File {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	h := d.held[id]
+	if h == nil || len(h.files) == 0 {
+		return leftOutput(id, pid)
+	}
+	files := h.files
+	h.files = nil
+	return files
 }
 
 // keepOutput appends what is in a task's pipes to its log, now that nothing of it runs any more.
