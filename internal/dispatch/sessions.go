@@ -95,7 +95,7 @@ func (s *Sessions) Run(ctx context.Context) error {
 func (s *Sessions) follow(ctx context.Context) error {
 	for {
 		snap := s.Store.Snapshot()
-		w := s.Store.Watch(snap.Revision())
+		w := s.Store.WatchRevisions(snap.Revision())
 		s.network.reset(snap)
 		s.count(snap)
 		s.mu.Lock()
@@ -157,7 +157,7 @@ func gather(ctx context.Context, st *store.Store, w *store.Watcher, bounded bool
 		return nil, nil, err
 	}
 	snap = st.Snapshot()
-	for w.Seen() < snap.Revision() { // every revision has its batch
+	for w.Seen() < snap.Revision() { // every revision has its batch: none of a later one is taken
 		if b, err = w.Next(ctx); err != nil {
 			return nil, nil, err
 		}

@@ -328,7 +328,7 @@ func restored(t *testing.T, from, to *store.Store) *store.Store {
 func TestWatchersSeeEveryChangeInOrder(t *testing.T) {
 	s := newStore()
 	first := commit(t, s, func(cs *store.ChangeSet) { cs.Put(volume("v0", "v0")) })
-	all, volumes := s.Watch(first), s.Watch(first, model.KindVolume)
+	all, volumes, revisions := s.Watch(first), s.Watch(first, model.KindVolume), s.WatchRevisions(first)
 	const n = 200
 	go func() {
 		for k := range n {
@@ -367,6 +367,19 @@ func TestWatchersSeeEveryChangeInOrder(t *testing.T) {
 	cancel()
 	if _, err := all.Next(ctx); !errors.Is(err, context.Canceled) {
 		t.Errorf("nothing is left, but the error is %v", err)
+	}
+	last := commit(t, s, func(cs *store.ChangeSet) { cs.PutKey("k", nil, 0) })
+	if _, err := all.Next(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a key alone was changed, but the error is %v", err)
+	}
+	for revision := first + 1; revision <= last; revision++ {
+		b, err := revisions.Next(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if b.Revision != revision || len(b.Changes) == 0 && revision < last || revisions.Seen() != revision {
+			t.Fatalf("the batch of revision %d is %+v", revision, b)
+		}
 	}
 }
 

@@ -53,6 +53,12 @@ func (s *Store) Watch(after uint64, kinds ...model.Kind) *Watcher {
 	})
 }
 
+// WatchRevisions returns a watcher of every revision after one, with the changes of objects that it has: those
+// that changed keys alone are there as well, so that who has seen a revision has seen all before it.
+func (s *Store) WatchRevisions(after uint64) *Watcher {
+	return s.watch(after, func(b *Batch) (Batch, bool) { return Batch{Revision: b.Revision, Changes: b.Changes}, true })
+}
+
 // WatchKeys returns a watcher of the changes after a revision of the keys from one on and before
 // another; an empty end means all that follow. All changes of one revision come in one batch.
 func (s *Store) WatchKeys(after uint64, from, to string) *Watcher {
