@@ -35,17 +35,19 @@ func deployCommand(g *globals) *cobra.Command {
 	d := &deployFlags{}
 	cmd := &cobra.Command{
 		Use:   "deploy [-f FILE]… [NAME]",
-		Short: "Make an application run as Compose or Marathon files say, or change it to that",
+		Short: "Make run what Compose files, Marathon's or Kubernetes' manifests say, or change it to that",
 		Long: "Make an application run as Compose files say, or change it to that, and wait until all of it\n" +
 			"is ready. Members that the files do not have any more are removed, volumes excepted. Without\n" +
 			"-f, compose.yaml of the current directory is read; without NAME, the application is called as\n" +
 			"the files say or as the directory.\n\n" +
 			"Files may also hold Marathon's apps, pods and groups, in JSON. What a group does not have any more\n" +
 			"is removed; an app or a pod is changed alone. They are named by their ids.\n\n" +
+			"Files, or directories, may hold manifests of Kubernetes, too, and a directory a kustomization. They are applied by the\n" +
+			"server, and fields that others have set are taken over; nothing is removed.\n\n" +
 			"The exit code is 0 only when every workload is ready or, a job, has completed.",
 		Example: "  tutti deploy shop\n  tutti deploy -f compose.yaml -f production.yaml shop\n" +
 			"  tutti deploy -f compose.yaml --dry-run shop\n  tutti deploy -f compose.yaml -d shop\n" +
-			"  tutti deploy -f marathon.json\n  curl https://example.com/app.json | tutti deploy -f -",
+			"  tutti deploy -f marathon.json\n  tutti deploy -f kubernetes/\n  curl https://example.com/app.json | tutti deploy -f -",
 		Args: arguments(0, 1, "one name"), ValidArgsFunction: g.complete(1, applicationNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -55,7 +57,7 @@ func deployCommand(g *globals) *cobra.Command {
 		},
 	}
 	f := cmd.Flags()
-	f.StringArrayVarP(&d.Files, "file", "f", nil, "Compose file, later ones override earlier ones; or file of Marathon's; - is the standard input")
+	f.StringArrayVarP(&d.Files, "file", "f", nil, "Compose file, later ones override earlier ones; or file of Marathon's, or of Kubernetes' manifests; - is the standard input")
 	f.StringArrayVar(&d.Profiles, "profile", nil, "profile to enable; may be repeated")
 	f.StringArrayVar(&d.EnvFiles, "env-file", nil, "file of variables for the Compose files; may be repeated")
 	f.BoolVar(&d.dryRun, "dry-run", false, "check everything, say what would change, and change nothing")
@@ -68,7 +70,14 @@ func (d *deployFlags) run(cmd *cobra.Command, g *globals) error {
 	ctx, errOut := cmd.Context(), cmd.ErrOrStderr()
 	began := time.Now()
 	d.Environment = os.Environ()
-	files, err := d.marathonFiles(cmd.InOrStdin())
+	manifests, in, err := d.kubernetesFiles(ctx, cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	if len(manifests) > 0 {
+		return d.runKubernetes(cmd, g, manifests)
+	}
+	files, err := d.marathonFiles(in)
 	if err != nil {
 		return err
 	}

@@ -32,7 +32,10 @@ func envCommand(g *globals) *cobra.Command {
 			if url, err := os.ReadFile(node.MarathonURLFile(dir)); err == nil {
 				env["MARATHON_URL"] = strings.TrimSpace(string(url))
 			}
-			if path := node.Kubeconfig(dir); fileExists(path) {
+			switch path, err := g.kubeconfig(cmd.Context(), dir); {
+			case err != nil:
+				return err
+			case path != "":
 				env["KUBECONFIG"] = path
 			}
 			if g.structured() {
@@ -46,9 +49,4 @@ func envCommand(g *globals) *cobra.Command {
 			return nil
 		},
 	}
-}
-
-func fileExists(path string) bool {
-	_, err := os.Stat(path)
-	return err == nil
 }

@@ -255,6 +255,9 @@ func (g *globals) publishedPorts(ctx context.Context) ([]provision.Port, error) 
 			}
 		}
 	}
+	if kv, err := client.Key(ctx, node.KubernetesKey, 0); err == nil && string(kv.Key.Value) == node.KubernetesOn {
+		out = append(out, provision.Port{Protocol: "tcp", Number: node.KubernetesPort})
+	}
 	return out, nil
 }
 

@@ -4,18 +4,23 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/tutti-run/tutti/internal/api/native"
+	"github.com/tutti-run/tutti/internal/atomicfile"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/node"
@@ -134,6 +139,57 @@ func kubernetesServers(ctx context.Context, c *native.Client, runDir string) ([]
 		out = append(out, k)
 	}
 	return out, nil
+}
+
+// passedOn is where, on a machine with virtual hosts, Kubernetes' API is answered by whichever of them does.
+var passedOn = net.JoinHostPort("127.0.0.1", strconv.Itoa(node.KubernetesPort))
+
+// kubeconfig returns the path of the file with which kubectl talks to a server, "" where there is none. On a
+// machine with virtual hosts it is one of this machine's, which outlives any of them.
+func (g *globals) kubeconfig(ctx context.Context, runDir string) (string, error) {
+	path := node.Kubeconfig(runDir)
+	data, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil || runDir == filepath.Clean(g.RunDir) || !passesOn(ctx, runDir) {
+		return path, err
+	}
+	data = kubernetesServerLine.ReplaceAll(data, []byte("${1}https://"+passedOn))
+	path = filepath.Join(g.RunDir, "kubeconfig")
+	if err := atomicfile.Write(path, data); err != nil {
+		return "", err
+	}
+	return path, os.Chmod(path, 0o600)
+}
+
+var kubernetesServerLine = regexp.MustCompile(`(?m)^(\s*server: )\S+$`)
+
+// passesOn reports whether this machine passes on to API servers of the cluster that has the server with
+// that run directory. The ports of hosts that have just started are opened within a moment.
+func passesOn(ctx context.Context, runDir string) bool {
+	pool := x509.NewCertPool()
+	ca, err := os.ReadFile(filepath.Join(node.KubernetesDir(runDir), "ca.crt"))
+	if err != nil || !pool.AppendCertsFromPEM(ca) {
+		return false
+	}
+	dialer := tls.Dialer{NetDialer: &net.Dialer{Timeout: time.Second}, Config: &tls.Config{RootCAs: pool}}
+	for range 15 {
+		c, err := dialer.DialContext(ctx, "tcp4", passedOn)
+		if err == nil {
+			c.Close()
+			return true
+		}
+		if !errors.Is(err, syscall.ECONNREFUSED) {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+	return false
 }
 
 func kubernetesStatusCommand(g *globals) *cobra.Command {

@@ -82,11 +82,11 @@ func explainCommand(g *globals) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "explain REF",
 		Short:   "Say why an application, workload, instance or node is as it is",
-		Example: "  tutti explain shop\n  tutti explain shop/web\n  tutti explain shop/web.2\n  tutti explain node-3",
+		Example: "  tutti explain shop\n  tutti explain shop/web\n  tutti explain shop/web.2\n  tutti explain pod/web-5d4f\n  tutti explain node-3",
 		Args:    arguments(1, 1, "an application, workload, instance or node"), ValidArgsFunction: g.complete(1, applicationNames, workloadNames, instanceNames, nodeNames),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return g.with(cmd.Context(), func(c *native.Client) error {
-				e, err := c.Explain(cmd.Context(), args[0])
+				e, err := c.Explain(cmd.Context(), podReference(args[0]))
 				if err != nil {
 					return err
 				}
