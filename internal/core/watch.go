@@ -8,25 +8,28 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-// Seen is a node, an instance, a network or a service as it is now, or that it is gone.
+// Seen is a node, a workload, an instance, a network or a service as it is now, or that it is gone.
 type Seen struct {
 	Revision uint64     `json:"revision"`
 	Kind     model.Kind `json:"kind,omitempty"` // empty: all that there was at first has been told
 	ID       string     `json:"id,omitempty"`
 	// At most one of these is set; none when the object is gone.
 	Node     *model.Node     `json:"node,omitempty"`
+	Workload *model.Workload `json:"workload,omitempty"`
 	Instance *model.Instance `json:"instance,omitempty"`
 	Network  *model.Network  `json:"network,omitempty"`
 	Service  *model.Service  `json:"service,omitempty"`
 }
 
-var watched = []model.Kind{model.KindNode, model.KindInstance, model.KindNetwork, model.KindService}
+var watched = []model.Kind{model.KindNode, model.KindWorkload, model.KindInstance, model.KindNetwork, model.KindService}
 
 func seen(revision uint64, kind model.Kind, id string, obj model.Object) Seen {
 	s := Seen{Revision: revision, Kind: kind, ID: id}
 	switch o := obj.(type) {
 	case *model.Node:
 		s.Node = o
+	case *model.Workload:
+		s.Workload = o
 	case *model.Instance:
 		s.Instance = o
 	case *model.Network:
@@ -37,7 +40,7 @@ func seen(revision uint64, kind model.Kind, id string, obj model.Object) Seen {
 	return s
 }
 
-// Watch yields all nodes, networks, services and instances that there are, then one without a kind, then
+// Watch yields all nodes, networks, services, workloads and instances that there are, then one without a kind, then
 // each change of them, until ctx is done, which is no error, or yield returns one. It fails with
 // fault.TooOld when the watcher fell behind: begin again.
 func (c *Core) Watch(ctx context.Context, who Caller, yield func(Seen) error) error {
@@ -89,6 +92,11 @@ func listWatched(snap *store.Snapshot, yield func(Seen) error) error {
 	}
 	for s := range store.List[*model.Service](snap) {
 		if err := yield(seen(snap.Revision(), model.KindService, s.ID, s)); err != nil {
+			return err
+		}
+	}
+	for w := range store.List[*model.Workload](snap) {
+		if err := yield(seen(snap.Revision(), model.KindWorkload, w.ID, w)); err != nil {
 			return err
 		}
 	}

@@ -203,7 +203,10 @@ func (b *bridge) watch(ctx context.Context) {
 				first = false
 				b.forgetOthers(fresh)
 			}
-			workload, node := b.seen.take(&s)
+			workload, node, foreign := b.seen.take(&s)
+			if foreign != "" {
+				b.queue.Add("mirror/" + foreign)
+			}
 			if node != "" {
 				b.queue.Add("node/" + node)
 			}
@@ -224,7 +227,7 @@ func (b *bridge) watch(ctx context.Context) {
 
 // forgetOthers drops from the mirror what a new watch did not tell of.
 func (b *bridge) forgetOthers(fresh map[string]bool) {
-	for _, kind := range []model.Kind{model.KindNode, model.KindInstance, model.KindService} {
+	for _, kind := range []model.Kind{model.KindNode, model.KindWorkload, model.KindInstance, model.KindService} {
 		b.seen.mu.Lock()
 		var gone []string
 		collect := func(id string) {
@@ -241,6 +244,13 @@ func (b *bridge) forgetOthers(fresh map[string]bool) {
 			for id := range b.seen.instances {
 				collect(id)
 			}
+			for id := range b.seen.foreign {
+				collect(id)
+			}
+		case model.KindWorkload:
+			for id := range b.seen.owners {
+				collect(id)
+			}
 		case model.KindService:
 			for id := range b.seen.services {
 				collect(id)
@@ -248,8 +258,12 @@ func (b *bridge) forgetOthers(fresh map[string]bool) {
 		}
 		b.seen.mu.Unlock()
 		for _, id := range gone {
-			if workload, _ := b.seen.take(&core.Seen{Kind: kind, ID: id}); workload != "" {
+			workload, _, foreign := b.seen.take(&core.Seen{Kind: kind, ID: id})
+			if workload != "" {
 				b.instanceChanged(workload)
+			}
+			if foreign != "" {
+				b.queue.Add("mirror/" + foreign)
 			}
 		}
 	}
@@ -266,6 +280,10 @@ func (b *bridge) instanceChanged(uid string) {
 }
 
 func (b *bridge) podChanged(o metav1.Object) {
+	if id := mirrorOf(o); id != "" {
+		b.queue.Add("mirror/" + id)
+		return
+	}
 	key := "pod/" + o.GetNamespace() + "/" + o.GetName()
 	b.mu.Lock()
 	before := b.keys[string(o.GetUID())]
@@ -337,6 +355,8 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 	switch kind {
 	case "pod":
 		return b.syncPod(ctx, namespace, name)
+	case "mirror":
+		return b.syncMirror(ctx, rest)
 	case "gone":
 		return b.syncGone(ctx, rest)
 	case "node":

@@ -37,7 +37,7 @@ type fakeTutti struct {
 func (f *fakeTutti) tell(s core.Seen) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if s.Node == nil && s.Instance == nil {
+	if s.Node == nil && s.Instance == nil && s.Workload == nil {
 		delete(f.all, s.ID)
 	} else {
 		f.all[s.ID] = s

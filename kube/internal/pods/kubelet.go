@@ -18,6 +18,7 @@ import (
 	"strconv"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
@@ -155,7 +156,7 @@ func (k *Kubelet) instance(r *http.Request) (*model.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	return instanceOf(r.Context(), k.tutti, string(pod.UID))
+	return instanceOf(r.Context(), k.tutti, pod)
 }
 
 // errEnough ends a watch of which the rest is not wanted.
@@ -175,9 +176,10 @@ func eachInstance(ctx context.Context, t Tutti, yield func(*model.Instance) bool
 	return err
 }
 
-func instanceOf(ctx context.Context, t Tutti, uid string) (found *model.Instance, err error) {
+func instanceOf(ctx context.Context, t Tutti, pod *corev1.Pod) (found *model.Instance, err error) {
+	of := mirrorOf(pod)
 	err = eachInstance(ctx, t, func(i *model.Instance) bool {
-		if i.WorkloadID == uid {
+		if i.ID == of || of == "" && i.WorkloadID == string(pod.UID) {
 			found = i
 		}
 		return found == nil

@@ -14,17 +14,21 @@ type mirror struct {
 	instances map[string]*model.Instance // by ID
 	workloads map[string]string          // workload ID → instance ID, of what the bridge made
 	services  map[string]*model.Service
+	foreign   map[string]*model.Instance // by ID, of other APIs' workloads
+	owners    map[string]*model.Workload // by ID, which those belong to
 	whole     bool
 }
 
 func newMirror() *mirror {
 	return &mirror{
 		nodes: map[string]*model.Node{}, instances: map[string]*model.Instance{}, workloads: map[string]string{}, services: map[string]*model.Service{},
+		foreign: map[string]*model.Instance{}, owners: map[string]*model.Workload{},
 	}
 }
 
-// take takes over what was told and returns what it is about: a workload or a node.
-func (m *mirror) take(s *core.Seen) (workloadID, nodeID string) {
+// take takes over what was told and returns what it is about: a workload of the bridge's, a node, or an
+// instance of others.
+func (m *mirror) take(s *core.Seen) (workloadID, nodeID, foreignID string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch s.Kind {
@@ -35,7 +39,12 @@ func (m *mirror) take(s *core.Seen) (workloadID, nodeID string) {
 		if s.Node != nil {
 			m.nodes[s.ID] = s.Node
 		}
-		return "", s.ID
+		return "", s.ID, ""
+	case model.KindWorkload:
+		delete(m.owners, s.ID)
+		if s.Workload != nil && s.Workload.Application != application {
+			m.owners[s.ID] = s.Workload
+		}
 	case model.KindService:
 		delete(m.services, s.ID)
 		if s.Service != nil {
@@ -48,15 +57,34 @@ func (m *mirror) take(s *core.Seen) (workloadID, nodeID string) {
 			if m.workloads[old.WorkloadID] == s.ID {
 				delete(m.workloads, old.WorkloadID)
 			}
-			return old.WorkloadID, ""
+			return old.WorkloadID, "", ""
 		}
 		if s.Instance != nil && s.Instance.Application == application {
 			m.instances[s.ID] = s.Instance
 			m.workloads[s.Instance.WorkloadID] = s.ID
-			return s.Instance.WorkloadID, ""
+			return s.Instance.WorkloadID, "", ""
+		}
+		_, known := m.foreign[s.ID]
+		delete(m.foreign, s.ID)
+		if s.Instance != nil {
+			m.foreign[s.ID] = s.Instance
+		}
+		if known || s.Instance != nil {
+			return "", "", s.ID
 		}
 	}
-	return "", ""
+	return "", "", ""
+}
+
+// others returns an instance of another API's workload, with that; nil when there is none.
+func (m *mirror) others(id string) (*model.Instance, *model.Workload) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	i := m.foreign[id]
+	if i == nil {
+		return nil, nil
+	}
+	return i, m.owners[i.WorkloadID]
 }
 
 func (m *mirror) synced() bool {
@@ -87,8 +115,8 @@ func (m *mirror) instance(workloadID string) *model.Instance {
 	return m.instances[m.workloads[workloadID]]
 }
 
-// others are the workloads, other than one, that have an instance of a name.
-func (m *mirror) others(namespace, name, workloadID string) (out []string) {
+// namesakes are the workloads, other than one, that have an instance of a name.
+func (m *mirror) namesakes(namespace, name, workloadID string) (out []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	for _, i := range m.instances {

@@ -44,6 +44,9 @@ func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
 	if err != nil {
 		return err
 	}
+	if id := mirrorOf(pod); id != "" {
+		return b.syncMirror(ctx, id)
+	}
 	inst := b.seen.instance(string(pod.UID))
 	if pod.DeletionTimestamp != nil {
 		return b.end(ctx, pod, inst)
@@ -68,7 +71,7 @@ func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
 
 // make hands a Pod over to the core.
 func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
-	for _, other := range b.seen.others(pod.Namespace, nameOf(pod.Name), string(pod.UID)) {
+	for _, other := range b.seen.namesakes(pod.Namespace, nameOf(pod.Name), string(pod.UID)) {
 		// An earlier Pod of the name, which was deleted by force.
 		if err := b.remove(ctx, other, 0); err != nil {
 			return err
