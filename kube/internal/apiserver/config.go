@@ -1,6 +1,7 @@
 package apiserver
 
 import (
+	"cmp"
 	"crypto/x509/pkix"
 	"encoding/base64"
 	"flag"
@@ -35,6 +36,8 @@ type Config struct {
 	// Lifeline ends the process when its standard input does, as it does with the process that
 	// started it.
 	Lifeline bool
+	// Etcd is the URL of an etcd in place of Tutti's key space, for comparisons.
+	Etcd string
 	// Verbosity is that of Kubernetes' own log.
 	Verbosity int
 }
@@ -50,6 +53,7 @@ func parse(args []string) (*Config, error) {
 	f.StringVar(&c.ServicePool, "service-pool", "10.212.0.0/16", "addresses of services")
 	f.StringVar(&c.Domain, "domain", "cluster.local", "domain of the cluster's names")
 	f.BoolVar(&c.Lifeline, "lifeline", false, "end when standard input does")
+	f.StringVar(&c.Etcd, "etcd", "", "URL of an etcd to keep everything in, instead of Tutti's key space: for comparisons only")
 	f.IntVar(&c.Verbosity, "v", 0, "verbosity of the log")
 	if err := f.Parse(args); err != nil {
 		return nil, err
@@ -157,7 +161,7 @@ func kubeconfig(url string, ca []byte, client pair) ([]byte, error) {
 // serverArgs are those of kube-apiserver.
 func (c *Config) serverArgs() []string {
 	return []string{
-		"--etcd-servers=unix://" + c.path("etcd.sock"),
+		"--etcd-servers=" + cmp.Or(c.Etcd, "unix://"+c.path("etcd.sock")),
 		"--encryption-provider-config=" + c.path("encryption.yaml"),
 		"--advertise-address=" + c.Address, "--bind-address=" + c.Address, fmt.Sprintf("--secure-port=%d", c.Port),
 		"--tls-cert-file=" + c.path("serving.crt"), "--tls-private-key-file=" + c.path("serving.key"),
@@ -179,8 +183,7 @@ func (c *Config) serverArgs() []string {
 // and of the pods on them, is the core's business.
 var leftOut = []string{"node-ipam-controller", "node-lifecycle-controller", "persistentvolume-attach-detach-controller"}
 
-// controllerArgs are those of kube-controller-manager. The one that leads tells every second, so that
-// another takes over within a few when its host is lost.
+// controllerArgs are those of kube-controller-manager.
 func (c *Config) controllerArgs() []string {
 	return []string{
 		"--kubeconfig=" + c.path("controllers.kubeconfig"), "--authentication-kubeconfig=" + c.path("controllers.kubeconfig"),
@@ -190,7 +193,7 @@ func (c *Config) controllerArgs() []string {
 		"--service-account-private-key-file=" + c.path("service-accounts.key"), "--use-service-account-credentials=true",
 		"--service-cluster-ip-range=" + c.ServicePool, "--secure-port=0", "--profiling=false",
 		"--controllers=*,-" + strings.Join(leftOut, ",-"),
-		"--leader-elect=true", "--leader-elect-lease-duration=8s", "--leader-elect-renew-deadline=5s", "--leader-elect-retry-period=1s",
+		"--leader-elect=false", // whose turn it is, the cluster's own leader says
 		fmt.Sprintf("--v=%d", c.Verbosity),
 	}
 }

@@ -27,8 +27,9 @@ egressSelections:
         udsName: %s
 `
 
-// leadEvery is how often it is looked whether this host's server leads.
-const leadEvery = 500 * time.Millisecond
+// leadEvery is how often it is looked whether this host's server leads; one that does not answer, for
+// leadPatience at most, is taken to lead on.
+const leadEvery, leadPatience = 250 * time.Millisecond, 3 * time.Second
 
 // nodes answers what the API server asks of nodes, and runs the Pods while this host's server leads the
 // cluster.
@@ -61,9 +62,13 @@ func (c *Config) nodes(ctx context.Context, log *slog.Logger) error {
 // whileLeading runs something while the server of a host leads its cluster.
 func whileLeading(ctx context.Context, tutti *native.Client, name string, run func(context.Context) error, log *slog.Logger) error {
 	hasty := tutti.Hasty()
+	var led time.Time // when it led last
 	leads := func() bool {
 		st, err := hasty.Status(ctx)
-		return err == nil && st.Leader == name
+		if err == nil && st.Leader == name {
+			led = time.Now()
+		}
+		return err == nil && st.Leader == name || err != nil && time.Since(led) < leadPatience
 	}
 	tick := time.NewTicker(leadEvery)
 	defer tick.Stop()
@@ -77,7 +82,7 @@ func whileLeading(ctx context.Context, tutti *native.Client, name string, run fu
 				case err := <-done:
 					end()
 					if err != nil && ctx.Err() == nil {
-						log.Error("pods are run no more, and soon again", "error", err)
+						log.Error("a part that is this server's while it leads ended, and begins anew soon", "error", err)
 					}
 					done <- nil
 				case <-tick.C:
@@ -90,7 +95,7 @@ func whileLeading(ctx context.Context, tutti *native.Client, name string, run fu
 			}
 			end()
 			if err := <-done; err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
-				log.Error("pods are run no more", "error", err)
+				log.Error("a part that was this server's while it led ended", "error", err)
 			}
 		}
 		select {

@@ -16,13 +16,12 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	utilerrors "k8s.io/apimachinery/pkg/util/errors"
-	utilruntime "k8s.io/apimachinery/pkg/util/runtime"
 	utilfeature "k8s.io/apiserver/pkg/util/feature"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
+	"k8s.io/component-base/configz"
 	logsapi "k8s.io/component-base/logs/api/v1"
-	"k8s.io/controller-manager/pkg/features"
 	kubeapiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	serveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
 	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
@@ -91,7 +90,9 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 			return err
 		}
 		log.Info("the Kubernetes API is answered", "address", c.url())
-		return ended(ctx, "the controllers", c.control(ctx))
+		tutti := native.Dial(c.Socket)
+		defer tutti.Close()
+		return ended(ctx, "the controllers", whileLeading(ctx, tutti, c.Name, c.control, log))
 	})
 	work.Go(func() error {
 		if err := c.awaitReady(ctx); err != nil {
@@ -153,8 +154,6 @@ func (c *Config) prepare(ctx context.Context, keys *native.Client, log *slog.Log
 var settle = sync.OnceFunc(func() {
 	logsapi.ReapplyHandling = logsapi.ReapplyHandlingIgnoreUnchanged
 	rest.SetDefaultWarningHandler(rest.NoWarnings{})
-	// Without it the controllers end the whole process when they end, and keep their turn.
-	utilruntime.Must(utilfeature.DefaultMutableFeatureGate.Set(string(features.ControllerManagerReleaseLeaderElectionLockOnExit) + "=true"))
 })
 
 // serve runs the API server.
@@ -182,8 +181,9 @@ func (c *Config) serve(ctx context.Context, l net.Listener) error {
 	return kubeapiserver.Run(ctx, completed)
 }
 
-// control runs the controllers while it is this server's turn.
+// control runs the controllers until ctx is done.
 func (c *Config) control(ctx context.Context) error {
+	configz.Delete(controllers.ConfigzName) // of an earlier turn
 	o, err := controlleroptions.NewKubeControllerManagerOptions()
 	if err != nil {
 		return err
