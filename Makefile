@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e-kube-shop e2e-kube-operators e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -29,7 +29,7 @@ summary = go run ./test/summary $(if $(TALLY),-tally $(TALLY))
 help: ## this list
 	@echo 'Targets:'
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
-	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, net, start, replicas, standing, docker, marathon'
+	@echo '  make bench-GROUP      one group of benchmarks: schedule, store, tables, million, sessions, net, start, replicas, standing, docker, marathon, kube'
 	@echo
 	@echo 'demo and e2e need root; so do the tests that run real containers, which are left out without it.'
 
@@ -98,6 +98,12 @@ e2e-marathon: build ## public clients of Marathon, a host that dies, and the sho
 e2e-kube: build build-kube ## a session of kubectl on three virtual hosts; HOSTS=0: on this host
 	@scripts/e2e-kube.sh
 
+e2e-kube-shop: build build-kube ## the shop as manifests of Kubernetes on three virtual hosts, which lose power and network
+	@scripts/e2e-kube-shop.sh
+
+e2e-kube-operators: build build-kube ## Helm and an operator, built from their Go modules; HOSTS=0: on this host
+	@scripts/e2e-kube-operators.sh
+
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)
 
@@ -109,6 +115,7 @@ sim-exact: needs ## simulate the course of SEED=0 twice, exactly alike, and tell
 
 bench: bench-all ## all benchmarks, each against a peer in the same run; BRIEF=yes for a quick look
 
+bench-all bench-kube: build-kube
 bench-%: build
 	@bench/needs.sh $*
 	cd bench && go run -tags $(TAGS),helper . $* $(if $(BRIEF),-brief)

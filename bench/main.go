@@ -1,6 +1,6 @@
 // Command bench measures Tutti beside a peer, in the same run on the same machine.
 //
-//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|standing|docker|marathon|all [-brief]
+//	go run -tags seccomp . schedule|store|tables|million|sessions|net|start|replicas|standing|docker|marathon|kube|all [-brief]
 //
 // Every figure is printed on standard output as one JSON object a line, with the peer's and with
 // what was counted; a ratio above 1 means that Tutti is better. Progress is on standard error.
@@ -18,6 +18,7 @@ import (
 
 	"github.com/tutti-run/tutti/bench/internal/apps"
 	"github.com/tutti-run/tutti/bench/internal/holding"
+	"github.com/tutti-run/tutti/bench/internal/kube"
 	"github.com/tutti-run/tutti/bench/internal/million"
 	"github.com/tutti-run/tutti/bench/internal/netting"
 	"github.com/tutti-run/tutti/bench/internal/placing"
@@ -47,6 +48,7 @@ var groups = []group{
 	{name: "standing", run: starting.Standing},
 	{name: "docker", run: starting.API},
 	{name: "marathon", run: apps.Run},
+	{name: "kube", run: kube.Run},
 }
 
 // store measures the state engine: writes beside etcd, a large state, and the sessions of nodes.

@@ -2,9 +2,9 @@
 # Makes sure that the peers which Tutti is measured against are on this machine, and installs
 # what is missing (Debian and Ubuntu):
 #
-#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [net] [start] [replicas] [standing] [docker] [marathon]      default: all
+#   bench/needs.sh [schedule] [store] [tables] [million] [sessions] [net] [start] [replicas] [standing] [docker] [marathon] [kube]      default: all
 #
-# store needs etcd; net needs nginx and wrk; start, replicas, standing and docker need Docker Engine. No daemon is started, now or at the
+# store and kube need etcd; net needs nginx and wrk; start, replicas, standing and docker need Docker Engine. No daemon is started, now or at the
 # next boot: the benchmarks run their own, apart from everything else on the machine. Says
 # nothing when nothing is missing.
 set -euo pipefail
@@ -18,12 +18,12 @@ die() {
 missing=()
 for group in "${@:-all}"; do
 	case $group in
-	store | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
+	store | kube | all) command -v etcd >/dev/null || missing+=(etcd-server) ;;&
 	start | replicas | standing | docker | all) { command -v dockerd && command -v docker; } >/dev/null || missing+=(docker.io) ;;&
 	net | all) command -v nginx >/dev/null || missing+=(nginx-light) ;;&
 	net | all) command -v wrk >/dev/null || missing+=(wrk) ;;&
-	schedule | store | tables | million | sessions | net | start | replicas | standing | docker | marathon | all) ;;
-	*) die "unknown group $group: schedule, store, tables, million, sessions, net, start, replicas, standing, docker and marathon are there" ;;
+	schedule | store | tables | million | sessions | net | start | replicas | standing | docker | marathon | kube | all) ;;
+	*) die "unknown group $group: schedule, store, tables, million, sessions, net, start, replicas, standing, docker, marathon and kube are there" ;;
 	esac
 done
 ((${#missing[@]})) || exit 0
