@@ -10,8 +10,8 @@ command -v kubectl >/dev/null || { echo "e2e-kube-operators: kubectl is not ther
 helm=$("$here/scripts/helm.sh")
 jobset=$("$here/scripts/jobset.sh")
 work=$(mktemp -d /var/tmp/tutti-kube-operators.XXXXXX)
-TUTTI_CACHE=${TUTTI_CACHE:-$here/.cache/images} GOCACHE=$(go env GOCACHE) GOMODCACHE=$(go env GOMODCACHE)
-export TUTTI_CACHE GOCACHE GOMODCACHE TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache HOME=$work
+
+export TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
 tutti() { "$here/bin/tutti" "$@"; }
 h() { "$helm" "$@"; }
 finish() {

@@ -156,7 +156,7 @@ func (g *globals) kubeconfig(ctx context.Context, runDir string) (string, error)
 		return path, err
 	}
 	data = kubernetesServerLine.ReplaceAll(data, []byte("${1}https://"+passedOn))
-	path = filepath.Join(g.RunDir, "kubeconfig")
+	path = filepath.Join(filepath.Dir(runDir), "kubeconfig") // which goes with the hosts
 	if err := atomicfile.Write(path, data); err != nil {
 		return "", err
 	}
