@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e-kube-shop e2e-kube-operators e2e e2e-docker e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e-kube-shop e2e-kube-operators e2e e2e-docker e2e-swarm e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -88,6 +88,9 @@ e2e-compose: build ## Docker Compose and docker stack deploy bring up the shop o
 
 e2e-docker: build ## a session of the docker command line against Tutti and a Docker Engine, compared
 	@scripts/e2e-docker.sh
+
+e2e-swarm: build ## the docker command line makes a swarm of three waiting hosts, and takes it apart
+	@scripts/e2e-swarm.sh
 
 e2e-docker-clients: build ## clients of the Docker API that others wrote, through every call that they have
 	@scripts/e2e-docker-clients.sh

@@ -69,7 +69,8 @@ before, it comes back with everything it had.
 
 With --hosts N the cluster has N virtual hosts on this one machine, each with its own
 address, processes and data, the first three of them servers: to try failures, and for
-tests. ` + "`tutti host`" + ` cuts their power and their network. With --max-hosts M there are
+tests. ` + "`tutti host`" + ` cuts their power and their network. With --waiting they are of no
+cluster yet. With --max-hosts M there are
 more of them, up to M, while work finds no place on N.`,
 		Example: "  tutti up -d\n  tutti up -d --hosts 3\n  tutti up -d --hosts 3 --max-hosts 6",
 		Args:    cobra.NoArgs,
@@ -95,6 +96,7 @@ more of them, up to M, while work finds no place on N.`,
 		},
 	}
 	f.add(c)
+	c.Flags().BoolVar(&f.config.Waiting, "waiting", false, "wait, as long as this host is of no cluster, for `docker swarm init` or `docker swarm join` at its Docker socket, and let `docker swarm leave` take it out again")
 	c.Flags().BoolVar(&f.kubernetes, "kubernetes", false, "have all servers answer Kubernetes' API, as `tutti kubernetes enable` does")
 	c.Flags().StringVar(&f.config.AddressPool, "address-pool", node.DefaultAddressPool, "addresses for networks of a new cluster")
 	c.Flags().StringVar(&f.config.NodePool, "node-pool", node.DefaultNodePool, "addresses for nodes within the overlay of a new cluster")

@@ -125,6 +125,9 @@ func (u *hostsUp) run(ctx context.Context) error {
 			fresh = append(fresh, h)
 		}
 	}
+	if u.config.Waiting {
+		return u.waiting(ctx)
+	}
 	if err := u.start(members, "", nil); err != nil {
 		return err
 	}
@@ -164,7 +167,38 @@ func (u *hostsUp) run(ctx context.Context) error {
 	}); err != nil {
 		return err
 	}
+	for i := range u.hosts { // whoever has one of them has them all
+		if h := &u.hosts[i]; !h.Server && !h.Leaving {
+			if err := client.TrustNode(ctx, h.Name, true); err != nil {
+				return err
+			}
+		}
+	}
 	return u.machine.StartPorts([]string{"host-ports", "--data-dir", u.DataDir, "--run-dir", u.RunDir})
+}
+
+// waiting boots hosts that join clusters when they are told to. It returns when their Docker sockets answer.
+func (u *hostsUp) waiting(ctx context.Context) error {
+	var all []*provision.Host
+	for i := range u.hosts {
+		all = append(all, &u.hosts[i])
+	}
+	if err := u.start(all, "", nil); err != nil {
+		return err
+	}
+	for _, h := range all {
+		if err := u.await(ctx, h.Name+" to answer", func() (bool, error) {
+			c, err := net.Dial("unix", node.DockerSocket(h.RunDir))
+			if err != nil {
+				return false, err
+			}
+			return true, c.Close()
+		}); err != nil {
+			return err
+		}
+		fmt.Fprintf(os.Stderr, "tutti: docker -H unix://%s reaches %s\n", node.DockerSocket(h.RunDir), h.Name)
+	}
+	return nil
 }
 
 // start boots hosts; with tokens they are to join the cluster at an address.
@@ -176,7 +210,7 @@ func (u *hostsUp) start(hosts []*provision.Host, joinAt string, tokens map[bool]
 	for _, h := range hosts {
 		c := u.config
 		asAgent(&c, h)
-		if h.Server {
+		if h.Server || c.Waiting {
 			c.APIListen, c.DockerListen, c.MarathonListen, c.RegistryListen = u.config.APIListen, u.config.DockerListen, u.config.MarathonListen, u.config.RegistryListen
 		}
 		c.Capacity, c.JoinAddress, c.JoinToken = share, joinAt, tokens[h.Server]

@@ -23,7 +23,7 @@ func nodeCommand(g *globals) *cobra.Command {
 		availabilityCommand(g, "cordon", "Let nodes take no new work", model.Cordoned, "takes no new work"),
 		drainCommand(g),
 		availabilityCommand(g, "activate", "Let nodes take work", model.Active, "takes work"),
-		labelCommand(g), taintCommand(g), overcommitCommand(g), reserveCommand(g), resourcesCommand(g), debugCommand(g), removeNodeCommand(g))
+		labelCommand(g), taintCommand(g), overcommitCommand(g), trustCommand(g), reserveCommand(g), resourcesCommand(g), debugCommand(g), removeNodeCommand(g))
 	return cmd
 }
 

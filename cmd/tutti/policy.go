@@ -206,6 +206,23 @@ func reserveCommand(g *globals) *cobra.Command {
 	return cmd
 }
 
+func trustCommand(g *globals) *cobra.Command {
+	var off bool
+	cmd := &cobra.Command{
+		Use: "trust NODE", Short: "Let the administrator of a host that is an agent have the cluster",
+		Long: "Have the Docker socket of a host that is an agent answer as those of servers do. Whoever has that host\n" +
+			"then has the whole cluster; without this, an agent that is broken into gives away what it runs only.\n" +
+			"Virtual hosts, which share a machine, are trusted by themselves.",
+		Example: "  tutti node trust node-4\n  tutti node trust node-4 --off",
+		Args:    arguments(1, 1, "a node"), ValidArgsFunction: g.complete(1, nodeNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return g.with(cmd.Context(), func(c *native.Client) error { return c.TrustNode(cmd.Context(), args[0], !off) })
+		},
+	}
+	cmd.Flags().BoolVar(&off, "off", false, "no more")
+	return cmd
+}
+
 func overcommitCommand(g *globals) *cobra.Command {
 	return &cobra.Command{
 		Use: "overcommit NODE TIMES", Short: "Let burstable instances reserve more cores than a node has",

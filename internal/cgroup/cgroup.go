@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -44,6 +45,30 @@ func Remove(cgroup string) error {
 	var errs []error
 	for _, root := range roots {
 		errs = append(errs, removeTree(filepath.Join(root, cgroup)))
+	}
+	return errors.Join(errs...)
+}
+
+// Clear removes what is below a cgroup, like Remove, but for the part that this process is in.
+func Clear(cgroup string) error {
+	roots, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	self := strconv.Itoa(os.Getpid())
+	var errs []error
+	for _, root := range roots {
+		children, err := os.ReadDir(filepath.Join(root, cgroup))
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			errs = append(errs, err)
+		}
+		for _, c := range children {
+			dir := filepath.Join(root, cgroup, c.Name())
+			if members, err := os.ReadFile(filepath.Join(dir, "cgroup.procs")); !c.IsDir() || err == nil && slices.Contains(strings.Fields(string(members)), self) {
+				continue
+			}
+			errs = append(errs, removeTree(dir))
+		}
 	}
 	return errors.Join(errs...)
 }

@@ -108,6 +108,8 @@ var requirements = map[string]requirement{
 	"host demand": {role: model.RoleViewer, cluster: true, silent: true},
 	"host tell":   {role: model.RoleOperator, cluster: true},
 
+	// It gives the whole cluster away.
+	"node trust":     {role: model.RoleAdmin, cluster: true},
 	"node remove":    {role: model.RoleAdmin, cluster: true},
 	"server promote": {role: model.RoleAdmin, cluster: true},
 	"server demote":  {role: model.RoleAdmin, cluster: true},

@@ -42,7 +42,7 @@ var needs = map[string]string{
 	"Rollback": "namespace operator", "Remove": "namespace operator", "Exec": "namespace operator",
 
 	"NodeDebug": "cluster viewer", "SetAvailability": "cluster operator", "LabelNode": "cluster operator", "TaintNode": "cluster operator",
-	"Overcommit": "cluster operator", "SetNodeResources": "cluster operator", "ReserveNode": "cluster operator", "ImportImage": "cluster operator", "RemoveImage": "cluster operator",
+	"Overcommit": "cluster operator", "TrustNode": "cluster admin", "SetNodeResources": "cluster operator", "ReserveNode": "cluster operator", "ImportImage": "cluster operator", "RemoveImage": "cluster operator",
 	"Authority": "cluster viewer", "HostDemand": "cluster viewer", "TellHost": "cluster operator",
 
 	"RemoveNode": "cluster admin", "PromoteServer": "cluster admin", "DemoteServer": "cluster admin", "RemoveServer": "cluster admin",

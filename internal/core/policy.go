@@ -195,6 +195,21 @@ func (c *Core) Overcommit(ctx context.Context, who Caller, ref string, times flo
 	return c.changeNode(ctx, ref, func(n *model.Node, cs *store.ChangeSet) { n.Overcommit = times })
 }
 
+// TrustNode says whether whoever administers a host that is an agent has the whole cluster, by way of the
+// host's socket: those of servers have it anyway.
+func (c *Core) TrustNode(ctx context.Context, who Caller, ref string, trusted bool) (err error) {
+	what := ref
+	if !trusted {
+		what += " no more"
+	}
+	a, err := c.begin(who, "node trust", what)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeNode(ctx, ref, func(n *model.Node, _ *store.ChangeSet) { n.Trusted = trusted })
+}
+
 // ReserveNode keeps something of a node back from instances, for the host itself and what else runs on
 // it; what is zero is not kept back. What is placed there already stays.
 func (c *Core) ReserveNode(ctx context.Context, who Caller, ref string, kept model.Resources) (err error) {

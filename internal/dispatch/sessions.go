@@ -488,7 +488,7 @@ func (s *Sessions) tryRegister(ctx context.Context, peer wire.Peer, n *model.Nod
 	c.Meta = old.Clone().Meta
 	c.Name = n.Name
 	c.Server = peer.Role == wire.RoleServer // its certificate says so, not the node
-	c.Availability, c.Taints, c.Standby = old.Availability, old.Taints, old.Standby
+	c.Availability, c.Taints, c.Standby, c.Trusted = old.Availability, old.Taints, old.Standby, old.Trusted
 	c.OverlayAddress, c.Status = old.OverlayAddress, old.Status
 	c.Overcommit, c.Reserved = old.Overcommit, old.Reserved
 	keepCounted(c, old)

@@ -9,6 +9,8 @@ type Node struct {
 	Server bool `json:"server"`
 	// Standby keeps a server from having a vote: it was demoted.
 	Standby bool `json:"standby,omitempty"`
+	// Trusted is whether whoever administers the host has the whole cluster, as those of servers do.
+	Trusted bool `json:"trusted,omitempty"`
 	// Availability is what people want of it.
 	Availability Availability `json:"availability"`
 	Taints       []Taint      `json:"taints,omitempty"`

@@ -35,6 +35,9 @@ type Config struct {
 	// identity yet founds one.
 	JoinAddress string `json:"joinAddress,omitempty"` // host:port of a server
 	JoinToken   string `json:"joinToken,omitempty"`
+	// Waiting has a host that is of no cluster, and has no token for one, wait until somebody asks at its
+	// Docker socket for it to join one, or to found one; and lets it leave its cluster in the same way.
+	Waiting bool `json:"waiting,omitempty"`
 	// Cgroup is the parent of all cgroups that the node makes, e.g. "/tutti".
 	Cgroup string `json:"cgroup"`
 	// Capacity is what instances may use up; zero fields are read from the host.

@@ -8,7 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"os"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -23,30 +23,18 @@ import (
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-// Run is a node's life: it blocks until ctx is done or a part of the node fails. Containers go on
-// running when it returns.
-func Run(ctx context.Context, cfg Config) (err error) {
-	if err := cfg.complete(); err != nil {
-		return err
-	}
-	lock, err := lockData(cfg.DataDir)
-	if err != nil {
-		return err
-	}
-	defer lock.Close()
-	if err := cfg.checkFormat(); err != nil {
-		return err
-	}
-	if err := os.MkdirAll(cfg.RunDir, 0o711); err != nil {
-		return fmt.Errorf("make the run directory: %w", err)
-	}
+// live is a node's life, from finding out who it is; became is whether it came to be ready. by, unless nil,
+// waits for that.
+func (m *membership) live(ctx context.Context, cfg *Config, by *entering) (became bool, err error) {
+	var ready atomic.Bool
+	defer func() { became = ready.Load() }()
 	id, err := cfg.identify(ctx)
 	if err != nil {
-		return err
+		return false, err
 	}
 	port, err := wire.Listen(cfg.wireAddress(), id.Identity, cfg.Log)
 	if err != nil {
-		return err
+		return false, err
 	}
 	// The port outlives the work: what ends wants to tell others so.
 	portCtx, closePort := context.WithCancel(context.WithoutCancel(ctx))
@@ -57,67 +45,86 @@ func Run(ctx context.Context, cfg Config) (err error) {
 	}()
 
 	blobs := &peers{client: port.Client(), self: id.NodeID, servers: func() []wire.ServerAddress { return id.servers }}
-	images, err := openImages(&cfg, blobs)
+	images, err := openImages(cfg, blobs)
 	if err != nil {
-		return err
+		return false, err
 	}
 	defer func() { err = errors.Join(err, images.Close()) }()
 
 	var s *server.Server
 	offered := agent.Blobs(images)
 	if id.Role == wire.RoleServer {
-		if s, err = newServer(&cfg, id, port, images); err != nil {
-			return err
+		if s, err = newServer(cfg, id, port, images); err != nil {
+			return false, err
 		}
 		defer func() { err = errors.Join(err, s.Shutdown()) }()
 		blobs.servers, blobs.outside = s.Addresses, s.Outside()
 		images.Records = core.Records{Store: s.Core().Store}
 		offered = shelf{Store: images, client: port.Client(), state: s.Core().Store}
 	}
-	w, err := newWorker(&cfg, id, port, images, offered)
+	cfg.Ready = func() {
+		ready.Store(true)
+		m.ready()
+		if by == nil {
+			return
+		}
+		go func() { // what is asked of the cluster takes its time, and nobody else is to wait
+			var err error
+			if s != nil {
+				err = by.settle(ctx, s.Core(), id.NodeID)
+			}
+			by.tell(id.NodeID, err)
+		}()
+	}
+	w, err := newWorker(cfg, id, port, images, offered)
 	if err != nil {
-		return err
+		return false, err
 	}
 	if s == nil {
 		blobs.servers = w.connection.Servers
 	}
 	api, err := native.Listen(Socket(cfg.RunDir))
 	if err != nil {
-		return err
+		return false, err
 	}
-	dockerAPI, err := native.Listen(DockerSocket(cfg.RunDir))
-	if err != nil {
-		api.Close()
-		return err
+	var visitors *guests
+	if s != nil {
+		visitors = newGuests(s.Core().Store)
+		port.Handle(wire.PathDocker, visitors, wire.RoleAgent)
 	}
 	ports.Go(func() error { return port.Serve(portCtx) })
 	cfg.Log.Info("node starts", "node", id.NodeID, "name", cfg.Name, "role", id.Role, "address", cfg.wireAddress(), "version", cfg.Version)
-	doors := doors{api: api, docker: dockerAPI}
+	doors := doors{guests: visitors, api: api, docker: m.door.prepare(ctx), leave: m.leaver(s, id.NodeID)}
+	defer doors.docker.end()
 	doors.people, err = listenForPeople(cfg.APIListen, "--api-listen", s, port.ForPeople())
 	if err == nil {
 		doors.dockerPeople, err = listenForPeople(cfg.DockerListen, "--docker-listen", s, overHTTP1(port.ForPeople()))
 	}
 	if err == nil {
-		doors.marathon, err = listenForMarathon(&cfg, s, port)
+		doors.marathon, err = listenForMarathon(cfg, s, port)
 	}
 	if err == nil {
-		doors.registry, err = listenForRegistry(&cfg, s, port)
+		doors.registry, err = listenForRegistry(cfg, s, port)
 	}
 	if err != nil {
-		return errors.Join(err, doors.close())
+		return false, errors.Join(err, doors.close())
 	}
-	return work(ctx, s, w, id, doors, images, &cfg)
+	return false, work(ctx, s, port.Client(), w, id, doors, images, cfg)
 }
 
 // doors are where the APIs are answered: at sockets of this host, and, unless nil, over the network.
 type doors struct {
-	api, docker, people, dockerPeople net.Listener
-	marathon                          marathonListeners
-	registry                          registryListener
+	api, people, dockerPeople net.Listener
+	docker                    *phase  // at the host's Docker socket
+	guests                    *guests // where agents bring what is asked at theirs; on servers
+	// leave takes the node out of its cluster; nil where it cannot.
+	leave    func(ctx context.Context, force bool) error
+	marathon marathonListeners
+	registry registryListener
 }
 
 func (d doors) close() (err error) {
-	for _, l := range []net.Listener{d.api, d.docker, d.people, d.dockerPeople, d.marathon.socket, d.marathon.own, d.marathon.people, d.registry.Listener} {
+	for _, l := range []net.Listener{d.api, d.people, d.dockerPeople, d.marathon.socket, d.marathon.own, d.marathon.people, d.registry.Listener} {
 		if l != nil {
 			err = errors.Join(err, l.Close())
 		}
@@ -178,7 +185,7 @@ func newServer(cfg *Config, id *identity, port *wire.Port, images core.Images) (
 }
 
 // work runs both halves and the APIs until ctx is done.
-func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doors, images *image.Store, cfg *Config) error {
+func work(ctx context.Context, s *server.Server, client *wire.Client, w *worker, id *identity, at doors, images *image.Store, cfg *Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return trimImages(ctx, cfg, images, s) })
 	if s != nil {
@@ -186,15 +193,17 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 	}
 	noServer := fault.New(fault.Forbidden, "node %s is no server: ask one of the servers", cfg.Name)
 	handler := native.Refuse(noServer)
-	dockerHandler := docker.Refuse(fault.New(fault.Forbidden, "node %s is an agent of its cluster: its administrator does not have the cluster. Ask a server, at its socket or, with a user's certificate (`tutti user cert`), over the network: docker --tlsverify -H tcp://SERVER:PORT", cfg.Name))
-	if s != nil {
+	var dockerHandler http.Handler
+	if s == nil {
+		dockerHandler = newMessenger(ctx, client, w, id, at, cfg)
+	} else {
 		dockerAPI := docker.New(docker.Deps{
 			Core: s.Core(), NodeName: cfg.Name, NodeID: id.NodeID, Version: cfg.Version, Log: cfg.Log,
-			Lifetime: native.Lifetime,
-			Caller:   dockerCaller,
+			Lifetime: at.docker.lifetime, Caller: dockerCaller, At: atNode, Leave: at.leave,
 		})
 		dockerHandler = s.Answer(dockerAPI)
 		g.Go(func() error { return dockerAPI.Run(ctx) })
+		g.Go(func() error { return native.Serve(ctx, at.guests, at.guests.welcome(dockerHandler)) })
 		marathonAPI := newMarathon(s, id.NodeID, cfg)
 		handler = s.Answer(native.New(native.Deps{
 			Core: s.Core(), NodeName: cfg.Name, Version: cfg.Version, Log: cfg.Log,
@@ -206,7 +215,7 @@ func work(ctx context.Context, s *server.Server, w *worker, id *identity, at doo
 		g.Go(func() error { return (&kubernetes{cfg: cfg, store: s.Core().Store, log: cfg.Log}).run(ctx) })
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
-	g.Go(func() error { return native.Serve(ctx, at.docker, dockerHandler) })
+	at.docker.begin(dockerHandler)
 	if at.people != nil {
 		directory := core.Directory{Store: s.Core().Store}
 		known := []access.Authenticator{access.Tokens{Directory: directory}, access.Certificates{Directory: directory}}

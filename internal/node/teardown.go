@@ -27,7 +27,10 @@ const stopPatience = 10 * time.Second
 // Teardown ends everything that a node of this host runs and removes what it made: tasks, links,
 // rules, mounts, cgroups, the run directory. The node's own process must have ended before. What
 // the data directory holds stays, apart from runs. It is safe to call again, also after a crash.
-func Teardown(ctx context.Context, cfg Config) error {
+func Teardown(ctx context.Context, cfg Config) error { return teardown(ctx, cfg, false) }
+
+// teardown is Teardown; from within, it leaves what belongs to this process: its cgroup, and the Docker socket.
+func teardown(ctx context.Context, cfg Config, within bool) error {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
@@ -51,8 +54,19 @@ func Teardown(ctx context.Context, cfg Config) error {
 	note("unmount", unmountBelow(cfg.DataDir))
 	note("forget assignments", os.RemoveAll(filepath.Join(cfg.DataDir, "agent")))
 	note("remove sandboxes", os.RemoveAll(cfg.sandboxDir()))
-	note("remove cgroups", cgroup.Remove(cfg.Cgroup))
-	note("remove the run directory", os.RemoveAll(cfg.RunDir))
+	if !within {
+		note("remove cgroups", cgroup.Remove(cfg.Cgroup))
+		note("remove the run directory", os.RemoveAll(cfg.RunDir))
+		return errors.Join(errs...)
+	}
+	note("remove cgroups", cgroup.Clear(cfg.Cgroup))
+	entries, err := os.ReadDir(cfg.RunDir)
+	note("empty the run directory", err)
+	for _, e := range entries {
+		if path := filepath.Join(cfg.RunDir, e.Name()); path != DockerSocket(cfg.RunDir) {
+			note("empty the run directory", os.RemoveAll(path))
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -16,6 +16,7 @@ const (
 	PathTry          = "/agent/try"           // call: TryRequest → TryReply
 	PathFlows        = "/agent/flows"         // call: FlowsRequest → FlowsReply
 	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
+	PathDocker       = "/node/docker"         // stream: Pieces both ways, a connection of the Docker API
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathUsage        = "/agent/usage"         // call: Empty → NodeUsage

@@ -93,7 +93,7 @@ func (a *API) table() []route {
 		get("/swarm", a.swarmInspect),
 		post("/swarm/init", swarmMember),
 		post("/swarm/join", swarmMember),
-		post("/swarm/leave", swarmLeave),
+		post("/swarm/leave", a.swarmLeave),
 		post("/swarm/update", a.swarmUpdate),
 		get("/swarm/unlockkey", a.swarmUnlockKey),
 		post("/swarm/unlock", a.swarmUnlock),

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -33,7 +34,11 @@ type Deps struct {
 	Lifetime func(context.Context) context.Context
 	// Caller says who makes a request.
 	Caller func(context.Context) core.Caller
-	Log    *slog.Logger
+	// At says at which node's socket a request was made, where that is not this one's: "" otherwise.
+	At func(context.Context) string
+	// Leave takes this host out of its cluster; nil refuses.
+	Leave func(ctx context.Context, force bool) error
+	Log   *slog.Logger
 }
 
 // API is the Docker Engine's API as an HTTP handler. Execs and attached terminals belong to the
@@ -62,6 +67,7 @@ type request struct {
 	version string // of the API, as asked for; maxVersion when the path names none
 	query   url.Values
 	who     core.Caller
+	at      string // the ID of the node at whose socket the request was made
 	// lifetime is the context of a connection that is taken over.
 	lifetime context.Context
 }
@@ -115,7 +121,10 @@ func (a *API) ServeHTTP(w http.ResponseWriter, hr *http.Request) {
 	h.Set("Ostype", "linux")
 	h.Set("Server", "Tutti/"+a.Version+" (linux)")
 	r := &request{Request: hr, version: maxVersion, query: hr.URL.Query()}
-	r.lifetime = hr.Context()
+	r.lifetime, r.at = hr.Context(), a.NodeID
+	if a.At != nil {
+		r.at = cmp.Or(a.At(hr.Context()), a.NodeID)
+	}
 	if a.Lifetime != nil {
 		r.lifetime = a.Lifetime(hr.Context())
 	}

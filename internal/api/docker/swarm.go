@@ -18,9 +18,9 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-func (a *API) swarmInfo(snap *store.Snapshot) swarm.Info {
-	self := a.self(snap)
-	i := swarm.Info{NodeID: a.NodeID, NodeAddr: self.HostAddress, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
+func (a *API) swarmInfo(snap *store.Snapshot, r *request) swarm.Info {
+	self := a.self(snap, r)
+	i := swarm.Info{NodeID: r.at, NodeAddr: self.HostAddress, LocalNodeState: swarm.LocalNodeStateActive, ControlAvailable: true}
 	for n := range store.List[*model.Node](snap) {
 		if n.Server {
 			i.Managers++
@@ -108,20 +108,14 @@ func (a *API) swarmInspect(w http.ResponseWriter, r *request) error {
 	return answer(w, http.StatusOK, v)
 }
 
-// swarmMember refuses what only a host outside a swarm can do: every host that answers here is in one, as hosts
-// come to a cluster with the program that answers.
+// swarmMember refuses what only a host outside a swarm can do.
 func swarmMember(_ http.ResponseWriter, r *request) error {
 	var req swarm.JoinRequest
 	hint := "`tutti join ADDRESS --token TOKEN`"
 	if strings.HasSuffix(r.URL.Path, "/join") && decode(r, &req, true) == nil && len(req.RemoteAddrs) > 0 {
 		hint = "`tutti join " + req.RemoteAddrs[0] + " --token " + cmp.Or(req.JoinToken, "TOKEN") + "`"
 	}
-	return fault.New(fault.Unavailable, "This node is already part of a swarm. Use `tutti down` on it to leave this swarm, and %s to join another one; `tutti token` on a server of that prints tokens", hint)
-}
-
-// swarmLeave refuses what a host does with its own program.
-func swarmLeave(http.ResponseWriter, *request) error {
-	return fault.New(fault.Unsupported, "docker swarm leave is not supported by Tutti: `tutti down` on the host ends its node, `tutti down --purge` takes it out for good")
+	return fault.New(fault.Unavailable, "This node is already part of a swarm. Use `docker swarm leave` to leave this swarm, or `tutti down --purge` on a host that was not started with --waiting, and %s to join another one; `tutti token` on a server of that prints tokens", hint)
 }
 
 // swarmUpdate replaces tokens, keys and authorities, and switches autolock. What else a specification says

@@ -1,13 +1,10 @@
 package docker
 
 import (
-	"cmp"
 	"maps"
 	"net/http"
-	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/system"
@@ -17,12 +14,15 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-func (a *API) ping(w http.ResponseWriter, r *request) error {
+func (a *API) ping(w http.ResponseWriter, r *request) error { return pong(w, r, "active/manager") }
+
+// pong answers, with what the host is to a swarm.
+func pong(w http.ResponseWriter, r *request, state string) error {
 	h := w.Header()
 	h.Set("Cache-Control", "no-cache, no-store, must-revalidate")
 	h.Set("Pragma", "no-cache")
 	h.Set("Builder-Version", "1")
-	h.Set("Swarm", "active/manager")
+	h.Set("Swarm", state)
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	if r.Method == http.MethodHead {
 		h.Set("Content-Length", "0")
@@ -32,40 +32,23 @@ func (a *API) ping(w http.ResponseWriter, r *request) error {
 	return nil
 }
 
-func (a *API) self(snap *store.Snapshot) *model.Node {
-	if n, ok := store.Get[*model.Node](snap, a.NodeID); ok {
+// self is the node at whose socket the request was made.
+func (a *API) self(snap *store.Snapshot, r *request) *model.Node {
+	if n, ok := store.Get[*model.Node](snap, r.at); ok {
 		return n
 	}
 	return &model.Node{Meta: model.Meta{Name: a.NodeName}}
 }
 
-func (a *API) version(w http.ResponseWriter, _ *request) error {
-	n := a.self(a.snapshot())
-	v := system.VersionResponse{
-		Platform: system.PlatformInfo{Name: "Tutti"}, Version: a.Version, APIVersion: maxVersion, MinAPIVersion: minVersion,
-		Os: "linux", Arch: runtime.GOARCH, GoVersion: runtime.Version(), KernelVersion: n.Attributes["kernel"],
-	}
-	v.Components = []system.ComponentVersion{{Name: "Engine", Version: a.Version, Details: map[string]string{
-		"ApiVersion": v.APIVersion, "MinAPIVersion": v.MinAPIVersion, "Os": v.Os, "Arch": v.Arch, "GoVersion": v.GoVersion,
-		"KernelVersion": v.KernelVersion, "Experimental": "false", "GitCommit": "", "BuildTime": "",
-	}}}
-	return answer(w, http.StatusOK, v)
+func (a *API) version(w http.ResponseWriter, r *request) error {
+	return answer(w, http.StatusOK, a.versionOn(a.self(a.snapshot(), r)))
 }
 
 // info sums the nodes up, as classic Swarm did.
 func (a *API) info(w http.ResponseWriter, r *request) error {
 	snap := a.snapshot()
-	self := a.self(snap)
+	i := a.infoOn(a.self(snap, r))
 	cluster, _ := store.Get[*model.Cluster](snap, model.ClusterID)
-	i := system.Info{
-		Driver: "overlay2", SystemTime: time.Now().Format(time.RFC3339Nano), LoggingDriver: "json-file", CgroupDriver: "cgroupfs",
-		MemoryLimit: true, SwapLimit: true, CPUCfsPeriod: true, CPUCfsQuota: true, PidsLimit: true, IPv4Forwarding: true,
-		KernelVersion: self.Attributes["kernel"], OperatingSystem: "Tutti", OSType: "linux", Architecture: cmp.Or(machine[runtime.GOARCH], runtime.GOARCH),
-		IndexServerAddress: "https://index.docker.io/v1/", DockerRootDir: "/var/lib/tutti", Name: self.Name, ServerVersion: a.Version,
-		Runtimes: map[string]system.RuntimeWithStatus{model.BuiltInRuntime: {}}, DefaultRuntime: model.BuiltInRuntime, SecurityOptions: []string{"name=seccomp,profile=builtin"},
-		Plugins: system.PluginsInfo{Volume: []string{"local"}, Network: []string{"bridge", "host", "null", "overlay"}, Log: []string{"json-file"}},
-		Labels:  []string{}, Warnings: []string{}, CDISpecDirs: []string{"/etc/cdi", "/var/run/cdi"}, CPUShares: true, CPUSet: true, LiveRestoreEnabled: true,
-	}
 	if cluster != nil {
 		i.ID = digestOf("cluster", string(cluster.CACertificate))[:32]
 	}
@@ -92,7 +75,7 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 	}
 	i.Images = len(contents(snap))
 	i.DriverStatus = [][2]string{{"Cluster", "Tutti"}}
-	i.Swarm = a.swarmInfo(snap)
+	i.Swarm = a.swarmInfo(snap, r)
 	i.Swarm.Nodes = nodes
 	return answer(w, http.StatusOK, i)
 }

@@ -14,6 +14,7 @@ const (
 	pathTaints     = "/v1/nodes/taints"     // POST Taints
 	pathOvercommit = "/v1/nodes/overcommit" // POST Overcommit
 	pathResources  = "/v1/nodes/resources"  // POST NodeResources
+	pathTrust      = "/v1/nodes/trust"      // POST NodeTrust
 	pathReserve    = "/v1/nodes/reserve"    // POST NodeReserve
 )
 
@@ -34,6 +35,12 @@ type Taints struct {
 type Overcommit struct {
 	Ref   string  `json:"ref"`
 	Times float64 `json:"times"`
+}
+
+// NodeTrust says whether whoever administers an agent has the cluster.
+type NodeTrust struct {
+	Ref     string `json:"ref"`
+	Trusted bool   `json:"trusted"`
 }
 
 // NodeResources says which devices or metrics a node has, and has no longer.
@@ -64,6 +71,9 @@ func (s *server) policyRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathOvercommit, change(s, func(ctx context.Context, who core.Caller, r Overcommit) (done, error) {
 		return done{}, c.Overcommit(ctx, who, r.Ref, r.Times)
+	}))
+	mux.HandleFunc("POST "+pathTrust, change(s, func(ctx context.Context, who core.Caller, r NodeTrust) (done, error) {
+		return done{}, c.TrustNode(ctx, who, r.Ref, r.Trusted)
 	}))
 	mux.HandleFunc("POST "+pathReserve, change(s, func(ctx context.Context, who core.Caller, r NodeReserve) (done, error) {
 		return done{}, c.ReserveNode(ctx, who, r.Ref, r.Keep)
@@ -96,6 +106,11 @@ func (c *Client) SetNodeResources(ctx context.Context, r NodeResources) error {
 // ReserveNode keeps something of a node back from instances.
 func (c *Client) ReserveNode(ctx context.Context, node string, keep model.Resources) error {
 	return postDone(ctx, c, pathReserve, NodeReserve{Ref: node, Keep: keep})
+}
+
+// TrustNode says whether whoever administers an agent has the cluster.
+func (c *Client) TrustNode(ctx context.Context, node string, trusted bool) error {
+	return postDone(ctx, c, pathTrust, NodeTrust{Ref: node, Trusted: trusted})
 }
 
 // Overcommit lets burstable instances set aside so many times the cores of a node.

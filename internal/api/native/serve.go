@@ -106,6 +106,9 @@ func withPeer(ctx context.Context, c net.Conn) context.Context {
 // administrator of the host, and whom this program runs as, have the cluster; others, and who comes
 // over any other connection, may do nothing.
 func localPeer(c net.Conn) core.Caller {
+	if k, ok := c.(interface{ Caller() core.Caller }); ok {
+		return k.Caller() // who accepted it knows
+	}
 	nobody := core.Caller{Name: "somebody", Via: viaSocket, From: c.RemoteAddr().String()}
 	u, ok := c.(*net.UnixConn)
 	if !ok {
