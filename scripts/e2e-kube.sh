@@ -173,14 +173,14 @@ want 'Redis server v=' k logs job/hello
 eventually 'cache-.* [0-9]+m +[0-9]+Mi' k top pods
 eventually ' [0-9]+m +[0-9]+% +[0-9]+Mi' k top nodes
 want 'autoscaled' k autoscale deployment cache --min=3 --max=5 --cpu-percent=50 # its containers ask for no share: told so
-want 'resources set' k set resources deployment cache --requests=cpu=100m
+want 'resource requirements updated' k set resources deployment cache --requests=cpu=100m
 want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 eventually 'cpu: [0-9]+%/50%' k get hpa cache
 want 'deleted' k delete hpa cache
 
 # attach and port-forward.
 pod=$(k get pods -l app=cache -o 'jsonpath={.items[0].metadata.name}')
-want 'Ready to accept connections' bash -c "timeout 5 kubectl attach $pod || true"
+want 'Background saving started' bash -c "{ sleep 1; kubectl exec $pod -- redis-cli bgsave >&2; } & timeout 8 kubectl attach $pod || true"
 k port-forward "$pod" 16379:6379 >/dev/null 2>&1 &
 forward=$!
 eventually '^.PONG' bash -c 'exec 3<>/dev/tcp/127.0.0.1/16379; printf "PING\r\n" >&3; read -r -t 5 line <&3; echo "$line"'
@@ -240,7 +240,7 @@ if ((HOSTS >= 3)); then
 	for ((i = 0; i < 100; i++)); do env && break || sleep 0.2; done
 	printf 'host-1 has lost power: from %s to %s\n' "$before" "${KUBECONFIG:-nowhere}"
 	eventually 'web' k get deployments
-	eventually 'created|unchanged' bash -c "kubectl create configmap after --from-literal=a=b --dry-run=client -o yaml | kubectl apply -f -"
+	eventually 'created|unchanged|configured' bash -c "kubectl create configmap after --from-literal=a=b --dry-run=client -o yaml | kubectl apply -f -"
 	eventually 'web-[a-z0-9]+-[a-z0-9]+' k get pods
 	eventually '^4 0$' bash -c "kubectl get pods -l app=cache -o wide --no-headers | awk '\$2 == \"1/1\" { up++ } /host-1/ && \$3 == \"Running\" { lost++ } END { print up+0, lost+0 }'"
 	eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping

@@ -256,3 +256,29 @@ func TestSharesFollowWeights(t *testing.T) {
 		t.Errorf("%d entries for %d endpoints, the lightest %d times", len(got), len(many), light)
 	}
 }
+
+// TestAddressesOfNoHost are led as published ports are, and by a policy of their own.
+func TestAddressesOfNoHost(t *testing.T) {
+	n := state()
+	n.Networks = []*model.Network{network("pods", "10.99.1.0/24", false)}
+	n.Services = []wire.NetworkService{{
+		ID: "s", Name: "s", Direct: true, VirtualIPs: at("pods=10.212.0.9"), OutsideIPs: []string{"192.0.2.80", "2001:db8::80"},
+		Ports:   []model.ServicePort{{Protocol: "tcp", Target: 8080, Virtual: 80, Published: 30080}, {Protocol: "udp", Target: 53}},
+		Balance: model.Balancing{Outside: model.LocalOnly},
+		Endpoints: []wire.Endpoint{
+			{Instance: "i1", NodeID: "a", Addresses: at("pods=10.99.1.1")}, {Instance: "i2", NodeID: "b", Addresses: at("pods=10.99.1.2")},
+		},
+	}}
+	want := `own 10.250.0.1 networks [10.99.0.0/16] subnets [10.99.1.0/24] internal [] local []
+10.212.0.9 → []
+10.212.0.9:53/17 → [10.99.1.1 10.99.1.2]:53
+10.212.0.9:80/6 → [10.99.1.1 10.99.1.2]:8080
+*:30080/6 → [10.99.1.1]:8080
+192.0.2.80:53/17 → [10.99.1.1]:53
+192.0.2.80:80/6 → [10.99.1.1]:8080
+`
+	wantLines(t, n, "a", ipv4, want)
+	n.Services[0].Balance = model.Balancing{Local: model.LocalOnly, Outside: model.LocalWherever}
+	want = strings.NewReplacer("[10.99.1.1 10.99.1.2]", "[10.99.1.1]", "[10.99.1.1]", "[10.99.1.1 10.99.1.2]").Replace(want)
+	wantLines(t, n, "a", ipv4, want)
+}

@@ -224,7 +224,7 @@ func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 		if !ok {
 			continue
 		}
-		local := s.Balance.Local
+		local := s.Balance.FromOutside()
 		if p.HostMode {
 			local = model.LocalOnly
 		}
@@ -232,6 +232,25 @@ func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 			FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(p.Published)},
 			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, "", local),
 		})
+	}
+	return append(out, l.outside(s)...)
+}
+
+// outside are the frontends at addresses of no host: as published ports, at one address each.
+func (l *ledger) outside(s *wire.NetworkService) (out []Frontend) {
+	for _, text := range s.OutsideIPs {
+		ip, err := netip.ParseAddr(text)
+		if err != nil || ip.Is4() != (l.f == ipv4) {
+			continue
+		}
+		for _, p := range s.Ports {
+			if proto, ok := protocols[p.Protocol]; ok {
+				out = append(out, Frontend{
+					FrontendKey: FrontendKey{Node: true, IP: ip, Protocol: proto, Port: uint16(cmp.Or(p.Virtual, p.Target))},
+					Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, "", s.Balance.FromOutside()),
+				})
+			}
+		}
 	}
 	return out
 }

@@ -365,7 +365,7 @@ func (r *policyReader) read() {
 func (r *policyReader) peer(p *model.Peer, namespace string) int {
 	said := fmt.Sprintf("%q %q", p.CIDR, p.Except)
 	if s := p.Selector; s != nil {
-		said = fmt.Sprintf("%q %q %q %q %q", cmp.Or(s.Namespace, namespace), s.Application, s.Workload, s.Labels, s.Network)
+		said = fmt.Sprintf("%q %q %q %q %q %q", cmp.Or(s.Namespace, namespace), s.Application, s.Workload, s.Labels, s.Expressions, s.Network)
 	}
 	if i, ok := r.byPeer[said]; ok {
 		return i

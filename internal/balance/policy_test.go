@@ -32,6 +32,9 @@ func chancePolicies(r *rand.Rand, ports []int, addresses []string) (out []*model
 		if r.IntN(5) == 0 {
 			s.Labels = map[string]string{"tier": pick("1", "2")}
 		}
+		if r.IntN(5) == 0 {
+			s.Expressions = []model.Constraint{{Key: "tier", Operator: model.Operator(pick("in", "notIn", "exists", "notExists")), Values: []string{pick("1", "2")}}}
+		}
 		return s
 	}
 	for k := range 1 + r.IntN(4) {

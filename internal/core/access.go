@@ -82,6 +82,7 @@ var requirements = map[string]requirement{
 	"network remove":  {role: model.RoleOperator},
 	"file remove":     {role: model.RoleOperator},
 	"file labels":     {role: model.RoleOperator},
+	"workload labels": {role: model.RoleOperator},
 	// What other components keep, which may be anything, secrets as well.
 	"keys read": {role: model.RoleKeys, cluster: true, silent: true},
 	keysChange:  {role: model.RoleKeys, cluster: true},

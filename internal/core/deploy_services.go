@@ -66,6 +66,14 @@ func checkDirect(s *model.Service) error {
 			return fault.New(fault.Invalid, "service %s: backend %q is not an IP address", s.Name, b.Address)
 		}
 	}
+	if strings.ContainsAny(s.ExternalName, " \t\r\n/:") {
+		return fault.New(fault.Invalid, "service %s: external name %q is not a name such as db.example.com", s.Name, s.ExternalName)
+	}
+	for _, text := range s.OutsideIPs {
+		if _, err := netip.ParseAddr(text); err != nil {
+			return fault.New(fault.Invalid, "service %s: outside address %q is not an IP address", s.Name, text)
+		}
+	}
 	if ip, err := netip.ParseAddr(s.VirtualIP); s.VirtualIP != "" && (err != nil || !ip.Is4()) {
 		return fault.New(fault.Invalid, "service %s: virtual IP %q is not an IPv4 address", s.Name, s.VirtualIP)
 	}

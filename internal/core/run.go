@@ -3,6 +3,7 @@ package core
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -90,6 +91,53 @@ func (c *Core) RemoveService(ctx context.Context, who Caller, id string) (err er
 		}
 		cs.Expect(model.KindService, s.ID, s.Revision)
 		cs.Delete(model.KindService, s.ID)
+		return nil
+	})
+}
+
+// RemovePolicy removes a policy by its ID.
+func (c *Core) RemovePolicy(ctx context.Context, who Caller, id string) (err error) {
+	a, err := c.begin(who, "remove", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		p, ok := store.Get[*model.Policy](snap.Only(who.sees), id)
+		if !ok {
+			return fault.New(fault.NotFound, "policy %s does not exist", id)
+		}
+		if err := a.in(p.Namespace); err != nil {
+			return err
+		}
+		cs.Expect(model.KindPolicy, p.ID, p.Revision)
+		cs.Delete(model.KindPolicy, p.ID)
+		return nil
+	})
+}
+
+// LabelWorkload gives a workload other labels, in place of those that it has. Its instances go on: policies and
+// placement know them by the new ones.
+func (c *Core) LabelWorkload(ctx context.Context, who Caller, id string, labels map[string]string) (err error) {
+	a, err := c.begin(who, "workload labels", id)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
+		old, ok := store.Get[*model.Workload](snap.Only(who.sees), id)
+		if !ok {
+			return fault.New(fault.NotFound, "workload %s does not exist", id)
+		}
+		if err := a.in(old.Namespace); err != nil {
+			return err
+		}
+		if maps.Equal(old.Labels, labels) {
+			return nil
+		}
+		w := old.Clone()
+		w.Labels = maps.Clone(labels)
+		put(cs, w)
 		return nil
 	})
 }

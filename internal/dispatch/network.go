@@ -316,7 +316,7 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
 				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
-				Direct: s.Direct, Backends: s.Backends, Routes: s.Routes, Secrets: n.routeSecrets(snap, s),
+				Direct: s.Direct, Backends: s.Backends, OutsideIPs: s.OutsideIPs, ExternalName: s.ExternalName, Routes: s.Routes, Secrets: n.routeSecrets(snap, s),
 			}
 		}
 	case model.KindInstance:

@@ -106,7 +106,7 @@ func (s *Service) Clone() *Service {
 		}
 	}
 	c.Networks = slices.Clone(s.Networks)
-	c.Backends = slices.Clone(s.Backends)
+	c.Backends, c.OutsideIPs = slices.Clone(s.Backends), slices.Clone(s.OutsideIPs)
 	c.Ports = slices.Clone(s.Ports)
 	c.Routes = cloneRoutes(s.Routes)
 	c.Status.VirtualIPs = slices.Clone(s.Status.VirtualIPs)

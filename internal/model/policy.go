@@ -58,7 +58,10 @@ type Selector struct {
 	Application string            `json:"application,omitempty"` // NoApplication: those of none
 	Workload    string            `json:"workload,omitempty"`    // its name
 	Labels      map[string]string `json:"labels,omitempty"`      // which the workload has
-	Network     string            `json:"network,omitempty"`     // ID: by their addresses on it
+	// Expressions are what its labels have to be besides: In, NotIn, Exists or NotExists. A label that is not there is
+	// none of any values.
+	Expressions []Constraint `json:"expressions,omitempty"`
+	Network     string       `json:"network,omitempty"` // ID: by their addresses on it
 }
 
 // Words of selectors.
@@ -87,6 +90,9 @@ func (p *Policy) Check() error {
 	if p.Subject.Namespace != "" && p.Subject.Namespace != p.Namespace {
 		return fault.New(fault.Invalid, "policy %s is about namespace %s; only its own is accepted", p.Name, p.Subject.Namespace)
 	}
+	if err := p.Subject.check(); err != nil {
+		return fault.New(fault.Invalid, "policy %s: %w", p.Name, err)
+	}
 	for _, r := range p.Rules {
 		if r.Direction != DirectionIn && r.Direction != DirectionOut {
 			return fault.New(fault.Invalid, "policy %s: direction %q is neither in nor out", p.Name, r.Direction)
@@ -109,8 +115,11 @@ func (p *Peer) check() error {
 	if (p.Selector == nil) == (p.CIDR == "") {
 		return fault.New(fault.Invalid, "a peer is either instances or a range of addresses")
 	}
+	if p.Selector != nil {
+		return p.Selector.check()
+	}
 	for _, c := range append([]string{p.CIDR}, p.Except...) {
-		if _, err := netip.ParsePrefix(c); err != nil && p.Selector == nil {
+		if _, err := netip.ParsePrefix(c); err != nil {
 			return fault.New(fault.Invalid, "%q is not a range of addresses such as 10.20.0.0/16 or fd00::/8", c)
 		}
 	}
@@ -151,7 +160,28 @@ func (s *Selector) Selects(namespace string, e *End) bool {
 			return false
 		}
 	}
+	for i := range s.Expressions {
+		x := &s.Expressions[i]
+		have, ok := e.Labels[x.Key]
+		if x.Operator == In || x.Operator == NotIn {
+			ok = ok && slices.Contains(x.Values, have)
+		}
+		if ok != (x.Operator == In || x.Operator == Exists) {
+			return false
+		}
+	}
 	return (s.Workload == "" || s.Workload == e.Workload) && (s.Network == "" || s.Network == e.Network)
+}
+
+func (s *Selector) check() error {
+	for _, x := range s.Expressions {
+		switch x.Operator {
+		case In, NotIn, Exists, NotExists:
+		default:
+			return fault.New(fault.Invalid, "label %s: operator %q is none of in, notIn, exists and notExists", x.Key, x.Operator)
+		}
+	}
+	return nil
 }
 
 // Is reports whether a peer of a policy in a namespace means an end.
@@ -279,6 +309,9 @@ func (s *Selector) String() string {
 	for _, k := range slices.Sorted(maps.Keys(s.Labels)) {
 		name += " " + k + "=" + s.Labels[k]
 	}
+	for _, x := range s.Expressions {
+		name += fmt.Sprintf(" %s %s %s", x.Key, x.Operator, strings.Join(x.Values, ","))
+	}
 	if s.Namespace != "" {
 		name += " of namespace " + s.Namespace
 	}
@@ -301,7 +334,10 @@ func (p PortRange) String() string {
 }
 
 func (s Selector) clone() Selector {
-	s.Labels = maps.Clone(s.Labels)
+	s.Labels, s.Expressions = maps.Clone(s.Labels), slices.Clone(s.Expressions)
+	for i := range s.Expressions {
+		s.Expressions[i].Values = slices.Clone(s.Expressions[i].Values)
+	}
 	return s
 }
 

@@ -20,6 +20,11 @@ type Service struct {
 	Direct    bool      `json:"direct,omitempty"`
 	Backends  []Backend `json:"backends,omitempty"`
 	VirtualIP string    `json:"virtualIP,omitempty"`
+	// OutsideIPs are further addresses, of no host, at which the ports of a direct service are led: for whoever comes
+	// by them to any host.
+	OutsideIPs []string `json:"outsideIPs,omitempty"`
+	// ExternalName is what the names of a direct service stand for, in place of an address.
+	ExternalName string `json:"externalName,omitempty"`
 	// DNSRoundRobin answers names with instance addresses instead of a virtual IP.
 	DNSRoundRobin bool          `json:"dnsRoundRobin,omitempty"`
 	Balance       Balancing     `json:"balance,omitzero"`
@@ -46,6 +51,19 @@ type Balancing struct {
 	// instance is ready still; 0: each connection by itself.
 	Sticky time.Duration `json:"sticky,omitempty"`
 	Local  LocalPolicy   `json:"local,omitempty"`
+	// Outside is what Local is for clients from outside, by published ports and outside addresses; "" is as Local.
+	Outside LocalPolicy `json:"outside,omitempty"`
+}
+
+// FromOutside is the policy for clients from outside.
+func (b *Balancing) FromOutside() LocalPolicy {
+	switch b.Outside {
+	case "":
+		return b.Local
+	case LocalWherever:
+		return LocalAny
+	}
+	return b.Outside
 }
 
 // LocalPolicy says what instances on the node of the client, or on the node that a client from outside
@@ -58,6 +76,8 @@ const (
 	LocalAny    LocalPolicy = ""
 	LocalPrefer LocalPolicy = "prefer"
 	LocalOnly   LocalPolicy = "only"
+	// LocalWherever is LocalAny where that would be as another policy says.
+	LocalWherever LocalPolicy = "any"
 )
 
 // ServiceStatus is assigned by the leader.

@@ -169,7 +169,10 @@ type NetworkService struct {
 	Balance     model.Balancing     `json:"balance,omitzero"`
 	Direct      bool                `json:"direct,omitempty"` // see model.Service
 	Backends    []model.Backend     `json:"backends,omitempty"`
-	Routes      []model.Route       `json:"routes,omitempty"`
+	OutsideIPs  []string            `json:"outsideIPs,omitempty"`
+	// ExternalName is what the names of the service stand for.
+	ExternalName string        `json:"externalName,omitempty"`
+	Routes       []model.Route `json:"routes,omitempty"`
 	// Secrets are what routes need of them, by ID: certificates with their keys, users, challenges.
 	Secrets    map[string][]byte `json:"certificates,omitempty"`
 	WorkloadID string            `json:"workloadID,omitempty"`

@@ -24,6 +24,8 @@ const (
 	pathDial     = "/v1/dial"      // both ways: StreamRequest, then as exec
 	pathEnd      = "/v1/workloads/remove"
 	pathUnlead   = "/v1/services/remove"
+	pathUnpolicy = "/v1/policies/remove"
+	pathLabel    = "/v1/workloads/label"
 )
 
 // StreamRequest is the first line that a client sends who attaches to a task, or dials a port.
@@ -60,6 +62,12 @@ func (s *server) instanceRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathUnlead, change(s, func(ctx context.Context, who core.Caller, req Ref) (done, error) {
 		return done{}, s.Core.RemoveService(ctx, who, req.Ref)
+	}))
+	mux.HandleFunc("POST "+pathUnpolicy, change(s, func(ctx context.Context, who core.Caller, req Ref) (done, error) {
+		return done{}, s.Core.RemovePolicy(ctx, who, req.Ref)
+	}))
+	mux.HandleFunc("POST "+pathLabel, change(s, func(ctx context.Context, who core.Caller, req LabelWorkload) (done, error) {
+		return done{}, s.Core.LabelWorkload(ctx, who, req.ID, req.Labels)
 	}))
 	mux.HandleFunc("POST "+pathEnd, change(s, func(ctx context.Context, who core.Caller, req RemoveWorkload) (done, error) {
 		var within *time.Duration
@@ -164,6 +172,22 @@ func (c *Client) Dial(ctx context.Context, instance string, port int, s driver.S
 // RemoveService removes a service by its ID.
 func (c *Client) RemoveService(ctx context.Context, id string) error {
 	return postDone(ctx, c, pathUnlead, Ref{id})
+}
+
+// RemovePolicy removes a policy by its ID.
+func (c *Client) RemovePolicy(ctx context.Context, id string) error {
+	return postDone(ctx, c, pathUnpolicy, Ref{id})
+}
+
+// LabelWorkload gives a workload, by its ID, other labels.
+type LabelWorkload struct {
+	ID     string            `json:"id"`
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// LabelWorkload gives a workload other labels in place of those that it has.
+func (c *Client) LabelWorkload(ctx context.Context, req LabelWorkload) error {
+	return postDone(ctx, c, pathLabel, req)
 }
 
 // RemoveWorkload removes a workload; see core.Core.RemoveWorkload.

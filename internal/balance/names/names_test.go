@@ -514,3 +514,39 @@ func TestTheResponderOutlivesItsAgent(t *testing.T) {
 		t.Errorf("responder %d runs: %v", now, running)
 	}
 }
+
+// TestNamesThatStandForOthers are answered with what they stand for, and what that means here or elsewhere.
+func TestNamesThatStandForOthers(t *testing.T) {
+	n := shop()
+	for name, other := range map[string]string{"far": "example.org", "near": "web.tutti", "round": "round.default.svc.cluster.local"} {
+		n.Services = append(n.Services, wire.NetworkService{
+			ID: name, Name: name, Namespace: "default", Direct: true, ExternalName: other, VirtualIPs: at("front=10.1.0.9"),
+		})
+	}
+	r := responderFor(n, upstream(t, "udp"))
+	for _, c := range []struct {
+		name string
+		kind uint16
+		want string
+	}{
+		{"far.default.svc.cluster.local.", dns.TypeA, "example.org. 203.0.113.7"},
+		{"far.default.svc.cluster.local.", dns.TypeCNAME, "example.org."},
+		{"near.default.svc.cluster.local.", dns.TypeA, "web.tutti. 10.1.0.2"},
+		{"near.default.svc.cluster.local.", dns.TypeAAAA, "web.tutti."},
+		{"round.default.svc.cluster.local.", dns.TypeA, strings.Repeat("round.default.svc.cluster.local. ", mostAliases+1)},
+	} {
+		m := ask(r, webAsks, c.name, c.kind)
+		var got []string
+		for _, rr := range m.Answer {
+			switch rr := rr.(type) {
+			case *dns.CNAME:
+				got = append(got, rr.Target)
+			case *dns.A:
+				got = append(got, rr.A.String())
+			}
+		}
+		if m.Rcode != dns.RcodeSuccess || strings.Join(got, " ") != strings.TrimSpace(c.want) {
+			t.Errorf("%s of kind %s gives %v", c.name, dns.TypeToString[c.kind], m)
+		}
+	}
+}

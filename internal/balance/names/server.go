@@ -117,11 +117,37 @@ func (r *responder) answer(asker netip.Addr, q *dns.Msg, network string) *dns.Ms
 		return m
 	}
 	question := q.Question[0]
-	name := strings.TrimSuffix(question.Name, ".")
-	if r.fromZone(asker, name, question, m) {
-		return m
+	if !r.fromZone(asker, strings.TrimSuffix(question.Name, "."), question, m) {
+		return r.forward(asker, q, m, network)
 	}
-	return r.forward(asker, q, m, network)
+	r.followAliases(asker, question.Qtype, m, network)
+	return m
+}
+
+// mostAliases is how many names in a row may stand for another.
+const mostAliases = 8
+
+// followAliases adds what the name means that the answer ends with, here or elsewhere.
+func (r *responder) followAliases(asker netip.Addr, kind uint16, m *dns.Msg, network string) {
+	for range mostAliases {
+		if len(m.Answer) == 0 || kind == dns.TypeCNAME {
+			return
+		}
+		alias, ok := m.Answer[len(m.Answer)-1].(*dns.CNAME)
+		if !ok {
+			return
+		}
+		q := new(dns.Msg)
+		q.SetQuestion(alias.Target, kind)
+		if r.fromZone(asker, strings.TrimSuffix(alias.Target, "."), q.Question[0], m) {
+			continue
+		}
+		reply := new(dns.Msg)
+		reply.SetReply(q)
+		reply = r.forward(asker, q, reply, network)
+		m.Answer, m.Rcode = append(m.Answer, reply.Answer...), reply.Rcode
+		return
+	}
 }
 
 // fromZone answers what the cluster knows, or alone could know. It reports false for names that others
@@ -144,7 +170,10 @@ func (r *responder) fromZone(asker netip.Addr, name string, question dns.Questio
 		known = r.services(asker, name, head, m)
 	} else {
 		a := z.lookup(asker, name)
-		known = a.known
+		if known = a.known; a.alias != "" {
+			head.Rrtype = dns.TypeCNAME
+			m.Answer = append(m.Answer, &dns.CNAME{Hdr: head, Target: dns.Fqdn(a.alias)})
+		}
 		for _, i := range rand.Perm(len(a.addresses)) {
 			if rr := record4or6(head, a.addresses[i]); question.Qtype == rr.Header().Rrtype || question.Qtype == dns.TypeANY {
 				m.Answer = append(m.Answer, rr)

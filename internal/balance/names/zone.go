@@ -183,6 +183,7 @@ type answer struct {
 	known     bool // the name exists, though perhaps not with an address
 	addresses []netip.Addr
 	services  []found // which services, for questions about ports
+	alias     string  // what the name stands for in place of addresses
 }
 
 // found is a service on the network on which it was found.
@@ -306,6 +307,10 @@ func (z *zone) collect(out *answer, r record, network string, tasks bool) {
 	case in != nil && (r.what != aTask || in.Serves):
 		list = in.Addresses
 	case s != nil:
+		if s.ExternalName != "" {
+			out.alias = s.ExternalName
+			return
+		}
 		out.services = append(out.services, found{s, network})
 		if !s.RoundRobin && !tasks {
 			list = s.VirtualIPs
