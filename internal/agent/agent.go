@@ -26,13 +26,14 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // Images makes images available as root file systems.
 type Images interface {
 	Ensure(ctx context.Context, name, digest string, progress func(image.Progress)) (image.Info, error)
-	Mount(ctx context.Context, key, digest string) (rootfs string, err error)
+	Mount(ctx context.Context, key, digest string, users *userns.Users) (rootfs string, err error)
 	Unmount(ctx context.Context, key string) error
 	Mounted(ctx context.Context) ([]string, error)
 	// Changed calls fn with what was written into the root file system of a key, as overlayfs keeps
@@ -51,7 +52,7 @@ type Links interface {
 type Volumes interface {
 	Ensure(ctx context.Context, v *model.Volume) (hostPath string, err error)
 	// Fill copies what the image has at target into an empty volume.
-	Fill(ctx context.Context, path, rootfs, target string) error
+	Fill(ctx context.Context, path, rootfs, target string, first uint32) error
 	Remove(ctx context.Context, id string) error
 	// Replace puts what fill writes into a directory in place of what a volume holds.
 	Replace(ctx context.Context, v *model.Volume, fill func(dir string) error) error
@@ -138,6 +139,7 @@ type Deps struct {
 type Agent struct {
 	Deps
 	session Session
+	users   *userns.Pool
 
 	adopted chan struct{} // closed when what was kept is adopted, or could not be
 
@@ -168,7 +170,7 @@ func New(d Deps) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		Deps: d, adopted: make(chan struct{}), workers: map[string]*worker{},
+		Deps: d, users: userns.NewPool(filepath.Join(d.RunDir, "users")), adopted: make(chan struct{}), workers: map[string]*worker{},
 		lease: newLease(d.Drivers), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
 	}
 	a.sequence.Store(epoch << epochShift)
@@ -466,6 +468,13 @@ func (a *Agent) sweep(ctx context.Context, known map[string]bool) error {
 	for _, key := range mounted {
 		if id, _, _ := strings.Cut(key, "."); !known[id] {
 			errs = append(errs, a.Images.Unmount(ctx, key))
+		}
+	}
+	held, err := a.users.Held()
+	errs = append(errs, err)
+	for _, id := range held {
+		if !known[id] {
+			errs = append(errs, a.users.Release(id))
 		}
 	}
 	return errors.Join(errs...)

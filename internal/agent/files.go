@@ -18,6 +18,7 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/files"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -45,13 +46,20 @@ func (a *Agent) rootOf(ctx context.Context, ref wire.TaskRef) (root *files.Root,
 		}
 		return root, t, func() { root.Close() }, nil
 	}
+	var theirs *userns.Users
+	if p != nil {
+		theirs = p.users
+	}
 	if root, err := runningRoot(ctx, w, t.Name); err != nil || root != nil {
+		if root != nil {
+			root.Users = theirs
+		}
 		return root, t, func() { root.Close() }, err
 	}
 	if p == nil || p.rootfs[t.Name] == "" {
 		return nil, nil, nil, fault.New(fault.Unavailable, "%s has no files yet", w.assignment.Instance.FullName())
 	}
-	root, done, err = assemble(p.rootfs[t.Name], p.mounts[t.Name])
+	root, done, err = assemble(p.rootfs[t.Name], p.mounts[t.Name], theirs)
 	return root, t, done, err
 }
 
@@ -81,7 +89,7 @@ func runningRoot(ctx context.Context, w *worker, task string) (*files.Root, erro
 
 // assemble mounts what a task that has ended would see, in a mount namespace that a thread holds until
 // done is called.
-func assemble(rootfs string, mounts []driver.Mount) (root *files.Root, done func(), err error) {
+func assemble(rootfs string, mounts []driver.Mount, theirs *userns.Users) (root *files.Root, done func(), err error) {
 	type result struct {
 		root *files.Root
 		err  error
@@ -90,7 +98,10 @@ func assemble(rootfs string, mounts []driver.Mount) (root *files.Root, done func
 	go func() {
 		defer close(gone)
 		runtime.LockOSThread() // never unlocked: the thread ends with this function, and the namespace with it
-		root, err := assembleHere(rootfs, mounts)
+		root, err := assembleHere(rootfs, mounts, theirs)
+		if root != nil {
+			root.Users = theirs
+		}
 		made <- result{root, err}
 		<-over
 		if root != nil {
@@ -105,7 +116,7 @@ func assemble(rootfs string, mounts []driver.Mount) (root *files.Root, done func
 	return r.root, func() { close(over); <-gone }, nil
 }
 
-func assembleHere(rootfs string, mounts []driver.Mount) (*files.Root, error) {
+func assembleHere(rootfs string, mounts []driver.Mount, theirs *userns.Users) (*files.Root, error) {
 	if err := unix.Unshare(unix.CLONE_NEWNS | unix.CLONE_FS); err != nil {
 		return nil, fmt.Errorf("make a mount namespace: %w", err)
 	}
@@ -129,7 +140,11 @@ func assembleHere(rootfs string, mounts []driver.Mount) (*files.Root, error) {
 			return nil, fmt.Errorf("find %s: %w", m.Target, err)
 		}
 		target := fmt.Sprintf("/proc/thread-self/fd/%d", at)
-		err = unix.Mount(m.Source, target, "", unix.MS_BIND|unix.MS_REC, "")
+		if theirs != nil {
+			err = theirs.Bind(m.Source, target, true)
+		} else {
+			err = unix.Mount(m.Source, target, "", unix.MS_BIND|unix.MS_REC, "")
+		}
 		unix.Close(at)
 		if err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, fmt.Errorf("mount %s: %w", m.Target, err)
@@ -198,6 +213,7 @@ func (a *Agent) readFiles(ctx context.Context, r wire.FilesRequest, out io.Write
 			return err
 		}
 		defer root.Close()
+		root.Users = a.usersOf(r.Instance)
 		return root.PackAll(ctx, out)
 	case wire.FilesLayer:
 		_, key, err := a.rootfs(r.TaskRef)
@@ -232,6 +248,20 @@ func (a *Agent) rootfs(ref wire.TaskRef) (path, key string, err error) {
 		return "", "", fault.New(fault.Unavailable, "%s has no root file system of its own", w.assignment.Instance.FullName())
 	}
 	return w.prepared.rootfs[t.Name], w.id + "." + t.Name, nil
+}
+
+// usersOf are those of an instance that are not the node's.
+func (a *Agent) usersOf(instance string) *userns.Users {
+	w, err := a.worker(instance)
+	if err != nil {
+		return nil
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.prepared == nil {
+		return nil
+	}
+	return w.prepared.users
 }
 
 func (a *Agent) fileChanges(ctx context.Context, ref wire.TaskRef) ([]wire.FileChange, error) {

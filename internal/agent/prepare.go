@@ -21,6 +21,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/volume"
 	"github.com/tutti-run/tutti/internal/wire"
 )
@@ -39,6 +40,7 @@ type prepared struct {
 	digests  map[string]string      // by task
 	rootfs   map[string]string      // by task
 	mounts   map[string][]driver.Mount
+	users    *userns.Users // nil: the node's
 }
 
 // prepare is idempotent: what is in place already, also from before a restart of the agent, is
@@ -129,6 +131,11 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 		return fmt.Errorf("attach instance to its networks: %w", err)
 	}
 	p.netNS = got.NetNS
+	if as.Template.Shared().OwnUsers {
+		if p.users, err = w.agent.users.Get(w.id); err != nil {
+			return err
+		}
+	}
 	w.setLinked(as.Instance.Addresses, nil)
 	return nil
 }
@@ -136,6 +143,9 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 // attachment says how an assignment wants the instance to be connected.
 func (w *worker) attachment(as *wire.Assignment) (overlay.Attachment, error) {
 	at := overlay.Attachment{Instance: w.id, Sysctls: networkSysctls(as.Template.Sysctls), Isolated: as.Template.NoNetwork}
+	if as.Template.Shared().OwnUsers {
+		at.MakeNamespace = func(path string) error { return w.agent.users.Make(w.id, path) }
+	}
 	addresses, err := parseAddresses(as.Instance.Addresses)
 	if err != nil {
 		return at, err
@@ -378,7 +388,7 @@ func (w *worker) prepareRoot(ctx context.Context, p *prepared, t *model.TaskSpec
 		return fault.New(fault.Unsupported, "image %s has nothing for the platform of this node, %s/%s", t.Image, runtime.GOOS, runtime.GOARCH)
 	}
 	p.images[t.Name], p.digests[t.Name] = &info, info.Digest
-	root, err := w.agent.Images.Mount(ctx, w.id+"."+t.Name, info.Digest)
+	root, err := w.agent.Images.Mount(ctx, w.id+"."+t.Name, info.Digest, p.users)
 	if err != nil {
 		return fmt.Errorf("mount image %s: %w", t.Image, err)
 	}
@@ -505,7 +515,8 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 		}
 	}
 	if root := p.rootfs[t.Name]; root != "" && !m.NoCopy && !m.ReadOnly {
-		if err := w.agent.Volumes.Fill(ctx, path, root, m.Target); err != nil {
+		first, _ := p.users.Outside(0) // there is always a user 0
+		if err := w.agent.Volumes.Fill(ctx, path, root, m.Target, uint32(first)); err != nil {
 			return "", fmt.Errorf("fill volume %s from the image: %w", v.Name, err)
 		}
 	}
@@ -596,7 +607,7 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 	task := driver.Task{
 		Leased: as.Instance.Leased,
 		ID:     id, Rootfs: p.rootfs[t.Name], User: t.User, Groups: t.Groups, WorkingDir: t.WorkingDir,
-		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS,
+		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS, Users: p.users,
 		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
 		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,
 		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Init: t.Init, Runtime: t.Runtime, Tuning: t.Tuning,
@@ -749,6 +760,7 @@ func (w *worker) free(ctx context.Context) {
 			note("root file system", w.agent.Images.Unmount(ctx, w.id+"."+t.Name))
 		}
 	}
+	note("users", w.agent.users.Release(w.id))
 	note("secrets", w.agent.Secrets.Remove(w.id))
 	note("shared memory", dropMount(filepath.Join(w.filesDir(), sharedMemoryDir)))
 	note("files", os.RemoveAll(w.filesDir()))

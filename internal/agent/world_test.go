@@ -24,6 +24,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -354,7 +355,7 @@ func (f *fakeImages) Ensure(_ context.Context, name, digest string, progress fun
 	return image.Info{Name: name, Digest: digest, Config: f.settings[name]}, nil
 }
 
-func (f *fakeImages) Mount(_ context.Context, key, digest string) (string, error) {
+func (f *fakeImages) Mount(_ context.Context, key, digest string, _ *userns.Users) (string, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mounted[key] = true
@@ -426,7 +427,7 @@ func (f *fakeVolumes) Ensure(_ context.Context, v *model.Volume) (string, error)
 	return path, nil
 }
 
-func (f *fakeVolumes) Fill(_ context.Context, path, rootfs, target string) error {
+func (f *fakeVolumes) Fill(_ context.Context, path, rootfs, target string, _ uint32) error {
 	f.note("fill %s from %s%s", filepath.Base(path), rootfs, target)
 	return nil
 }

@@ -107,6 +107,13 @@ func (o *one) sharing() {
 	default:
 		o.invalid("cgroup", "%q is neither host nor private", o.Cgroup)
 	}
+	switch o.UserNSMode {
+	case "", "host":
+	case "private":
+		s.OwnUsers = true
+	default:
+		o.invalid("userns_mode", "%q is neither host nor private", o.UserNSMode)
+	}
 	if *s != (model.Sharing{}) {
 		t.Sharing = s
 	}

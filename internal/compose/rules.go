@@ -122,7 +122,7 @@ var serviceRules = keys{
 	"env_file": within(keys{"path": well, "required": well, "format": well}), "label_file": well, "labels": well,
 	"hostname": well, "domainname": well, "extra_hosts": well, "dns": well, "dns_search": well, "dns_opt": well,
 	"init": well, "stop_signal": well, "stop_grace_period": well, "tty": well, "stdin_open": well, "restart": well, "scale": well,
-	"cap_add": well, "cap_drop": well, "privileged": well, "read_only": well, "security_opt": well, "sysctls": well, "shm_size": well,
+	"cap_add": well, "cap_drop": well, "privileged": well, "userns_mode": well, "read_only": well, "security_opt": well, "sysctls": well, "shm_size": well,
 	"ulimits": each(within(keys{"soft": well, "hard": well})),
 	"devices": within(keys{"source": well, "target": well, "permissions": well}),
 	"runtime": well, "pid": well, "ipc": well, "uts": well, "cgroup": well,
@@ -168,7 +168,6 @@ var serviceRules = keys{
 	"storage_opt":        no("options of the image store are not supported"),
 	"umask":              no("a umask cannot be set; let the image's entrypoint do it"),
 	"use_api_socket":     no("the API's socket is not handed to containers", "false"),
-	"userns_mode":        no("user namespaces are not supported yet", "host"),
 
 	"attach":  unheard("it is about what a terminal shows; `tutti logs` shows every service", "true"),
 	"develop": unheard("it is for development on one machine"),

@@ -196,6 +196,7 @@ var effects = map[string]struct{ with, without string }{
 	"services.*.cap_add":                                  {with: "cap_add: [x]"},
 	"services.*.cap_drop":                                 {with: "cap_drop: [x]"},
 	"services.*.privileged":                               {with: "privileged: true"},
+	"services.*.userns_mode":                              {with: "userns_mode: private"},
 	"services.*.read_only":                                {with: "read_only: true"},
 	"services.*.security_opt":                             {with: "security_opt: [no-new-privileges]"},
 	"services.*.sysctls":                                  {with: "sysctls: [a=1]"},

@@ -109,6 +109,9 @@ func checkDeployment(d *Deployment) error {
 				bad("workload %s: maintenance: %s", w.Name, why)
 			}
 		}
+		if why := w.Template.UsersProblem(); why != "" {
+			bad("workload %s: with users of its own (a user namespace) it cannot have %s", w.Name, why)
+		}
 		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
 			if why := t.Tuning.Problem(); why != "" {
 				bad("workload %s: %s", w.Name, why)

@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/userns"
 )
 
 // Task is all that a driver needs to run one task; nothing in it refers to the store.
@@ -39,6 +40,9 @@ type Task struct {
 	// PIDNS and IPCNS are the paths of others to join.
 	HostPIDs, HostIPC, HostNames bool
 	PIDNS, IPCNS                 string
+	// Users are those of the user namespace that the task enters, nil the host's. NetNS belongs to it then, and Rootfs
+	// shows its users; what mounts bring in is shown with them by the driver.
+	Users *userns.Users
 	// HostCgroups shows all cgroups, OwnCgroups the task's own only; without both it is what
 	// privileges say.
 	HostCgroups, OwnCgroups bool

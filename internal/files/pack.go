@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/userns"
 )
 
 // Pack writes the file or the tree that a path names. Names in the archive begin with the path's
@@ -31,7 +32,7 @@ func (r *Root) Pack(ctx context.Context, w io.Writer, p string) error {
 	if strings.HasSuffix(p, "/.") || p == "." {
 		top = "."
 	}
-	k := &packer{ctx: ctx, tw: tar.NewWriter(w), links: map[inode]string{}}
+	k := &packer{ctx: ctx, tw: tar.NewWriter(w), links: map[inode]string{}, users: r.Users}
 	if err := k.add(f, top, name); err != nil {
 		return err
 	}
@@ -48,6 +49,7 @@ type packer struct {
 	tw    *tar.Writer
 	links map[inode]string // files with several names, by the first
 	layer bool             // of an image: see PackLayer
+	users *userns.Users
 }
 
 // add writes an open (O_PATH) file under a name of the archive; shown is for messages.
@@ -87,6 +89,7 @@ func (k *packer) add(f *os.File, name, shown string) error {
 		return fault.New(fault.Invalid, "%s cannot be put into an archive: %w", shown, err)
 	}
 	h.Name, h.Uname, h.Gname, h.Format = name, "", "", tar.FormatPAX
+	h.Uid, h.Gid = k.users.Inside(h.Uid), k.users.Inside(h.Gid)
 	h.ModTime, h.AccessTime, h.ChangeTime = h.ModTime.Truncate(time.Second), time.Time{}, time.Time{}
 	if info.IsDir() {
 		h.Name = strings.TrimSuffix(name, "/") + "/"

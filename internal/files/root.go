@@ -12,10 +12,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/userns"
 )
 
 // Root is a directory beyond which nothing is reached.
-type Root struct{ dir *os.File }
+type Root struct {
+	dir *os.File
+	// Users are those whose files these are, nil the host's own. In archives they are as they are to themselves.
+	Users *userns.Users
+}
 
 // Open opens a root; the directory itself is trusted.
 func Open(dir string) (*Root, error) {
@@ -23,7 +28,7 @@ func Open(dir string) (*Root, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open root %s: %w", dir, err)
 	}
-	return &Root{os.NewFile(uintptr(fd), dir)}, nil
+	return &Root{dir: os.NewFile(uintptr(fd), dir)}, nil
 }
 
 // Close frees the root.

@@ -2,6 +2,7 @@ package files
 
 import (
 	"archive/tar"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,13 @@ type Owner struct{ UID, GID int }
 // Unpack writes an archive, compressed with nothing, into the directory that a path names. What is
 // there under the same names is replaced; directories are merged.
 func (r *Root) Unpack(ctx context.Context, in io.Reader, p string, o UnpackOptions) error {
+	if r.Users != nil {
+		return r.Users.As(func() error { return r.unpack(ctx, in, p, o) })
+	}
+	return r.unpack(ctx, in, p, o)
+}
+
+func (r *Root) unpack(ctx context.Context, in io.Reader, p string, o UnpackOptions) error {
 	name, _ := clean(p)
 	dir, err := r.open(name, unix.O_PATH)
 	if err != nil {
@@ -192,7 +200,10 @@ func (u *unpacker) file(at int, base, name string, h *tar.Header, body io.Reader
 		}
 		return fault.New(fault.Unavailable, "write %s: %w", name, err)
 	}
-	owner := u.owner(h)
+	owner, err := u.owner(name, h)
+	if err != nil {
+		return err
+	}
 	if err := unix.Fchown(fd, owner.UID, owner.GID); err != nil {
 		return pathError(name, err)
 	}
@@ -221,15 +232,26 @@ func (u *unpacker) link(at int, base, name, to string) error {
 	return nil
 }
 
-func (u *unpacker) owner(h *tar.Header) Owner {
+// owner is whose an entry becomes, as the node counts users.
+func (u *unpacker) owner(name string, h *tar.Header) (Owner, error) {
+	o := Owner{h.Uid, h.Gid}
 	if u.options.Owner != nil {
-		return *u.options.Owner
+		o = *u.options.Owner
 	}
-	return Owner{h.Uid, h.Gid}
+	var uerr, gerr error
+	o.UID, uerr = u.root.Users.Outside(o.UID)
+	o.GID, gerr = u.root.Users.Outside(o.GID)
+	if err := cmp.Or(uerr, gerr); err != nil {
+		return o, fmt.Errorf("%s: %w", name, err)
+	}
+	return o, nil
 }
 
 func (u *unpacker) attributes(at int, base, name string, h *tar.Header, mode uint32) error {
-	owner := u.owner(h)
+	owner, err := u.owner(name, h)
+	if err != nil {
+		return err
+	}
 	if err := unix.Fchownat(at, base, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return pathError(name, err)
 	}

@@ -12,8 +12,9 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
-// Features tells what of the kernel Tutti uses, whether it works here, and what does not work without it.
-func Features() []model.HostFeature {
+// Features tells what of the kernel Tutti uses, whether it works here, and what does not work without it. users is why
+// user namespaces cannot be used.
+func Features(users error) []model.HostFeature {
 	var out []model.HostFeature
 	add := func(name string, err error, works, without string) {
 		f := model.HostFeature{Name: name, Works: err == nil, Says: works}
@@ -33,7 +34,7 @@ func Features() []model.HostFeature {
 		add(ns+" namespace", exists("/proc/self/ns/"+ns), "containers have their own", "containers cannot be started")
 	}
 	add("cgroup namespace", exists("/proc/self/ns/cgroup"), "containers see their own cgroup alone", "containers see the host's cgroups, read-only")
-	add("user namespace", exists("/proc/self/ns/user"), "the kernel has it; containers are put into none by this version", "containers are put into none by this version anyway")
+	add("user namespace", users, "instances can have users of their own", "instances cannot have users of their own")
 	add("time namespace", exists("/proc/self/ns/time"), "the kernel has it", "containers have the host's clocks since boot")
 	add("openat2", openat2(), "files of containers are copied without leaving them", "files of containers cannot be copied")
 	add("checkpoint of filters", filters(), "a seccomp profile is compiled once", "each container compiles its profile, which takes 30 ms more")

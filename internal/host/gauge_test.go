@@ -54,7 +54,7 @@ func TestThisHostIsRead(t *testing.T) {
 	if r.MemoryBytes <= 0 || r.MemoryLeftBytes > r.MemoryBytes || r.DiskBytes <= 0 || r.DiskLeftBytes > r.DiskBytes || r.Pids <= 0 || r.PidsLeft > r.Pids {
 		t.Errorf("this host is read as %+v", r)
 	}
-	for _, f := range Features() {
+	for _, f := range Features(nil) {
 		if f.Name == "" || f.Says == "" {
 			t.Errorf("%+v does not say what it is", f)
 		}

@@ -37,7 +37,7 @@ func (v *victim) bring(t *testing.T, data []byte) {
 	infos, err := v.Import(ctx, bytes.NewReader(data), ImportOptions{})
 	if err == nil {
 		for _, info := range infos {
-			if _, err := v.Mount(ctx, "victim", info.Digest); err == nil {
+			if _, err := v.Mount(ctx, "victim", info.Digest, nil); err == nil {
 				if err := v.Unmount(ctx, "victim"); err != nil {
 					t.Errorf("what was mounted cannot be unmounted: %v", err)
 				}

@@ -120,7 +120,7 @@ func load(t *testing.T, s *Store, archive []byte) Info {
 
 func mounted(t *testing.T, s *Store, key, digest string) string {
 	t.Helper()
-	root, err := s.Mount(t.Context(), key, digest)
+	root, err := s.Mount(t.Context(), key, digest, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -407,7 +407,7 @@ func TestMountsAreKeptAndTakenOver(t *testing.T) {
 	mounted(t, s, "i1.app", info.Digest)
 	wantFile(t, filepath.Join(root, "content"), "original")
 	for _, digest := range []string{"nonsense", "sha256:" + strings.Repeat("0", 64)} {
-		if _, err := s.Mount(t.Context(), "i3.app", digest); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.NotFound) {
+		if _, err := s.Mount(t.Context(), "i3.app", digest, nil); !fault.Is(err, fault.Invalid) && !fault.Is(err, fault.NotFound) {
 			t.Errorf("mounting %s gave %v", digest, err)
 		}
 	}

@@ -40,6 +40,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/userns"
 )
 
 const (
@@ -507,9 +508,9 @@ func (s *Store) Blob(ctx context.Context, d string) (io.ReadCloser, int64, error
 	}{io.NewSectionReader(ra, 0, ra.Size()), ra}, ra.Size(), nil
 }
 
-// Mount gives a root file system of its own over an image, writable, under a key. It is
-// idempotent, also after a restart: what is mounted already is taken over.
-func (s *Store) Mount(ctx context.Context, key, imageDigest string) (string, error) {
+// Mount gives a root file system of its own over an image, writable, under a key; with users it is one of theirs.
+// It is idempotent, also after a restart: what is mounted already is taken over.
+func (s *Store) Mount(ctx context.Context, key, imageDigest string, users *userns.Users) (string, error) {
 	ctx = scoped(ctx)
 	defer s.take(ctx)()
 	target := filepath.Join(s.Mounts, key)
@@ -540,10 +541,32 @@ func (s *Store) Mount(ctx context.Context, key, imageDigest string) (string, err
 	if err := os.MkdirAll(target, 0o755); err != nil {
 		return "", err
 	}
-	if err := mount.All(mounts, target); err != nil {
+	if users != nil {
+		err = s.mountFor(users, mounts, target)
+	} else {
+		err = mount.All(mounts, target)
+	}
+	if err != nil {
 		return "", fmt.Errorf("mount a root file system: %w", err)
 	}
 	return target, nil
+}
+
+// mountFor mounts an overlay whose layers, all of them directories of the snapshotter's, have the users' owners.
+func (s *Store) mountFor(users *userns.Users, mounts []mount.Mount, target string) error {
+	if len(mounts) != 1 || mounts[0].Type != "overlay" {
+		return fault.New(fault.Unsupported, "a root file system without layers cannot have users of its own")
+	}
+	base := filepath.Join(s.Root, "layers", "snapshots")
+	options, err := userns.Relative(base, mounts[0].Options)
+	if err != nil {
+		return err
+	}
+	scratch, err := os.MkdirTemp(s.Mounts, ".layers-")
+	if err != nil {
+		return err
+	}
+	return errors.Join(users.Overlay(base, scratch, options, target), os.Remove(scratch))
 }
 
 // Unmount drops the root file system of a key with what was written to it; it is idempotent.

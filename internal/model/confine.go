@@ -21,6 +21,8 @@ type Sharing struct {
 	HostCgroups bool `json:"hostCgroups,omitempty"`
 	OwnCgroups  bool `json:"ownCgroups,omitempty"`
 	// OfferIPC lets other workloads name this one in IPCOf; NoSharedMemory leaves /dev/shm out.
+	// OwnUsers gives the tasks users of their own, in a user namespace: root in them is nobody on the node.
+	OwnUsers       bool `json:"ownUsers,omitempty"`
 	OfferIPC       bool `json:"offerIPC,omitempty"`
 	NoSharedMemory bool `json:"noSharedMemory,omitempty"`
 	// PIDsOf and IPCOf are workloads, named as in Affinity, whose processes the tasks see, or whose
@@ -102,6 +104,39 @@ const (
 	RuntimeAttribute = "runtime."
 	CDIAttribute     = "cdi."
 )
+
+// UsersAttribute is what nodes have that can give instances users of their own.
+const UsersAttribute = "userns"
+
+// UsersProblem says what a template with users of its own cannot have besides, "" when it has nothing of that.
+func (t *Template) UsersProblem() string {
+	s := t.Shared()
+	if !s.OwnUsers {
+		return ""
+	}
+	for what, has := range map[string]bool{
+		"the node's network": t.HostNetwork, "the node's processes": t.HostPIDs, "the node's shared memory": t.HostIPC,
+		"the node's host name": s.HostNames, "the node's cgroups": s.HostCgroups,
+		"namespaces of another workload": len(s.Joins()) > 0, "shared memory that others may use": s.OfferIPC,
+	} {
+		if has {
+			return what
+		}
+	}
+	for _, tasks := range [...][]TaskSpec{t.InitTasks, t.Tasks} {
+		for i := range tasks {
+			switch {
+			case tasks[i].Driver == "process":
+				return "a process of the host"
+			case tasks[i].Privileged:
+				return "all privileges"
+			case tasks[i].Runtime != "":
+				return "another OCI runtime than the built-in one (" + tasks[i].Runtime + ")"
+			}
+		}
+	}
+	return ""
+}
 
 // HasCDIDevice reports whether a node has a device.
 func (n *Node) HasCDIDevice(device string) bool {

@@ -38,7 +38,7 @@ type care struct {
 }
 
 func newCare(cfg *Config) *care {
-	c := &care{cfg: cfg, began: time.Now(), features: host.Features()}
+	c := &care{cfg: cfg, began: time.Now(), features: host.Features(cfg.features.users())}
 	for _, f := range c.features {
 		if !f.Works {
 			cfg.Log.Info("something of the kernel is not there", "what", f.Name, "says", f.Says)

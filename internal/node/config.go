@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/server"
+	"github.com/tutti-run/tutti/internal/userns"
 )
 
 // DefaultPort is where nodes listen for each other.
@@ -164,7 +166,7 @@ func (c *Config) complete() error {
 	if c.CDIDirs == nil {
 		c.CDIDirs = cdi.Dirs
 	}
-	c.features = &features{runtimes: c.Runtimes, devices: cdi.Open(c.CDIDirs)}
+	c.features = &features{runtimes: c.Runtimes, devices: cdi.Open(c.CDIDirs), users: sync.OnceValue(c.tryUsers)}
 	if c.DeadServerAfter == 0 {
 		c.DeadServerAfter = server.DefaultDeadServerAfter
 	}
@@ -241,3 +243,14 @@ func (c *Config) node(id string, server bool) *model.Node {
 	c.features.describe(n)
 	return n
 }
+
+// tryUsers tries, where images are kept, whether instances can have users of their own.
+func (c *Config) tryUsers() error {
+	dir := c.imagesDir()
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return err
+	}
+	return userns.Works(dir)
+}
+
+func (c *Config) imagesDir() string { return filepath.Join(c.DataDir, "images") }

@@ -21,6 +21,7 @@ import (
 type features struct {
 	runtimes oci.Runtimes
 	devices  *cdi.Host
+	users    func() error // why instances cannot have users of their own; found out once
 
 	mu       sync.Mutex
 	versions map[string]string // of programs, by path and time of change
@@ -32,6 +33,9 @@ type features struct {
 func (f *features) describe(n *model.Node) (problem error) {
 	for name, path := range f.runtimes.All() {
 		n.Attributes[model.RuntimeAttribute+name] = f.version(path)
+	}
+	if f.users() == nil {
+		n.Attributes[model.UsersAttribute] = "true"
 	}
 	kinds, problem := f.devices.Kinds()
 	for kind, k := range kinds {

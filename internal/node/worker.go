@@ -43,7 +43,7 @@ type worker struct {
 // openImages opens this node's images; blobs that it lacks come from servers.
 func openImages(cfg *Config, peers *peers) (*image.Store, error) {
 	return image.Open(image.Config{
-		Root: filepath.Join(cfg.DataDir, "images"), Mounts: filepath.Join(cfg.RunDir, "rootfs"),
+		Root: cfg.imagesDir(), Mounts: filepath.Join(cfg.RunDir, "rootfs"),
 		Peers: peers, Reach: peers.reach, Log: cfg.Log,
 	})
 }

@@ -29,6 +29,8 @@ type Attachment struct {
 	Interfaces []Interface
 	Sysctls    map[string]string // of the network namespace
 	Isolated   bool              // nothing but loopback
+	// MakeNamespace makes a network namespace and binds it to a file; nil makes one of this process's users.
+	MakeNamespace func(path string) error
 
 	// Of interfaces that are not all made anew, in their order: the numbers of their links, and which are there.
 	numbers []int
@@ -82,7 +84,14 @@ func (o *Overlay) Attach(ctx context.Context, a Attachment) (Attached, error) {
 	if err := o.Detach(ctx, a.Instance); err != nil {
 		return Attached{}, err
 	}
-	ns, err := newNamespace(path)
+	if a.MakeNamespace == nil {
+		a.MakeNamespace = newNamespace
+	}
+	var ns netns.NsHandle
+	err := a.MakeNamespace(path)
+	if err == nil {
+		ns, err = netns.GetFromPath(path)
+	}
 	if err != nil {
 		return Attached{}, fmt.Errorf("make a network namespace: %w", err)
 	}
@@ -179,34 +188,24 @@ func (o *Overlay) relink(path string, a *Attachment) error {
 }
 
 // newNamespace makes a network namespace and binds it to a file, so that it lives without a process.
-func newNamespace(path string) (netns.NsHandle, error) {
-	type result struct {
-		ns  netns.NsHandle
-		err error
-	}
-	done := make(chan result, 1)
+func newNamespace(path string) error {
+	done := make(chan error, 1)
 	go func() {
 		// The thread is never unlocked: it ends with the goroutine, and with it what it unshared.
 		runtime.LockOSThread()
-		ns, err := func() (netns.NsHandle, error) {
+		done <- func() error {
 			f, err := os.OpenFile(path, os.O_CREATE|os.O_RDONLY, 0o400)
 			if err != nil {
-				return -1, err
+				return err
 			}
 			f.Close()
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-				return -1, err
+				return err
 			}
-			own := "/proc/thread-self/ns/net"
-			if err := unix.Mount(own, path, "", unix.MS_BIND, ""); err != nil {
-				return -1, err
-			}
-			return netns.GetFromPath(path)
+			return unix.Mount("/proc/thread-self/ns/net", path, "", unix.MS_BIND, "")
 		}()
-		done <- result{ns, err}
 	}()
-	r := <-done
-	return r.ns, r.err
+	return <-done
 }
 
 func (o *Overlay) connect(ns netns.NsHandle, a *Attachment) error {

@@ -55,6 +55,7 @@ type filters struct {
 	required []string
 	runtimes []string // of OCI
 	devices  []string // with names
+	ownUsers bool
 }
 
 // asked is a constraint with its regular expressions.
@@ -64,7 +65,7 @@ type asked struct {
 }
 
 func filtersOf(t *model.Template) *filters {
-	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement), runtimes: t.Runtimes(), devices: t.NamedDevices()}
+	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement), runtimes: t.Runtimes(), devices: t.NamedDevices(), ownUsers: t.Shared().OwnUsers}
 	for i := range f.Constraints {
 		c := &f.Constraints[i]
 		if f.problem = Problem(c); f.problem != "" {
@@ -93,6 +94,9 @@ func (f *filters) reject(n *model.Node) string {
 		if _, ok := n.Attributes[model.RuntimeAttribute+name]; !ok {
 			return "have no OCI runtime " + name
 		}
+	}
+	if _, ok := n.Attributes[model.UsersAttribute]; f.ownUsers && !ok {
+		return "cannot give instances users of their own"
 	}
 	for _, device := range f.devices {
 		if !n.HasCDIDevice(device) {

@@ -151,8 +151,8 @@ func (v *Volumes) lock(path string) (unlock func()) {
 
 // Fill copies what the image has at target into a volume that was never filled and is empty, with
 // owners and modes, those of target itself included. What a crash cut short is done again. path is
-// what Ensure returned.
-func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string) error {
+// what Ensure returned, first the user who is 0 in the root file system.
+func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string, first uint32) error {
 	defer v.lock(path)()
 	filled, filling := filepath.Join(filepath.Dir(path), filledMark), filepath.Join(filepath.Dir(path), fillingMark)
 	if _, err := os.Stat(filled); err == nil {
@@ -173,13 +173,13 @@ func (v *Volumes) Fill(ctx context.Context, path, rootfs, target string) error {
 			return err
 		}
 	}
-	if err := fill(ctx, path, rootfs, target); err != nil {
+	if err := fill(ctx, path, rootfs, target, int(first)); err != nil {
 		return err
 	}
 	return os.Rename(filling, filled)
 }
 
-func fill(ctx context.Context, path, rootfs, target string) error {
+func fill(ctx context.Context, path, rootfs, target string, first int) error {
 	from, err := openWithin(rootfs, target)
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
 		return nil // the image has nothing there
@@ -193,7 +193,13 @@ func fill(ctx context.Context, path, rootfs, target string) error {
 		return err
 	}
 	defer to.Close()
-	return copyDir(ctx, from, to, ".")
+	return (&copier{from, to, first}).dir(ctx, ".")
+}
+
+// copier copies below two roots, between which users differ by first.
+type copier struct {
+	from, to *os.Root
+	first    int
 }
 
 // openWithin opens a directory as a task with that root file system would: symbolic links, absolute
@@ -214,11 +220,11 @@ func openWithin(rootfs, target string) (*os.Root, error) {
 	return os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", fd))
 }
 
-func copyDir(ctx context.Context, from, to *os.Root, name string) error {
+func (c *copier) dir(ctx context.Context, name string) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
-	dir, err := from.Open(name)
+	dir, err := c.from.Open(name)
 	if err != nil {
 		return err
 	}
@@ -231,35 +237,35 @@ func copyDir(ctx context.Context, from, to *os.Root, name string) error {
 		path := filepath.Join(name, e.Name())
 		switch {
 		case e.IsDir():
-			if err := to.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
+			if err := c.to.Mkdir(path, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 				return err
 			}
-			if err := copyDir(ctx, from, to, path); err != nil {
+			if err := c.dir(ctx, path); err != nil {
 				return err
 			}
 		case e.Type()&os.ModeSymlink != 0:
-			link, err := from.Readlink(path)
+			link, err := c.from.Readlink(path)
 			if err != nil {
 				return err
 			}
-			if err := unlink(to, path); err != nil {
+			if err := unlink(c.to, path); err != nil {
 				return err
 			}
-			if err := to.Symlink(link, path); err != nil {
+			if err := c.to.Symlink(link, path); err != nil {
 				return err
 			}
-			if err := sameOwner(from, to, path); err != nil {
+			if err := c.sameOwner(path); err != nil {
 				return err
 			}
 		case e.Type().IsRegular():
-			if err := copyFile(from, to, path); err != nil {
+			if err := c.file(path); err != nil {
 				return err
 			}
 		default:
 			continue // devices and sockets are not content
 		}
 	}
-	return sameAttributes(from, to, name)
+	return c.sameAttributes(name)
 }
 
 // unlink removes what an earlier attempt left of a file.
@@ -270,16 +276,16 @@ func unlink(to *os.Root, name string) error {
 	return nil
 }
 
-func copyFile(from, to *os.Root, name string) error {
-	in, err := from.Open(name)
+func (c *copier) file(name string) error {
+	in, err := c.from.Open(name)
 	if err != nil {
 		return err
 	}
 	defer in.Close()
-	if err := unlink(to, name); err != nil {
+	if err := unlink(c.to, name); err != nil {
 		return err
 	}
-	out, err := to.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
+	out, err := c.to.OpenFile(name, os.O_CREATE|os.O_WRONLY|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -287,27 +293,27 @@ func copyFile(from, to *os.Root, name string) error {
 	if err = errors.Join(err, out.Close()); err != nil {
 		return err
 	}
-	return sameAttributes(from, to, name)
+	return c.sameAttributes(name)
 }
 
-func sameOwner(from, to *os.Root, name string) error {
-	st, err := from.Lstat(name)
+func (c *copier) sameOwner(name string) error {
+	st, err := c.from.Lstat(name)
 	if err != nil {
 		return err
 	}
 	sys := st.Sys().(*syscall.Stat_t)
-	return to.Lchown(name, int(sys.Uid), int(sys.Gid))
+	return c.to.Lchown(name, int(sys.Uid)-c.first, int(sys.Gid)-c.first)
 }
 
-func sameAttributes(from, to *os.Root, name string) error {
-	if err := sameOwner(from, to, name); err != nil {
+func (c *copier) sameAttributes(name string) error {
+	if err := c.sameOwner(name); err != nil {
 		return err
 	}
-	st, err := from.Lstat(name)
+	st, err := c.from.Lstat(name)
 	if err != nil {
 		return err
 	}
-	return to.Chmod(name, st.Mode())
+	return c.to.Chmod(name, st.Mode())
 }
 
 // Remove deletes a volume with all that it holds.

@@ -52,7 +52,7 @@ func wantFile(t *testing.T, path, want string) {
 
 func fillOf(t *testing.T, v *Volumes, path, rootfs, target string) {
 	t.Helper()
-	if err := v.Fill(t.Context(), path, rootfs, target); err != nil {
+	if err := v.Fill(t.Context(), path, rootfs, target, 0); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -227,7 +227,7 @@ func TestAFillThatWasCutShortIsFinished(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	other := ensure(t, v, "v2")
-	if err := v.Fill(ctx, other, root, "/data"); !errors.Is(err, context.Canceled) {
+	if err := v.Fill(ctx, other, root, "/data", 0); !errors.Is(err, context.Canceled) {
 		t.Errorf("a fill that was given up gave %v", err)
 	}
 	fillOf(t, v, other, root, "/data")
@@ -245,7 +245,7 @@ func TestSharersWaitForTheWhole(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 8 {
 		wg.Go(func() {
-			if err := v.Fill(t.Context(), path, root, "/data"); err != nil {
+			if err := v.Fill(t.Context(), path, root, "/data", 0); err != nil {
 				t.Error(err)
 			}
 			if entries, err := os.ReadDir(path); err != nil || len(entries) != files {

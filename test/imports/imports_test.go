@@ -36,7 +36,7 @@ var house = map[string][]string{
 	"internal/node": {
 		"internal/agent", "internal/api/...", "internal/artifact", "internal/backup", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/cdi", "internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
-		"internal/host", "internal/overlay", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
+		"internal/host", "internal/overlay", "internal/userns", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
@@ -77,19 +77,20 @@ var house = map[string][]string{
 	"internal/wire":       {},
 
 	// Node work.
-	"internal/agent":       {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/volume", "internal/secret", "internal/wire"},
+	"internal/agent":       {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/userns", "internal/volume", "internal/secret", "internal/wire"},
 	"internal/cdi":         {},
-	"internal/driver":      {},
-	"internal/driver/...":  {"internal/driver/...", "internal/cgroup"},
+	"internal/driver":      {"internal/userns"},
+	"internal/driver/...":  {"internal/driver/...", "internal/cgroup", "internal/userns"},
 	"internal/artifact":    {},
-	"internal/image":       {},
+	"internal/image":       {"internal/userns"},
 	"internal/overlay":     {},
 	"internal/balance/...": {"internal/balance/beside"},
 	"internal/volume":      {},
 	"internal/secret":      {},
 	"internal/cgroup":      {},
 	"internal/host":        {},
-	"internal/files":       {},
+	"internal/files":       {"internal/userns"},
+	"internal/userns":      {},
 	"internal/provision":   {"internal/autoscale", "internal/cgroup"},
 
 	// Ground.

@@ -120,7 +120,7 @@ func (t *tutti) start(ctx context.Context, name string) error {
 	if err != nil {
 		return err
 	}
-	root, err := t.images.Mount(ctx, name, t.info.Digest)
+	root, err := t.images.Mount(ctx, name, t.info.Digest, nil)
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,13 @@ func (t *translation) confine(task *model.TaskSpec) error {
 	return t.deviceRequests(task)
 }
 
+// A user namespace of its own is a container's with the mode that podman has for it, or, as Docker's command line knows
+// no other mode than host, with a security option of ours.
+const (
+	ownUsers       = "private"
+	ownUsersOption = "userns=private"
+)
+
 func (t *translation) sharing() error {
 	c, h, tpl := t.made.Config, t.made.HostConfig, &t.workload.Template
 	s := &model.Sharing{}
@@ -75,7 +82,7 @@ func (t *translation) sharing() error {
 	default:
 		return fault.New(fault.Invalid, "invalid cgroup namespace mode: %v", h.CgroupnsMode)
 	}
-	if !h.UsernsMode.Valid() {
+	if s.OwnUsers = h.UsernsMode == ownUsers || slices.Contains(h.SecurityOpt, ownUsersOption); !s.OwnUsers && !h.UsernsMode.Valid() {
 		return fault.New(fault.Invalid, "invalid USER mode: %v", h.UsernsMode)
 	}
 	if *s != (model.Sharing{}) {
@@ -194,6 +201,7 @@ func (t *translation) security(task *model.TaskSpec) error {
 		switch {
 		case key == "no-new-privileges" && (value == "" || value == "true"):
 			task.SecurityOpts = append(task.SecurityOpts, "no-new-privileges")
+		case o == ownUsersOption:
 		case key == "no-new-privileges" && value == "false", key == "label" && value == "disable", key == "seccomp" && (value == "builtin" || value == "default"):
 		case key == "apparmor" && value != "", key == "seccomp" && value != "":
 			task.SecurityOpts = append(task.SecurityOpts, key+"="+value)

@@ -20,6 +20,9 @@ import (
 // namespaces are those that a container has for itself, or enters.
 func namespaces(t *driver.Task) []specs.LinuxNamespace {
 	out := []specs.LinuxNamespace{{Type: specs.MountNamespace}}
+	if t.Users != nil {
+		out = append(out, specs.LinuxNamespace{Type: specs.UserNamespace, Path: t.Users.Path})
+	}
 	add := func(kind specs.LinuxNamespaceType, shared bool, path string) {
 		if !shared {
 			out = append(out, specs.LinuxNamespace{Type: kind, Path: path})

@@ -49,6 +49,12 @@ func check(t *driver.Task) error {
 	if t.Rootfs == "" {
 		return fault.New(fault.Invalid, "task %s: a root file system is needed", t.ID)
 	}
+	if t.Users != nil && (t.NetNS == "" || t.HostPIDs || t.HostIPC || t.PIDNS != "" || t.IPCNS != "" || t.Privileged) {
+		return fault.New(fault.Invalid, "task %s: with a user namespace of its own it can have neither namespaces of others nor all privileges", t.ID)
+	}
+	if t.Users != nil && t.Runtime != "" {
+		return fault.New(fault.Unsupported, "task %s: user namespaces are the built-in runtime's: OCI runtime %s is not handed them", t.ID, t.Runtime)
+	}
 	if !seccomp.Enabled && t.Runtime == "" && confined(t) {
 		return fault.New(fault.Unsupported, "task %s: containers are confined by a seccomp profile, and this program was built without "+
 			"the build tag seccomp; build it with `-tags seccomp`, or run the task with the security option seccomp=unconfined", t.ID)

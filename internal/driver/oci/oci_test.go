@@ -153,24 +153,25 @@ func TestSuite(t *testing.T) { suite(t, "") }
 
 // suite holds a runtime to what drivers promise.
 func suite(t *testing.T, runtime string) {
-	drivertest.Run(t, func(t *testing.T) *drivertest.Host {
-		e := setUp(t)
-		return &drivertest.Host{
-			Driver: e.d,
-			Reopen: func() driver.Driver {
-				d, err := New(e.cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return d
-			},
-			Task: func() driver.Task {
-				task := e.task()
-				task.Runtime = runtime
-				return task
-			},
-		}
-	})
+	drivertest.Run(t, func(t *testing.T) *drivertest.Host { return setUp(t).host(runtime) })
+}
+
+func (e *env) host(runtime string) *drivertest.Host {
+	return &drivertest.Host{
+		Driver: e.d,
+		Reopen: func() driver.Driver {
+			d, err := New(e.cfg)
+			if err != nil {
+				e.t.Fatal(err)
+			}
+			return d
+		},
+		Task: func() driver.Task {
+			task := e.task()
+			task.Runtime = runtime
+			return task
+		},
+	}
 }
 
 func (e *env) start(id string, change func(*driver.Task), args ...string) {

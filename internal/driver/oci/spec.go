@@ -255,6 +255,12 @@ func mounts(t *driver.Task, reaper string) ([]specs.Mount, error) {
 			case m.Recursion == model.BindTreeReadOnly && m.ReadOnly:
 				sm.Options[2] = "rro"
 			}
+			if t.Users != nil {
+				if err := t.Users.Translates(m.Source, m.Recursion != model.BindAlone); err != nil {
+					return nil, fmt.Errorf("mount %s: %w", m.Target, err)
+				}
+				sm.Options = append(sm.Options, strings.Replace(sm.Options[0], "bind", "idmap", 1))
+			}
 		case "tmpfs":
 			sm.Type, sm.Source = "tmpfs", "tmpfs"
 			sm.Options = []string{"nosuid", "nodev", "noexec", access}

@@ -83,6 +83,9 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 		},
 		StopGrace: 30 * time.Second, Labels: pod.Labels, Placement: t.placement(),
 	}
+	if s.HostUsers != nil && !*s.HostUsers {
+		w.Template.Sharing = &model.Sharing{OwnUsers: true}
+	}
 	if s.TerminationGracePeriodSeconds != nil {
 		w.Template.StopGrace = time.Duration(*s.TerminationGracePeriodSeconds) * time.Second
 	}
@@ -146,9 +149,6 @@ func (t *translation) refuse() {
 	}
 	if s.RuntimeClassName != nil {
 		t.refused.add("spec.runtimeClassName", "a runtime class")
-	}
-	if s.HostUsers != nil && !*s.HostUsers {
-		t.refused.add("spec.hostUsers", "a user namespace")
 	}
 	if len(s.ResourceClaims) > 0 {
 		t.refused.add("spec.resourceClaims", "a claim of devices")

@@ -75,6 +75,8 @@ func main() {
 		if err := exec.Command("/prog", "exit", "0").Start(); err != nil {
 			fmt.Println(err)
 		}
+	case "abuse":
+		abuse(os.Args[2:])
 	case "tty":
 		var size struct{ rows, cols, x, y uint16 }
 		syscall.Syscall(syscall.SYS_IOCTL, 1, syscall.TIOCGWINSZ, uintptr(unsafe.Pointer(&size)))
@@ -82,4 +84,27 @@ func main() {
 	default:
 		os.Exit(script.Main())
 	}
+}
+
+// abuse writes files as one of its users, and tries what root of the host could.
+func abuse(files []string) {
+	for _, f := range files {
+		err := os.WriteFile(f, []byte("mine"), 0o644)
+		if err == nil {
+			err = os.Chown(f, 5, 5)
+		}
+		var st syscall.Stat_t
+		if err == nil {
+			err = syscall.Stat(f, &st)
+		}
+		fmt.Println("file", f, st.Uid, err)
+	}
+	forward, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
+	fmt.Println("forward", strings.TrimSpace(string(forward)), err)
+	fmt.Println("host name", syscall.Sethostname([]byte("mine")))
+	fmt.Println("beyond", os.Chown(files[0], 70000, 0))
+	fmt.Println("node", syscall.Mknod("/disk", syscall.S_IFBLK|0o600, 0x100))
+	fmt.Println("clock", syscall.Settimeofday(&syscall.Timeval{Sec: 1}))
+	fmt.Println("priority", syscall.Setpriority(syscall.PRIO_PROCESS, 0, -10))
+	fmt.Println("core", os.WriteFile("/proc/sys/kernel/core_pattern", []byte("|/mine"), 0o644))
 }
