@@ -34,7 +34,7 @@ func (r *Root) packBelow(ctx context.Context, w io.Writer, layer bool) error {
 		return err
 	}
 	defer f.Close()
-	k := &packer{ctx: ctx, tw: tar.NewWriter(w), links: map[inode]string{}, layer: layer}
+	k := &packer{ctx: ctx, tw: tar.NewWriter(w), links: map[inode]string{}, layer: layer, users: r.Users}
 	if err := k.entries(f, "", "/"); err != nil {
 		return err
 	}

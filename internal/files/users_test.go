@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"io"
 	"os"
+	"path"
 	"path/filepath"
 	"testing"
 
@@ -49,24 +50,29 @@ func TestArchivesOfFilesOfOtherUsers(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "alien"), nil, 0o644); err != nil { // of root of the node
 		t.Fatal(err)
 	}
-	var out bytes.Buffer
-	if err := r.Pack(t.Context(), &out, "/."); err != nil {
+	var tree, all bytes.Buffer
+	if err := r.Pack(t.Context(), &tree, "/."); err != nil {
 		t.Fatal(err)
 	}
-	got := map[string][2]int{}
-	for tr := tar.NewReader(&out); ; {
-		h, err := tr.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		got[h.Name] = [2]int{h.Uid, h.Gid}
+	if err := r.PackAll(t.Context(), &all); err != nil {
+		t.Fatal(err)
 	}
-	for name, want := range map[string][2]int{"./": {0, 0}, "./mine": {7, 8}, "./top": {userns.Size - 1, 0}, "./alien": {65534, 65534}} {
-		if got[name] != want {
-			t.Errorf("%s is of %v, want %v", name, got[name], want)
+	for what, out := range map[string]*bytes.Buffer{"tree": &tree, "all": &all} {
+		got := map[string][2]int{}
+		for tr := tar.NewReader(out); ; {
+			h, err := tr.Next()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			got[path.Base(h.Name)] = [2]int{h.Uid, h.Gid}
+		}
+		for name, want := range map[string][2]int{"mine": {7, 8}, "top": {userns.Size - 1, 0}, "alien": {65534, 65534}} {
+			if got[name] != want {
+				t.Errorf("%s: %s is of %v, want %v", what, name, got[name], want)
+			}
 		}
 	}
 	in.Reset()
