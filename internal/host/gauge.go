@@ -23,18 +23,24 @@ const (
 type Gauge struct {
 	short map[string]bool
 	since map[string]time.Time // when what was read began to say something else
+	now   map[string]bool      // what the latest reading had too little of
 }
+
+// Acute reports whether the latest reading itself had too little of something. A host is short of it for a while longer,
+// in which it takes no new work and nothing more has to end.
+func (g *Gauge) Acute(what string) bool { return g.now[what] }
 
 // Update takes in a reading and returns what the host is short of, in order.
 func (g *Gauge) Update(r *Reading, now time.Time) []string {
 	if g.short == nil {
-		g.short, g.since = map[string]bool{}, map[string]time.Time{}
+		g.short, g.since, g.now = map[string]bool{}, map[string]time.Time{}, map[string]bool{}
 	}
 	for what, level := range map[string]level{
 		Memory: levelOf(r.MemoryLeftBytes, r.MemoryBytes/33, 32<<20, 512<<20),
 		Disk:   max(levelOf(r.DiskLeftBytes, r.DiskBytes/33, 64<<20, 2<<30), levelOf(r.InodesLeft, r.Inodes/50, 0, 100_000)),
 		Pids:   levelOf(r.PidsLeft, r.Pids/20, 0, 2000),
 	} {
+		g.now[what] = level == short
 		if g.short[what] && level != enough || !g.short[what] && level != short {
 			delete(g.since, what)
 			continue

@@ -43,6 +43,9 @@ func TestAHostIsShortOfWhatItLacksForAWhile(t *testing.T) {
 		if got := g.Update(&step.r, now); !slices.Equal(got, step.want) {
 			t.Errorf("step %d: short of %v, want %v", n, got, step.want)
 		}
+		if lacks := step.r.PidsLeft == little.PidsLeft; g.Acute(Pids) != lacks || g.Acute(Memory) != lacks {
+			t.Errorf("step %d: it lacks memory now: %v", n, g.Acute(Memory))
+		}
 	}
 }
 

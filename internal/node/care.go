@@ -91,7 +91,7 @@ func (c *care) run(ctx context.Context) error {
 			c.changed()
 		}
 		for _, what := range now {
-			if what == host.Disk || time.Since(evicted) < evictEvery {
+			if what == host.Disk || !gauge.Acute(what) || time.Since(evicted) < evictEvery {
 				continue // nobody can tell quickly whose files they are
 			}
 			if name := c.evict(ctx, what); name != "" {
