@@ -28,6 +28,7 @@ import (
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
 	"github.com/tutti-run/tutti/internal/store"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -778,9 +779,11 @@ func (images) Ensure(_ context.Context, name, digest string, _ func(image.Progre
 	}
 	return image.Info{Name: name, Digest: digest}, nil
 }
-func (images) Mount(_ context.Context, key, _ string) (string, error) { return "/rootfs/" + key, nil }
-func (images) Unmount(context.Context, string) error                  { return nil }
-func (images) Mounted(context.Context) ([]string, error)              { return nil, nil }
+func (images) Mount(_ context.Context, key, _ string, _ *userns.Users) (string, error) {
+	return "/rootfs/" + key, nil
+}
+func (images) Unmount(context.Context, string) error     { return nil }
+func (images) Mounted(context.Context) ([]string, error) { return nil, nil }
 func (images) Changed(_ context.Context, key string, _ func(string, string) error) error {
 	return fault.New(fault.NotFound, "%s has no root file system", key)
 }
@@ -798,7 +801,7 @@ type volumes struct{}
 func (volumes) Ensure(_ context.Context, v *model.Volume) (string, error) {
 	return "/volumes/" + v.ID, nil
 }
-func (volumes) Fill(context.Context, string, string, string) error { return nil }
+func (volumes) Fill(context.Context, string, string, string, uint32) error { return nil }
 func (volumes) Remove(_ context.Context, id string) error {
 	if id == "busy" {
 		return fault.New(fault.Conflict, "volume %s is still in use", id)

@@ -22,6 +22,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
 	"github.com/tutti-run/tutti/internal/secret"
+	"github.com/tutti-run/tutti/internal/userns"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -143,7 +144,7 @@ func (i images) Ensure(_ context.Context, name, digest string, _ func(image.Prog
 	return image.Info{Name: name, Digest: digest}, i.check()
 }
 
-func (i images) Mount(_ context.Context, key, _ string) (string, error) {
+func (i images) Mount(_ context.Context, key, _ string, _ *userns.Users) (string, error) {
 	return "/rootfs/" + key, i.do(func(w *world) { w.mounted[key] = true })
 }
 
@@ -196,8 +197,8 @@ type volumes struct{ *hands }
 func (v volumes) Ensure(_ context.Context, vol *model.Volume) (string, error) {
 	return filepath.Join("/volumes", vol.ID), v.check()
 }
-func (v volumes) Fill(context.Context, string, string, string) error { return v.check() }
-func (v volumes) Remove(context.Context, string) error               { return v.check() }
+func (v volumes) Fill(context.Context, string, string, string, uint32) error { return v.check() }
+func (v volumes) Remove(context.Context, string) error                       { return v.check() }
 func (v volumes) Replace(context.Context, *model.Volume, func(string) error) error {
 	return v.check()
 }
