@@ -315,6 +315,35 @@ func (c *Core) PushImage(ctx context.Context, who Caller, img *model.Image, as i
 	return c.Images.Push(ctx, img.Name, img.Digest, as, progress)
 }
 
+// PushNamedImage sends the image of the cluster that ref names to the registry that the name as names, or ref where that is
+// "". What the name of this cluster's own registry names gets that name. It returns the name and what has it then.
+func (c *Core) PushNamedImage(ctx context.Context, who Caller, ref, as string, login image.Credentials, progress func(image.Progress)) (name, digest string, err error) {
+	a, err := c.begin(who, "image push", ref)
+	if err != nil {
+		return "", "", err
+	}
+	defer a.end(&err)
+	if name, err = image.Normalize(ref); err != nil {
+		return "", "", err
+	}
+	snap := c.Store.Snapshot()
+	img, ok := store.ByName[*model.Image](snap, "", "", OwnName(snap, name))
+	if !ok {
+		return "", "", fault.New(fault.NotFound, "image %s does not exist", ref)
+	}
+	name = img.Name
+	if as != "" {
+		if name, err = image.Normalize(as); err != nil {
+			return "", "", err
+		}
+		if own := OwnName(snap, name); image.Host(own) == image.RegistryHost {
+			return own, img.Digest, c.tag(ctx, img, own)
+		}
+	}
+	d, err := c.Images.Push(ctx, name, img.Digest, login, progress)
+	return name, d.Digest.String(), err
+}
+
 // TagImage gives an image of the cluster another name.
 func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name string) (err error) {
 	a, err := c.begin(who, "image import", name)
@@ -322,6 +351,10 @@ func (c *Core) TagImage(ctx context.Context, who Caller, img *model.Image, name 
 		return err
 	}
 	defer a.end(&err)
+	return c.tag(ctx, img, name)
+}
+
+func (c *Core) tag(ctx context.Context, img *model.Image, name string) error {
 	info, err := c.Images.Tag(ctx, img.Name, img.Digest, name)
 	if err != nil {
 		return err

@@ -8,13 +8,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+func asRoot(t *testing.T) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("mounts need root")
+	}
+}
+
 func TestWorks(t *testing.T) {
+	asRoot(t)
 	if err := Works(t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
 }
 
 func TestPool(t *testing.T) {
+	asRoot(t)
 	dir := t.TempDir()
 	p := NewPool(filepath.Join(dir, "users"))
 	net := filepath.Join(dir, "net")

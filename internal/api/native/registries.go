@@ -11,7 +11,6 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
-	"github.com/tutti-run/tutti/internal/store"
 )
 
 // Paths of images and the registries they come from.
@@ -103,28 +102,8 @@ func (s *server) registryRoutes(mux *http.ServeMux) {
 		return ImageStep{Name: info.Name, Digest: info.Digest}, err
 	}))
 	post(pathImagePush, steps(s, func(ctx context.Context, who core.Caller, r ImagePush, tell func(image.Progress)) (ImageStep, error) {
-		name, err := image.Normalize(r.Ref)
-		if err != nil {
-			return ImageStep{}, err
-		}
-		snap := c.Store.Snapshot()
-		img, ok := store.ByName[*model.Image](snap, "", "", core.OwnName(snap, name))
-		if !ok {
-			return ImageStep{}, fault.New(fault.NotFound, "image %s does not exist", r.Ref)
-		}
-		if r.As != "" {
-			to, err := image.Normalize(r.As)
-			if err != nil {
-				return ImageStep{}, err
-			}
-			if own := core.OwnName(snap, to); image.Host(own) == image.RegistryHost { // to this very cluster
-				return ImageStep{Name: own, Digest: img.Digest}, c.TagImage(ctx, who, img, own)
-			}
-			img = img.Clone()
-			img.Name = to
-		}
-		d, err := c.PushImage(ctx, who, img, r.Login, tell)
-		return ImageStep{Name: img.Name, Digest: d.Digest.String()}, err
+		name, digest, err := c.PushNamedImage(ctx, who, r.Ref, r.As, r.Login, tell)
+		return ImageStep{Name: name, Digest: digest}, err
 	}))
 }
 
