@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Docker Compose, built from its Go module, and docker stack deploy bring up examples/shop, as it
 # is, on three virtual hosts; one of them loses its power, and the shop goes on. Between the two,
-# Compose's commands are walked. Needs root and docker; COMPOSE names a Compose program that is there.
+# Compose's commands are walked. Needs root, docker and a static busybox; COMPOSE names a Compose program that is there.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d /var/tmp/tutti-compose.XXXXXX)
@@ -9,6 +9,9 @@ export TUTTI_RUN_DIR=$work/run TUTTI_DATA_DIR=$work/data SHOP_PORT=${SHOP_PORT:-
 tutti=$here/bin/tutti
 checks=0
 wrong=0
+for program in docker busybox; do
+	command -v "$program" >/dev/null || { echo "e2e-compose: $program is not there (Debian: docker-cli, busybox-static)" >&2; exit 1; }
+done
 
 finish() {
 	"$tutti" down --purge >/dev/null 2>&1 || true
@@ -136,6 +139,49 @@ says 'wait' '0' docker wait shop-migrate-1
 says 'compose volumes' 'shop_carts' docker volume ls -q
 says 'compose events' '"service":"cart"' timeout 60 bash -c '"$0" events --json cart | head -n 1 & sleep 1; "$0" restart -t 1 cart >&2; wait' "$compose"
 serves 'the shop still serves'
+
+# What is about images, and about files that change, in a project of its own.
+root=$work/busybox project=$work/tried
+mkdir -p "$root/bin" "$root/tmp" "$project/src"
+cp "$(command -v busybox)" "$root/bin/busybox"
+for applet in $(busybox --list); do [[ $applet = busybox ]] || ln -s busybox "$root/bin/$applet"; done
+"$tutti" image pack --name busybox:1 --dir "$root" --cmd sh --env PATH=/bin -o "$work/busybox.tar"
+check 'load' docker load -q -i "$work/busybox.tar"
+check 'tag' docker tag busybox:1 localhost:7405/tried:1
+echo one >"$project/src/file"
+echo 'FROM busybox:1' >"$project/Dockerfile"
+cat >"$project/compose.yaml" <<'YAML'
+services:
+  seen:
+    image: busybox:1
+    command: sleep 1d
+    stop_grace_period: 0s
+    develop:
+      watch:
+        - {action: sync, path: ./src, target: /src}
+  pushed:
+    image: localhost:7405/tried:1
+    build: .
+YAML
+cd "$project"
+says 'compose pull' 'already present' "$compose" pull --policy missing seen
+says 'compose push' 'Pushed' "$compose" push pushed
+check 'up, to watch' "$compose" up -d seen
+timeout 120 "$compose" watch --no-up seen >"$work/watched" 2>&1 &
+watching=$!
+for n in $(seq 60); do
+	echo "changed $n" >"$project/src/file" # it may not be watched yet
+	sleep 1
+	! docker exec tried-seen-1 cat /src/file >"$work/synced" 2>/dev/null || break
+done
+kill "$watching" 2>/dev/null || true
+wait "$watching" || true
+says 'compose watch' 'changed' cat "$work/synced"
+check 'compose commit' "$compose" commit seen tried:committed
+check 'compose export' "$compose" export -o "$work/exported.tar" seen
+says 'it has the file' 'src/file' tar -tf "$work/exported.tar"
+check 'down' "$compose" down -t 0
+cd "$here/examples/shop"
 
 # A host without the databases loses its power. Containers of Compose are not replaced, as in Docker; the
 # shop's other copies go on, and `up` makes what is missing anew.

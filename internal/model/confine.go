@@ -3,7 +3,6 @@ package model
 import (
 	"fmt"
 	"reflect"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -209,7 +208,7 @@ func WantGPUs(t *TaskSpec, vendor string, count int, names []string) error {
 }
 
 // tmpfsOptions are those of tmpfs that have no field of their own.
-var tmpfsOptions = regexp.MustCompile(`^((no)?(exec|suid|dev|atime|diratime)|(rel|strict)atime|(a)?sync|(uid|gid|nr_inodes|nr_blocks)=[0-9]+[kKmMgG]?|huge=(never|always|within_size|advise)|mpol=[a-z0-9:,-]+)$`)
+var tmpfsOptions = lazily(`^((no)?(exec|suid|dev|atime|diratime)|(rel|strict)atime|(a)?sync|(uid|gid|nr_inodes|nr_blocks)=[0-9]+[kKmMgG]?|huge=(never|always|within_size|advise)|mpol=[a-z0-9:,-]+)$`)
 
 // AddTmpfsOption adds an option to a mount of a tmpfs.
 func (m *Mount) AddTmpfsOption(option string) error {
@@ -217,7 +216,7 @@ func (m *Mount) AddTmpfsOption(option string) error {
 	case option == "" || option == "rw":
 	case option == "ro":
 		m.ReadOnly = true
-	case tmpfsOptions.MatchString(option) && !strings.Contains(option, ","):
+	case tmpfsOptions().MatchString(option) && !strings.Contains(option, ","):
 		if m.Options != "" {
 			m.Options += ","
 		}
@@ -229,9 +228,9 @@ func (m *Mount) AddTmpfsOption(option string) error {
 }
 
 // DeviceRule is what one of Tuning.DeviceRules looks like.
-var DeviceRule = regexp.MustCompile(`^[abc] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}$`)
+var DeviceRule = lazily(`^[abc] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}$`)
 
-var numberList = regexp.MustCompile(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
+var numberList = lazily(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 
 // Problem says what is wrong with it, "" when nothing is.
 func (t *Tuning) Problem() string {
@@ -240,7 +239,7 @@ func (t *Tuning) Problem() string {
 	}
 	weight := func(w uint16) bool { return w == 0 || w >= 10 && w <= 1000 }
 	for what, list := range map[string]string{"processors": t.CPUs, "nodes of memory": t.MemoryNodes} {
-		if list != "" && !numberList.MatchString(list) {
+		if list != "" && !numberList().MatchString(list) {
 			return fmt.Sprintf("the list of %s %q is not like 0-3,7", what, list)
 		}
 	}
@@ -263,7 +262,7 @@ func (t *Tuning) Problem() string {
 		}
 	}
 	for _, r := range t.DeviceRules {
-		if !DeviceRule.MatchString(r) {
+		if !DeviceRule().MatchString(r) {
 			return fmt.Sprintf("device rule %q is not like \"c 13:* rwm\"", r)
 		}
 	}

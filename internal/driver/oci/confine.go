@@ -187,7 +187,7 @@ func tune(t *model.Tuning, r *specs.LinuxResources) error {
 
 // deviceRule reads "c 13:* rwm".
 func deviceRule(text string) (specs.LinuxDeviceCgroup, error) {
-	if !model.DeviceRule.MatchString(text) {
+	if !model.DeviceRule().MatchString(text) {
 		return specs.LinuxDeviceCgroup{}, fault.New(fault.Invalid, "device rule %q is not like \"c 13:* rwm\"", text)
 	}
 	f := strings.Fields(text)
