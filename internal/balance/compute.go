@@ -65,6 +65,9 @@ func shapeOf(n *wire.Network, nodeID string, f *family) (d Desired, err error) {
 		return d, err
 	}
 	for _, net := range n.Networks {
+		if net.Underlay != nil {
+			continue // what instances send there does not pass by here
+		}
 		subnet := net.Status.Subnet
 		if f == ipv6 {
 			if subnet = net.Status.Subnet6; subnet == "" {
@@ -140,7 +143,7 @@ func (l *ledger) on(s *wire.NetworkService, network string, local model.LocalPol
 		e := &s.Endpoints[i]
 		for j := range e.Addresses {
 			ip, ok := l.f.address(&e.Addresses[j])
-			if !ok || network != "" && e.Addresses[j].Network != network {
+			if !ok || network != "" && e.Addresses[j].Network != network || l.onHosts[e.Addresses[j].Network] {
 				continue
 			}
 			w := weighted{ip, cmp.Or(e.Weight, model.FullWeight)}
@@ -282,10 +285,11 @@ type heldPort struct {
 // ofHolder publishes the ports that an instance of this node holds by itself. Those of a service are led
 // as that says.
 func (l *ledger) ofHolder(i *wire.NetworkInstance) (out []Frontend) {
-	if len(i.Addresses) == 0 {
+	at := slices.IndexFunc(i.Addresses, func(a model.Address) bool { return !l.onHosts[a.Network] })
+	if at < 0 {
 		return nil
 	}
-	ip, ok := l.f.address(&i.Addresses[0])
+	ip, ok := l.f.address(&i.Addresses[at])
 	for _, h := range i.HostPorts {
 		if proto, known := protocols[h.Protocol]; ok && known && l.hostPorts[heldPort{i.WorkloadID, h.Protocol, h.Published}] == 0 {
 			out = append(out, Frontend{

@@ -17,6 +17,8 @@ type ledger struct {
 	f      *family
 	nodeID string
 	shape  Desired // without services and instances
+	// onHosts are the networks of hosts, to which nothing is led.
+	onHosts map[string]bool
 
 	of        map[source][]Frontend    // what each claims
 	claims    map[FrontendKey][]source // in their order
@@ -61,7 +63,7 @@ func newLedger(n *wire.Network, nodeID string, f *family) (*ledger, error) {
 		return nil, err
 	}
 	l := &ledger{
-		f: f, nodeID: nodeID, shape: shape, of: map[source][]Frontend{}, claims: map[FrontendKey][]source{}, led: map[FrontendKey]Frontend{},
+		f: f, nodeID: nodeID, shape: shape, onHosts: onHosts(n), of: map[source][]Frontend{}, claims: map[FrontendKey][]source{}, led: map[FrontendKey]Frontend{},
 		chains: map[leading]int{}, hostPorts: map[heldPort]int{}, hostMode: map[string]bool{}, local: map[string][]netip.Addr{}, localized: map[netip.Addr]int{},
 	}
 	if l.off() {
@@ -93,9 +95,19 @@ func newLedger(n *wire.Network, nodeID string, f *family) (*ledger, error) {
 // off reports that there is no network of this version of IP.
 func (l *ledger) off() bool { return l.f == ipv6 && len(l.shape.Subnets) == 0 }
 
+func onHosts(n *wire.Network) map[string]bool {
+	out := map[string]bool{}
+	for _, net := range n.Networks {
+		if net.Underlay != nil {
+			out[net.ID] = true
+		}
+	}
+	return out
+}
+
 func (l *ledger) addresses(in *wire.NetworkInstance) (out []netip.Addr) {
 	for i := range in.Addresses {
-		if ip, ok := l.f.address(&in.Addresses[i]); ok {
+		if ip, ok := l.f.address(&in.Addresses[i]); ok && !l.onHosts[in.Addresses[i].Network] {
 			out = append(out, ip)
 		}
 	}
@@ -284,7 +296,7 @@ func (l *ledger) update(n *wire.Network) (d *delta, ok bool, err error) {
 			return nil, false, nil
 		}
 		d.gone, d.come = differ(l.shape.elements(), shape.elements())
-		l.shape = shape
+		l.shape, l.onHosts = shape, onHosts(n)
 	}
 	if l.off() || !l.shape.Own.IsValid() {
 		return d, true, nil

@@ -94,11 +94,11 @@ var fileRules = within(keys{
 
 var networkRules = keys{
 	"name": well, "external": within(keys{"name": well}), "labels": well, "internal": well, "attachable": well,
-	"driver": no("networks of this driver are not supported; leave it out, or write overlay or bridge, which both give an overlay over all nodes",
-		"overlay", "bridge", "default", ""),
+	"driver": no("networks of this driver are not supported; leave it out, or write overlay or bridge, which both give an overlay over all nodes, or macvlan",
+		"overlay", "bridge", "macvlan", "default", ""),
 	"driver_opts": {
-		keys: keys{optionMTU: well},
-		each: no("this option of a network driver is not supported; " + optionMTU + " is. Networks are not encrypted: that takes WireGuard in the kernel of every host"),
+		keys: keys{optionMTU: well, "parent": well, "macvlan_mode": well},
+		each: no("this option of a network driver is not supported; " + optionMTU + " is, and parent and macvlan_mode are. Networks are not encrypted: that takes WireGuard in the kernel of every host"),
 	},
 	"enable_ipv4": no("networks are IPv4 networks", "true"),
 	"enable_ipv6": well,
@@ -106,10 +106,7 @@ var networkRules = keys{
 		"driver":  no("addresses are given out by Tutti itself", "default", ""),
 		"options": no("addresses are given out by Tutti itself"),
 		"config": within(keys{
-			"subnet":        well,
-			"gateway":       no("a gateway cannot be chosen: instances reach the outside through their own node"),
-			"ip_range":      no("a range within the subnet is not supported; give a smaller subnet"),
-			"aux_addresses": no("reserved addresses are not supported; give a smaller subnet"),
+			"subnet": well, "gateway": well, "ip_range": well, "aux_addresses": well,
 		}),
 	}),
 }

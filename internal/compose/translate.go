@@ -214,7 +214,15 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 	path := "networks." + key
 	out := &model.Network{
 		Meta:   model.Meta{Name: t.member("networks", key, n.Name), Labels: n.Labels},
-		Driver: "overlay", Internal: n.Internal, Attachable: n.Attachable,
+		Driver: model.DriverOverlay, Internal: n.Internal, Attachable: n.Attachable,
+	}
+	if n.Driver == model.DriverMacvlan {
+		out.Driver, out.Underlay = n.Driver, &model.Underlay{Parent: n.DriverOpts["parent"], Mode: n.DriverOpts["macvlan_mode"]}
+	}
+	for _, option := range []string{"parent", "macvlan_mode"} {
+		if _, said := n.DriverOpts[option]; said && out.Underlay == nil {
+			t.unsupported(path+".driver_opts."+option, "it is not an option of this network's driver, %s", out.Driver)
+		}
 	}
 	if text, ok := n.DriverOpts[optionMTU]; ok {
 		mtu, err := strconv.Atoi(text)
@@ -230,6 +238,15 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 		}
 		at := t.src.item(path+".ipam.config", pool.Subnet)
 		sub := path + ".ipam.config.subnet"
+		if out.Underlay != nil {
+			t.onHosts(at, sub, out, pool)
+			continue
+		}
+		for key, said := range map[string]bool{"gateway": pool.Gateway != "", "ip_range": pool.IPRange != "", "aux_addresses": len(pool.AuxiliaryAddresses) > 0} {
+			if said {
+				t.note(at, path+".ipam.config."+key, fault.Unsupported, false, "%s", overlayOnly[key])
+			}
+		}
 		prefix, err := netip.ParsePrefix(pool.Subnet)
 		six := err == nil && prefix.Addr().Is6()
 		switch {
@@ -248,7 +265,31 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 			out.Subnet = pool.Subnet
 		}
 	}
+	if out.Underlay != nil {
+		if err := out.CheckUnderlay(); err != nil {
+			t.invalid(path, "%v", err)
+		}
+	}
 	return out
+}
+
+// overlayOnly is why an overlay network does not have what networks of hosts have.
+var overlayOnly = map[string]string{
+	"gateway":       "a gateway cannot be chosen: instances reach the outside through their own node",
+	"ip_range":      "a range within the subnet is not supported; give a smaller subnet",
+	"aux_addresses": "reserved addresses are not supported; give a smaller subnet",
+}
+
+// onHosts reads what a network of hosts has of addresses.
+func (t *translation) onHosts(at place, path string, out *model.Network, pool *types.IPAMPool) {
+	if out.Subnet != "" {
+		t.note(at, path, fault.Unsupported, false, "a network of driver %s has one subnet", out.Driver)
+		return
+	}
+	out.Subnet, out.Gateway, out.Underlay.Range = pool.Subnet, pool.Gateway, pool.IPRange
+	for _, name := range slices.Sorted(maps.Keys(pool.AuxiliaryAddresses)) {
+		out.Underlay.Reserved = append(out.Underlay.Reserved, pool.AuxiliaryAddresses[name])
+	}
 }
 
 func (t *translation) volumes() {

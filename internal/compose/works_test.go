@@ -200,7 +200,7 @@ func TestOverrideTakesARefusedValueBack(t *testing.T) {
 	dir := t.TempDir()
 	t.Chdir(dir)
 	for name, text := range map[string]string{
-		"compose.yaml": "services: { a: { image: a, ipc: host } }\nnetworks: { default: { driver: macvlan } }\n",
+		"compose.yaml": "services: { a: { image: a, ipc: host } }\nnetworks: { default: { driver: weave } }\n",
 		"ours.yaml":    "services: { a: { ipc: private } }\nnetworks: { default: { driver: overlay } }\n",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {

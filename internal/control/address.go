@@ -102,7 +102,11 @@ func (p *pass) addressNetworks() {
 			if status.Subnet != "" {
 				return nil
 			}
-			subnet, err := chooseSubnet(n.Subnet, pool, cl.NetworkBits, taken)
+			least := 28
+			if n.Underlay != nil {
+				least = 30
+			}
+			subnet, err := chooseSubnet(n.Subnet, pool, cl.NetworkBits, least, taken)
 			if err == nil {
 				status.Subnet, taken = subnet.String(), append(taken, subnet)
 			}
@@ -121,7 +125,7 @@ func (p *pass) addressNetworks() {
 	}
 }
 
-func chooseSubnet(wanted string, pool netip.Prefix, bits int, taken []netip.Prefix) (netip.Prefix, error) {
+func chooseSubnet(wanted string, pool netip.Prefix, bits, least int, taken []netip.Prefix) (netip.Prefix, error) {
 	overlaps := func(s netip.Prefix) (netip.Prefix, bool) {
 		for _, t := range taken {
 			if t.Overlaps(s) {
@@ -132,8 +136,8 @@ func chooseSubnet(wanted string, pool netip.Prefix, bits int, taken []netip.Pref
 	}
 	if wanted != "" {
 		s, err := netip.ParsePrefix(wanted)
-		if err != nil || !s.Addr().Is4() || s.Bits() > 28 {
-			return s, fault.New(fault.Invalid, "subnet %q: an IPv4 range such as 10.20.0.0/16, of /28 or larger, is accepted", wanted)
+		if err != nil || !s.Addr().Is4() || s.Bits() > least {
+			return s, fault.New(fault.Invalid, "subnet %q: an IPv4 range such as 10.20.0.0/16, of /%d or larger, is accepted", wanted, least)
 		}
 		s = s.Masked()
 		if t, clash := overlaps(s); clash {
@@ -156,6 +160,9 @@ func (p *pass) addressServices() {
 	for s := range store.List[*model.Service](p.snap) {
 		status := model.ServiceStatus{}
 		for _, id := range s.Networks {
+			if n, ok := store.Get[*model.Network](p.snap, id); ok && n.Underlay != nil {
+				continue // nothing of ours is between its instances
+			}
 			var have string
 			for _, v := range s.Status.VirtualIPs {
 				if v.Network == id {
@@ -327,6 +334,9 @@ func (po *pool) take(nodeID, fixed string) (string, error) {
 		po.used[number(ip)] = true
 		return fixed, nil
 	}
+	if po.network.Underlay != nil {
+		return po.takeOnHosts()
+	}
 	cursor := po.network.ID + " " + nodeID
 	for _, b := range po.parcels().of[nodeID] {
 		if ip, ok := po.fromBlock(b, po.pass.c.cursors[cursor]); ok {
@@ -347,6 +357,34 @@ func (po *pool) take(nodeID, fixed string) (string, error) {
 		}
 	}
 	return "", fault.New(fault.Exhausted, "network %s has no address left in %s", po.network.FullName(), po.subnet)
+}
+
+// takeOnHosts returns a free address of a network of hosts: any node may have any, from the range that is ours.
+func (po *pool) takeOnHosts() (string, error) {
+	u := po.network.Underlay
+	from := po.subnet
+	if r, err := netip.ParsePrefix(u.Range); err == nil {
+		from = r.Masked()
+	}
+	others := map[uint32]bool{number(po.subnet.Addr()): true, last(po.subnet): true, number(po.network.WayOut()): true}
+	for _, text := range u.Reserved {
+		if a, err := netip.ParseAddr(text); err == nil && a.Is4() {
+			others[number(a)] = true
+		}
+	}
+	first, size := number(from.Addr()), uint64(last(from)-number(from.Addr()))+1
+	after := po.pass.c.cursors[po.network.ID]
+	start := uint64(0)
+	if after >= first && after < last(from) {
+		start = uint64(after-first) + 1
+	}
+	for k := range size {
+		if n := first + uint32((start+k)%size); !po.used[n] && !others[n] {
+			po.used[n], po.pass.c.cursors[po.network.ID] = true, n
+			return address(n).String(), nil
+		}
+	}
+	return "", fault.New(fault.Exhausted, "network %s has no address left in %s", po.network.FullName(), from)
 }
 
 // takeAgain takes an address that an earlier instance had, if it is free and of the node's blocks.

@@ -20,6 +20,9 @@ func (p *pass) relink(w *model.Workload, i *model.Instance) (*model.Instance, er
 	if !ok || !elsewhereOnly(&r.Template, &w.Template) {
 		return i, nil
 	}
+	if n, ok := p.allNodes().byID[i.NodeID]; ok && slices.ContainsFunc(w.Template.Links(), func(l model.Link) bool { return !n.Carries(l.Driver, l.Parent) }) {
+		return i, nil // its node is not on that network
+	}
 	c := current(p, i).Clone()
 	c.RevisionID, c.Addresses = w.RevisionID, nil
 	for _, at := range w.Template.Networks {

@@ -44,8 +44,9 @@ func (c *Core) DeployTogether(ctx context.Context, who Caller, b Batch) (results
 			return err
 		}
 		outside := map[string]string{}
+		nets := map[string]*model.Network{}
 		for i := range b.Deployments {
-			p := &planner{snap: snap, cs: cs, d: &b.Deployments[i], now: time.Now(), digests: digests, refs: map[string]string{}, key: key, outside: outside}
+			p := &planner{snap: snap, cs: cs, d: &b.Deployments[i], now: time.Now(), digests: digests, refs: map[string]string{}, key: key, outside: outside, networksOf: nets}
 			if p.d.Application == "" {
 				p.refs = outside
 			}

@@ -148,9 +148,11 @@ type planner struct {
 	now     time.Time
 	digests map[string]string // image reference → digest
 	refs    map[string]string // kind + " " + name → ID
-	content map[string]string // secret or config ID → what identifies its content
-	result  DeployResult
-	key     []byte // encrypts secrets
+	// networksOf are those of this deployment, and of what is put outside together with it, by ID.
+	networksOf map[string]*model.Network
+	content    map[string]string // secret or config ID → what identifies its content
+	result     DeployResult
+	key        []byte // encrypts secrets
 }
 
 func (p *planner) plan(who Caller) error {
@@ -249,16 +251,33 @@ func same(a, b any) bool {
 func (p *planner) networks() error {
 	for _, n := range p.d.Networks {
 		n = n.Clone()
+		if err := n.CheckUnderlay(); err != nil {
+			return err
+		}
+		var before *model.Network
 		err := settle(p, n, func(old *model.Network) {
-			if n.Subnet == "" {
+			if before = old; n.Subnet == "" {
 				n.Subnet = old.Subnet
 			}
 		})
 		if err != nil {
 			return err
 		}
+		if before != nil && !n.SameUnderlay(before) {
+			return fault.New(fault.Conflict, "network %s: where it is cannot be changed; remove it, or give the other one another name", n.Name)
+		}
+		p.networksOf[n.ID] = n
 	}
 	return nil
+}
+
+// networkOf is a network as it will be; nil when there is none.
+func (p *planner) networkOf(id string) *model.Network {
+	if n := p.networksOf[id]; n != nil {
+		return n
+	}
+	n, _ := store.Get[*model.Network](p.snap, id)
+	return n
 }
 
 func (p *planner) volumes() error {
@@ -456,7 +475,10 @@ func (p *planner) resolveTemplate(w *model.Workload) error {
 		if err != nil {
 			return err
 		}
-		w.Template.Networks[i].Network = id
+		w.Template.Networks[i].Network, w.Template.Networks[i].Link = id, nil
+		if n := p.networkOf(id); n != nil && n.Underlay != nil {
+			w.Template.Networks[i].Link = &model.Link{Driver: n.Driver, Parent: n.Underlay.Parent}
+		}
 	}
 	for _, tasks := range [][]model.TaskSpec{w.Template.InitTasks, w.Template.Tasks} {
 		for i := range tasks {

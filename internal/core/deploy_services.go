@@ -43,6 +43,9 @@ func (p *planner) services() error {
 			aliases[id] = names
 		}
 		s.Aliases = aliases
+		if err := p.ledTo(s); err != nil {
+			return err
+		}
 		if err := p.portsFree(s); err != nil {
 			return err
 		}
@@ -51,6 +54,32 @@ func (p *planner) services() error {
 		}
 		if err := settle(p, s, func(*model.Service) {}); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// ledTo refuses what leads to a service's instances through nodes, where they are on networks of hosts alone.
+func (p *planner) ledTo(s *model.Service) error {
+	var where string
+	for _, id := range s.Networks {
+		n := p.networkOf(id)
+		if n == nil || n.Underlay == nil {
+			return nil
+		}
+		where = fmt.Sprintf("network %s, of the driver %s", n.Name, n.Driver)
+	}
+	switch {
+	case where == "":
+		return nil
+	case len(s.Routes) > 0:
+		return fault.New(fault.Unsupported, "service %s: routes do not lead to instances that are on %s, alone; attach it to another network as well", s.Name, where)
+	case s.Direct:
+		return fault.New(fault.Unsupported, "service %s: a direct service needs another network than %s", s.Name, where)
+	}
+	for _, port := range s.Ports {
+		if port.Published != 0 {
+			return fault.New(fault.Unsupported, "service %s: port %d is not published from instances that are on %s, alone: they are reached there at their own addresses; leave it out, or attach the service to another network as well", s.Name, port.Published, where)
 		}
 	}
 	return nil

@@ -289,6 +289,21 @@ func (w *way) between(ctx context.Context, source *model.Instance, to *place, sv
 	if len(names) > 0 {
 		w.out.Steps[len(w.out.Steps)-1].Says = "both are on " + strings.Join(names, ", ")
 	}
+	for _, p := range pairs {
+		if n, ok := store.Get[*model.Network](w.snap, p.to.Network); ok && n.Underlay != nil {
+			w.step(true, "link", "%s is at %s on the network of interface %s of %s, of the driver %s: no node, rule or policy of the cluster is between them",
+				p.target.FullName(), p.to.IP, n.Underlay.Parent, w.node(p.target.NodeID).Name, n.Driver)
+			if w.q.Try {
+				w.try(ctx, source, p.target.FullName(), p.to.IP)
+			}
+		}
+	}
+	if pairs = slices.DeleteFunc(pairs, func(p pair) bool {
+		n, ok := store.Get[*model.Network](w.snap, p.to.Network)
+		return ok && n.Underlay != nil
+	}); len(pairs) == 0 && len(shared) > 0 && len(ready) > 0 {
+		return
+	}
 	virtual := ""
 	if svc != nil && !svc.DNSRoundRobin {
 		for _, v := range svc.Status.VirtualIPs {

@@ -312,9 +312,15 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 		}
 	case model.KindService:
 		if s, found := store.Get[*model.Service](snap, id); found {
+			var links []string
+			for _, id := range s.Networks {
+				if n, ok := store.Get[*model.Network](snap, id); ok && n.Underlay != nil {
+					links = append(links, id)
+				}
+			}
 			v = wire.NetworkService{
 				ID: s.ID, Name: s.Name, Application: s.Application, Namespace: s.Namespace,
-				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, Ports: s.Ports,
+				Aliases: s.Aliases, VirtualIPs: s.Status.VirtualIPs, OnHosts: links, Ports: s.Ports,
 				RoundRobin: s.DNSRoundRobin, Balance: s.Balance, WorkloadID: s.WorkloadID, PortGroup: s.PortGroup,
 				Direct: s.Direct, Backends: s.Backends, OutsideIPs: s.OutsideIPs, ExternalName: s.ExternalName, Routes: s.Routes, Secrets: n.routeSecrets(snap, s),
 			}

@@ -118,6 +118,11 @@ func (n *Network) Clone() *Network {
 	c := *n
 	c.Meta = n.Meta.clone()
 	c.Status.Blocks = slices.Clone(n.Status.Blocks)
+	if n.Underlay != nil {
+		u := *n.Underlay
+		u.Reserved = slices.Clone(u.Reserved)
+		c.Underlay = &u
+	}
 	return &c
 }
 
@@ -235,6 +240,10 @@ func (t Template) Clone() Template {
 	t.Networks = slices.Clone(t.Networks)
 	for i := range t.Networks {
 		t.Networks[i].Aliases = slices.Clone(t.Networks[i].Aliases)
+		if l := t.Networks[i].Link; l != nil {
+			c := *l
+			t.Networks[i].Link = &c
+		}
 	}
 	t.DNS.Servers = slices.Clone(t.DNS.Servers)
 	t.DNS.Search = slices.Clone(t.DNS.Search)

@@ -66,6 +66,8 @@ type Attachment struct {
 	Address string   `json:"address,omitempty"` // fixed IPv4 address, if asked for
 	// Address6 is a fixed IPv6 address, likewise.
 	Address6 string `json:"address6,omitempty"`
+	// Link is what the host must have for it, where the network is one of hosts.
+	Link *Link `json:"link,omitempty"`
 }
 
 // PortRequest asks for a port of the node that the instance is placed on.

@@ -111,7 +111,9 @@ type Network struct {
 	Attachable bool   `json:"attachable,omitempty"`
 	// Shared lets workloads of all namespaces attach to it, by its ID.
 	Shared bool   `json:"shared,omitempty"`
-	Driver string `json:"driver,omitempty"` // "overlay"
+	Driver string `json:"driver,omitempty"`
+	// Underlay is the network of hosts that instances are on, of the drivers that need one.
+	Underlay *Underlay `json:"underlay,omitempty"`
 	// MTU is 0 for the largest that fits.
 	MTU    int           `json:"mtu,omitempty"`
 	Status NetworkStatus `json:"status"`

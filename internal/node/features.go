@@ -14,6 +14,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cdi"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay"
 )
 
 // features are what this host has for some containers only: OCI runtimes, and devices with names. They come and
@@ -36,6 +37,9 @@ func (f *features) describe(n *model.Node) (problem error) {
 	}
 	if f.users() == nil {
 		n.Attributes[model.UsersAttribute] = "true"
+	}
+	if parents := overlay.Parents(); len(parents) > 0 {
+		n.Attributes[model.DriverMacvlan] = strings.Join(parents, ",")
 	}
 	kinds, problem := f.devices.Kinds()
 	for kind, k := range kinds {

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -35,6 +34,8 @@ type Attachment struct {
 	// Of interfaces that are not all made anew, in their order: the numbers of their links, and which are there.
 	numbers []int
 	made    []bool
+	// outByHosts says that the way out is a network of hosts.
+	outByHosts bool
 }
 
 // number is that of an interface's link.
@@ -171,6 +172,9 @@ func (o *Overlay) relink(path string, a *Attachment) error {
 		if err := netlink.LinkDel(e.link); err != nil {
 			return fmt.Errorf("remove a link: %w", err)
 		}
+		if err := leaveHosts(ns, e.index); err != nil {
+			return err
+		}
 	}
 	a.numbers = make([]int, len(a.Interfaces))
 	a.made = make([]bool, len(a.Interfaces))
@@ -241,6 +245,7 @@ func (o *Overlay) connect(ns netns.NsHandle, a *Attachment) error {
 			out6 = itf
 		}
 	}
+	a.outByHosts = out != nil && out.Network.Underlay != nil
 	for i := range a.Interfaces {
 		itf := &a.Interfaces[i]
 		if err := o.link(inside, ns, a, i, itf == out, itf == out6); err != nil {
@@ -252,9 +257,9 @@ func (o *Overlay) connect(ns netns.NsHandle, a *Attachment) error {
 
 func (o *Overlay) link(inside *netlink.Handle, ns netns.NsHandle, a *Attachment, index int, isDefault, isDefault6 bool) error {
 	itf := &a.Interfaces[index]
-	name, inner := linkName(a.Instance, a.number(index)), "eth"+strconv.Itoa(a.number(index))
+	name, inner := linkName(a.Instance, a.number(index)), innerName(itf, a.number(index))
 	b := itf.IP.As4()
-	e := end{inside: inside, peer: net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}}
+	e := end{inside: inside, onHosts: itf.Network.Underlay != nil, peer: net.HardwareAddr{0x02, 0x42, b[0], b[1], b[2], b[3]}}
 	var err error
 	if a.made != nil && a.made[index] {
 		if e.veth, err = netlink.LinkByName(name); err == nil {
@@ -269,6 +274,9 @@ func (o *Overlay) link(inside *netlink.Handle, ns netns.NsHandle, a *Attachment,
 	gw := netip.MustParseAddr(GatewayAddress)
 	if err := e.neighbours(itf.IP, gw); err != nil {
 		return err
+	}
+	if itf.Network.Underlay != nil {
+		return o.linkHosts(&e, ns, itf, index == 0 || isDefault, isDefault, a.number(index))
 	}
 	if index == 0 || isDefault { // names are answered there, whatever else is reachable
 		if err := e.route(netip.PrefixFrom(gw, 32), netip.Addr{}, itf.IP); err != nil {
@@ -285,8 +293,32 @@ func (o *Overlay) link(inside *netlink.Handle, ns netns.NsHandle, a *Attachment,
 			return err
 		}
 	}
+	if a.outByHosts && !itf.Network.Internal {
+		if err := e.answerBy(a.number(index), gw, itf.IP); err != nil {
+			return err
+		}
+	}
 	if itf.IP6.IsValid() {
 		return e.connect6(itf, isDefault6)
+	}
+	return nil
+}
+
+// answerTables is the first of the routing tables by which an instance answers who came by another link than the way out.
+const answerTables = 7400
+
+// answerBy has what the instance sends from the link's address go out by it, whoever it is for: who comes by a published
+// port is answered through the node.
+func (e *end) answerBy(number int, gw, ip netip.Addr) error {
+	table := answerTables + number
+	r := &netlink.Route{LinkIndex: e.eth.Attrs().Index, Table: table, Dst: ipNet(netip.PrefixFrom(netip.IPv4Unspecified(), 0)), Gw: gw.AsSlice(), Flags: int(netlink.FLAG_ONLINK)}
+	if err := e.inside.RouteReplace(r); err != nil {
+		return fmt.Errorf("add the route of answers: %w", err)
+	}
+	rule := netlink.NewRule()
+	rule.Src, rule.Table, rule.Family = single(ip), table, unix.AF_INET
+	if err := e.inside.RuleAdd(rule); err != nil && !errors.Is(err, unix.EEXIST) {
+		return fmt.Errorf("add the rule of answers: %w", err)
 	}
 	return nil
 }
@@ -323,6 +355,7 @@ func (o *Overlay) make(e *end, ns netns.NsHandle, itf *Interface, name, inner st
 
 // end is a link with both of its ends.
 type end struct {
+	onHosts   bool            // only names are asked for there
 	inside    *netlink.Handle // of the instance's namespace
 	eth, veth netlink.Link
 	peer      net.HardwareAddr // of eth
@@ -351,7 +384,11 @@ func (e *end) neighbours(ip, gw netip.Addr) error {
 	if err := netlink.NeighSet(&netlink.Neigh{LinkIndex: e.veth.Attrs().Index, Family: familyOf(ip), State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: e.peer}); err != nil {
 		return fmt.Errorf("add the instance's neighbour entry: %w", err)
 	}
-	if err := netlink.RouteReplace(&netlink.Route{LinkIndex: e.veth.Attrs().Index, Dst: single(ip), Scope: unix.RT_SCOPE_LINK, Protocol: protocol}); err != nil {
+	r := &netlink.Route{LinkIndex: e.veth.Attrs().Index, Dst: single(ip), Scope: unix.RT_SCOPE_LINK, Protocol: protocol}
+	if e.onHosts {
+		r.Src = gw.AsSlice() // answers to any other address of the node would go out by the network of hosts
+	}
+	if err := netlink.RouteReplace(r); err != nil {
 		return fmt.Errorf("add the route to the instance: %w", err)
 	}
 	return nil

@@ -170,6 +170,7 @@ type places struct {
 	pool6     netip.Prefix              // where nodes have theirs of IPv6
 	blocks    map[string][]netip.Prefix // by node and network
 	subnets6  map[string]netip.Prefix   // of networks
+	onHosts   map[string]bool           // networks that the tunnel does not lead to
 }
 
 // via is the node that a route leads to; none leads to the node itself.
@@ -192,7 +193,7 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Ad
 	}
 	for _, addr := range in.Addresses {
 		a, err := netip.ParseAddr(addr.IP)
-		if err != nil {
+		if err != nil || p.onHosts[addr.Network] {
 			continue
 		}
 		covered := slices.ContainsFunc(p.blocks[in.NodeID+addr.Network], func(b netip.Prefix) bool { return b.Contains(a) })
@@ -211,7 +212,7 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Ad
 // node's blocks one by one.
 func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
 	o.where, o.singles = nil, map[string]map[netip.Prefix]netip.Addr{}
-	p := &places{nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}}
+	p := &places{nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}, onHosts: map[string]bool{}}
 	wanted := map[netip.Prefix]netip.Addr{}
 	for id := range addresses {
 		if a, ok := p.via(id); ok {
@@ -221,6 +222,9 @@ func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, p
 		}
 	}
 	for _, net := range n.Networks {
+		if p.onHosts[net.ID] = net.Underlay != nil; net.Underlay != nil {
+			continue
+		}
 		if s, err := netip.ParsePrefix(net.Status.Subnet6); err == nil {
 			p.subnets6[net.ID] = s
 		}

@@ -265,6 +265,11 @@ func staticKey(t *model.Template) string {
 			text(s)
 		}
 	}
+	b = append(b, '|')
+	for _, l := range t.Links() {
+		text(l.Driver)
+		text(l.Parent)
+	}
 	return string(b)
 }
 

@@ -56,6 +56,7 @@ type filters struct {
 	runtimes []string // of OCI
 	devices  []string // with names
 	ownUsers bool
+	links    []model.Link
 }
 
 // asked is a constraint with its regular expressions.
@@ -65,7 +66,7 @@ type asked struct {
 }
 
 func filtersOf(t *model.Template) *filters {
-	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement), runtimes: t.Runtimes(), devices: t.NamedDevices(), ownUsers: t.Shared().OwnUsers}
+	f := &filters{Placement: &t.Placement, required: requiredKeys(&t.Placement), runtimes: t.Runtimes(), devices: t.NamedDevices(), ownUsers: t.Shared().OwnUsers, links: t.Links()}
 	for i := range f.Constraints {
 		c := &f.Constraints[i]
 		if f.problem = Problem(c); f.problem != "" {
@@ -101,6 +102,11 @@ func (f *filters) reject(n *model.Node) string {
 	for _, device := range f.devices {
 		if !n.HasCDIDevice(device) {
 			return "have no device " + device
+		}
+	}
+	for _, l := range f.links {
+		if !n.Carries(l.Driver, l.Parent) {
+			return "have no interface " + l.Parent + " that networks of the driver " + l.Driver + " can be on"
 		}
 	}
 	for _, key := range f.required {

@@ -163,13 +163,15 @@ type NetworkService struct {
 	Namespace   string              `json:"namespace"`
 	Aliases     map[string][]string `json:"aliases,omitempty"` // by network ID
 	VirtualIPs  []model.Address     `json:"virtualIPs,omitempty"`
-	Ports       []model.ServicePort `json:"ports,omitempty"`
-	PortGroup   string              `json:"portGroup,omitempty"` // see model.Service
-	RoundRobin  bool                `json:"roundRobin,omitempty"`
-	Balance     model.Balancing     `json:"balance,omitzero"`
-	Direct      bool                `json:"direct,omitempty"` // see model.Service
-	Backends    []model.Backend     `json:"backends,omitempty"`
-	OutsideIPs  []string            `json:"outsideIPs,omitempty"`
+	// OnHosts are the networks of hosts that it is on: no virtual IP leads there.
+	OnHosts    []string            `json:"onHosts,omitempty"`
+	Ports      []model.ServicePort `json:"ports,omitempty"`
+	PortGroup  string              `json:"portGroup,omitempty"` // see model.Service
+	RoundRobin bool                `json:"roundRobin,omitempty"`
+	Balance    model.Balancing     `json:"balance,omitzero"`
+	Direct     bool                `json:"direct,omitempty"` // see model.Service
+	Backends   []model.Backend     `json:"backends,omitempty"`
+	OutsideIPs []string            `json:"outsideIPs,omitempty"`
 	// ExternalName is what the names of the service stand for.
 	ExternalName string        `json:"externalName,omitempty"`
 	Routes       []model.Route `json:"routes,omitempty"`

@@ -68,6 +68,9 @@ func fillEndpoint(e *network.EndpointSettings, b *box, n *model.Network, ip stri
 	}
 	e.IPAddress, e.EndpointID = address, digestOf(b.id, n.ID)
 	e.Gateway = netip.AddrFrom4([4]byte{169, 254, 1, 1})
+	if n.Underlay != nil {
+		e.Gateway = n.WayOut()
+	}
 	if p, err := netip.ParsePrefix(n.Status.Subnet); err == nil {
 		e.IPPrefixLen = p.Bits()
 	}

@@ -326,7 +326,8 @@ func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 	h.want("POST", "/containers/create", `{"Image":"nosuch"}`, 404)
 	h.want("POST", "/containers/create", `{"Image":`, 400)
 	h.want("POST", "/containers/create", `{"Image":"busybox:1"} more`, 400)
-	h.want("POST", "/networks/create", `{"Name":"n","Driver":"macvlan"}`, 501)
+	h.want("POST", "/networks/create", `{"Name":"n","Driver":"weave"}`, 501)
+	h.want("POST", "/networks/create", `{"Name":"n","Driver":"macvlan"}`, 400) // without a parent
 	h.want("POST", "/volumes/create", `{"Name":"n","Driver":"nfs"}`, 501)
 }
 

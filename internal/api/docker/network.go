@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"maps"
 	"net/http"
 	"net/netip"
 	"slices"
@@ -49,7 +50,7 @@ func predefined(snap *store.Snapshot) []network.Network {
 // networkView tells of a network as it was asked for, with the subnet that it got.
 func networkView(n *model.Network) network.Network {
 	v := network.Network{
-		Name: dockerName(&n.Meta), ID: n.ID, Created: n.Created.UTC(), Scope: "swarm", Driver: "overlay", EnableIPv4: true, Internal: n.Internal,
+		Name: dockerName(&n.Meta), ID: n.ID, Created: n.Created.UTC(), Scope: "swarm", Driver: cmp.Or(n.Driver, model.DriverOverlay), EnableIPv4: true, Internal: n.Internal,
 		Attachable: n.Attachable, Options: map[string]string{}, Labels: map[string]string{},
 		IPAM: network.IPAM{Driver: "default", Config: []network.IPAMConfig{}},
 	}
@@ -59,7 +60,7 @@ func networkView(n *model.Network) network.Network {
 	var req network.CreateRequest
 	if json.Unmarshal(n.Extensions[extension], &req) == nil && req.Name != "" {
 		v.Driver, v.Scope = cmp.Or(req.Driver, "bridge"), "local"
-		if v.Driver == "overlay" {
+		if v.Driver != "bridge" {
 			v.Scope = "swarm"
 		}
 		if req.Options != nil {
@@ -75,6 +76,12 @@ func networkView(n *model.Network) network.Network {
 	}
 	if subnet, err := netip.ParsePrefix(cmp.Or(n.Status.Subnet, n.Subnet)); err == nil && len(v.IPAM.Config) == 0 {
 		v.IPAM.Config = []network.IPAMConfig{{Subnet: subnet, Gateway: subnet.Masked().Addr().Next()}}
+		if n.Underlay != nil {
+			v.IPAM.Config[0].Gateway = n.WayOut()
+		}
+	}
+	if u := n.Underlay; u != nil && v.Options["parent"] == "" {
+		v.Options["parent"] = u.Parent
 	}
 	return v
 }
@@ -246,7 +253,7 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 		return nil, fault.New(fault.Invalid, "network name cannot be empty")
 	case isPredefined(req.Name):
 		return nil, fault.New(fault.Forbidden, "operation is not permitted on predefined %s network", req.Name)
-	case req.Driver != "" && req.Driver != "overlay" && req.Driver != "bridge":
+	case req.Driver != "" && !slices.Contains([]string{"overlay", "bridge", model.DriverMacvlan}, req.Driver):
 		return nil, notHonoured("network driver", req.Driver)
 	case req.EnableIPv6 != nil && *req.EnableIPv6:
 		return nil, notHonoured("--ipv6", true)
@@ -259,13 +266,18 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 	case req.Scope != "" && req.Scope != "swarm" && req.Scope != "local":
 		return nil, notHonoured("--scope", req.Scope)
 	}
-	for key := range req.Options {
-		return nil, notHonoured("network option", key)
-	}
 	app, name := placeOf(req.Name, req.Labels)
 	n := &model.Network{
 		Meta:     model.Meta{Application: app, Name: name, Labels: req.Labels},
-		Internal: req.Internal, Attachable: req.Attachable, Driver: "overlay",
+		Internal: req.Internal, Attachable: req.Attachable, Driver: model.DriverOverlay,
+	}
+	if req.Driver == model.DriverMacvlan {
+		n.Driver, n.Underlay = req.Driver, &model.Underlay{Parent: req.Options["parent"], Mode: req.Options["macvlan_mode"]}
+	}
+	for key := range req.Options {
+		if n.Underlay == nil || key != "parent" && key != "macvlan_mode" {
+			return nil, notHonoured("network option", key)
+		}
 	}
 	if ipam := req.IPAM; ipam != nil {
 		if ipam.Driver != "" && ipam.Driver != "default" || len(ipam.Options) > 0 {
@@ -275,7 +287,14 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 			return nil, notHonoured("more than one subnet", len(ipam.Config))
 		}
 		for _, c := range ipam.Config {
-			if c.IPRange.IsValid() || len(c.AuxAddress) > 0 {
+			if u := n.Underlay; u != nil {
+				if c.IPRange.IsValid() {
+					u.Range = c.IPRange.String()
+				}
+				for _, name := range slices.Sorted(maps.Keys(c.AuxAddress)) {
+					u.Reserved = append(u.Reserved, c.AuxAddress[name].String())
+				}
+			} else if c.IPRange.IsValid() || len(c.AuxAddress) > 0 {
 				return nil, notHonoured("--ip-range, --aux-address", req.Name)
 			}
 			if c.Subnet.IsValid() {
@@ -285,6 +304,9 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 				n.Gateway = c.Gateway.String()
 			}
 		}
+	}
+	if err := n.CheckUnderlay(); err != nil {
+		return nil, err
 	}
 	data, err := json.Marshal(req)
 	n.Extensions = map[string][]byte{extension: data}

@@ -121,10 +121,11 @@ func backends(s *wire.NetworkService, nodeID string, port int) []Backend {
 	var all, near []Backend
 	for i := range s.Endpoints {
 		e := &s.Endpoints[i]
-		if len(e.Addresses) == 0 {
+		at := slices.IndexFunc(e.Addresses, func(a model.Address) bool { return !slices.Contains(s.OnHosts, a.Network) })
+		if at < 0 {
 			continue
 		}
-		ip, err := netip.ParseAddr(e.Addresses[0].IP)
+		ip, err := netip.ParseAddr(e.Addresses[at].IP)
 		if err != nil {
 			continue
 		}

@@ -50,6 +50,8 @@ func shop() *wire.Network {
 			{ID: "d1", Name: "db.1", Application: "shop", Workload: "db", Namespace: "default", WorkloadID: "db", Serves: true, Addresses: at("back=10.2.0.21")},
 			{ID: "d2", Name: "db.2", Application: "shop", Workload: "db", Namespace: "default", WorkloadID: "db", Addresses: at("back=10.2.0.22")},
 			{ID: "p1", Name: "proxy.1", Application: "edge", Workload: "proxy", Addresses: at("front=10.1.0.31")},
+			{ID: "m1", Name: "cam.1", Application: "lan", Workload: "cam", WorkloadID: "cam", Serves: true, Addresses: at("hosts=192.168.1.9")},
+			{ID: "m2", Name: "cam.2", Application: "lan", Workload: "cam", WorkloadID: "cam", Serves: true, Addresses: at("hosts=192.168.1.10")},
 			{ID: "o1", Name: "lone", Workload: "lone", Addresses: at("other=10.3.0.41", "broken=x")},
 		},
 		Services: []wire.NetworkService{
@@ -58,6 +60,7 @@ func shop() *wire.Network {
 				{Name: "SQL", Protocol: "tcp", Target: 5432, Virtual: 15432}, {Protocol: "udp", Target: 53},
 			}},
 			{ID: "rr", Name: "spread", Application: "shop", WorkloadID: "web", RoundRobin: true, VirtualIPs: at("front=10.1.0.4"), Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 80}}, Aliases: map[string][]string{"front": {"web-front-shop.marathon.mesos"}}},
+			{ID: "cam", Name: "cam", Application: "lan", WorkloadID: "cam", OnHosts: []string{"hosts"}, Aliases: map[string][]string{"hosts": {"eye"}}},
 			{ID: "idle", Name: "idle", Application: "shop", RoundRobin: true, VirtualIPs: at("front=10.1.0.5")},
 		},
 	}
@@ -78,6 +81,9 @@ func TestNamesAsTheAskersNetworksSeeThem(t *testing.T) {
 		asker, name, want string // want is "unknown" when nothing here has the name
 	}{
 		{webAsks, "web", "10.1.0.2"},
+		{"192.168.1.9", "cam", "192.168.1.9 192.168.1.10"}, // on a network of hosts there is no virtual IP
+		{"192.168.1.9", "eye", "192.168.1.9 192.168.1.10"},
+		{webAsks, "cam", "unknown"},
 		{webAsks, "WEB", "10.1.0.2"},
 		{webAsks, "web.shop", "10.1.0.2"},
 		{webAsks, "web.shop.tutti", "10.1.0.2"},

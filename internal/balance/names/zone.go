@@ -148,6 +148,11 @@ func (z *zone) each(id string, do func(place, record, []netip.Addr)) {
 				one(v.Network, name, itself, ips)
 			}
 		}
+		for _, network := range s.OnHosts {
+			for _, name := range distinct(append([]string{s.Name, qualified(s.Name, s.Application)}, s.Aliases[network]...)...) {
+				one(network, name, itself, nil)
+			}
+		}
 	}
 }
 
@@ -312,7 +317,7 @@ func (z *zone) collect(out *answer, r record, network string, tasks bool) {
 			return
 		}
 		out.services = append(out.services, found{s, network})
-		if !s.RoundRobin && !tasks {
+		if !s.RoundRobin && !tasks && !slices.Contains(s.OnHosts, network) {
 			list = s.VirtualIPs
 			break
 		}
