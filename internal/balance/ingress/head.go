@@ -201,7 +201,7 @@ func (h *head) parse(b []byte) (size int, ok bool) {
 			return 0, false
 		}
 	}
-	if len(h.method) == 0 || len(h.target) == 0 || h.target[0] != '/' || !all(h.target, inTarget) {
+	if len(h.method) == 0 || len(h.target) == 0 || h.target[0] != '/' || !all(h.target, inTarget) || !escaped(h.target) {
 		return 0, false
 	}
 	if size = h.read(b, line+1, mostLines, false); size == 0 {
@@ -229,6 +229,25 @@ func (h *head) parse(b []byte) (size int, ok bool) {
 		}
 	}
 	return size, hosts == 1 && lengths <= 1 && connections <= 1 && isHost(h.host)
+}
+
+// escaped reports whether each % of a target's path begins an escape: readers differ about others.
+func escaped(target []byte) bool {
+	path, _, _ := bytes.Cut(target, []byte("?"))
+	for {
+		i := bytes.IndexByte(path, '%')
+		if i < 0 {
+			return true
+		}
+		if len(path) < i+3 || !isHex(path[i+1]) || !isHex(path[i+2]) {
+			return false
+		}
+		path = path[i+3:]
+	}
+}
+
+func isHex(c byte) bool {
+	return '0' <= c && c <= '9' || 'a' <= c|0x20 && c|0x20 <= 'f'
 }
 
 func isHost(b []byte) bool {
@@ -379,6 +398,7 @@ const (
 	afterData // CR
 	dataEnd   // LF
 	atLine    // of the trailers, or the end
+	inName
 	inLine
 	lineEnd // LF
 	lastEnd // LF
@@ -431,7 +451,13 @@ func (c *chunks) scan(b []byte) (n int, done bool, err error) {
 			ok, c.state, c.taken = x == '\n', atSize, 0
 		case atLine:
 			if c.state = lastEnd; x != '\r' {
-				ok, c.state = classes[x]&inToken != 0, inLine
+				ok, c.state = classes[x]&inToken != 0, inName
+			}
+		case inName:
+			if c.taken++; x == ':' {
+				c.state = inLine
+			} else {
+				ok = classes[x]&inToken != 0 && c.taken < headRoom
 			}
 		case lineEnd:
 			ok, c.state = x == '\n', atLine

@@ -20,6 +20,9 @@ var heads = []struct {
 	{"POST /a/b?c=d HTTP/1.1\r\nHost: a.b:80\r\nContent-Length: 12\r\nConnection: close\r\n\r\n", true},
 	{"GET /%41 HTTP/1.1\r\nHOST:a\r\nX-Empty:\r\nX: \t a b \t\r\nConnection: Keep-Alive\r\n\r\n", true},
 	{"DELETE //x HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nX-Forwarded-For: 1.2.3.4\r\n\r\n", true},
+	{"GET /a%2fb?c=% HTTP/1.1\r\nHost: a\r\n\r\n", true},
+	{"GET /% HTTP/1.1\r\nHost: a\r\n\r\n", false},
+	{"GET /%4g HTTP/1.1\r\nHost: a\r\n\r\n", false},
 	{"GET / HTTP/1.0\r\nHost: a\r\n\r\n", false},
 	{"GET / HTTP/1.1\r\n\r\n", false},
 	{"GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", false},
@@ -136,6 +139,7 @@ func FuzzAnswer(f *testing.F) {
 	for _, s := range []string{
 		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n5;x=y\r\nhello\r\n10\r\n0123456789abcdef\r\n0\r\nA: b\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA:\r\n5; b\r\n\r\n", // a trailer without a colon
 		"HTTP/1.0 200 OK\n\nhello", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 200\r\nConnection: close, x-a\r\nX-A: b\r\n\r\nhello",
 	} {
 		f.Add([]byte(s), uint8(7))
