@@ -20,6 +20,7 @@ import (
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
+	networkinglisters "k8s.io/client-go/listers/networking/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -38,6 +39,9 @@ type Tutti interface {
 	Deploy(ctx context.Context, d core.Deployment) (core.DeployResult, error)
 	RemoveWorkload(ctx context.Context, req native.RemoveWorkload) error
 	RemoveService(ctx context.Context, id string) error
+	LabelWorkload(ctx context.Context, req native.LabelWorkload) error
+	Policies(ctx context.Context) ([]model.Policy, error)
+	RemovePolicy(ctx context.Context, id string) error
 	RemoveVolume(ctx context.Context, id string) error
 	LabelNode(ctx context.Context, node string, set map[string]string, remove []string) error
 	TaintNode(ctx context.Context, node string, set []model.Taint, remove []string) error
@@ -82,18 +86,26 @@ type bridge struct {
 	volumes  corelisters.PersistentVolumeLister
 	classes  storagelisters.StorageClassLister
 
+	ingresses      networkinglisters.IngressLister
+	ingressClasses networkinglisters.IngressClassLister
+	policies       networkinglisters.NetworkPolicyLister
+
 	mu      sync.Mutex
 	cordons map[string]bool     // by node ID: what both sides agreed on last
 	made    map[string]*madePod // by UID
 	removed map[string]bool     // UIDs of what was told to end
 	failed  map[string]string   // UID → why it could not be made
 	keys    map[string]string   // UID → key of the Pod
+
+	addresses map[string]string // of services of type LoadBalancer, by namespace/name
+	answering map[string]bool   // nodes, by ID, that answer Ingresses
 }
 
 // madePod is what is known of a Pod that was handed over.
 type madePod struct {
 	refresh time.Time // when its tokens are to be renewed
 	files   bool      // it has volumes that are followed
+	labels  map[string]string
 }
 
 // Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done.
@@ -115,6 +127,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 		Config: c, client: client, seen: newMirror(),
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
 		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{},
+		addresses: map[string]string{}, answering: map[string]bool{},
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
@@ -133,8 +146,22 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 			b.queue.Add("node/" + strings.TrimPrefix(node.Spec.ProviderID, "tutti://"))
 		}
 	})
-	b.follow(v1.ConfigMaps().Informer(), func(o metav1.Object) { b.contentChanged(o.GetNamespace()) })
-	b.follow(v1.Secrets().Informer(), func(o metav1.Object) { b.contentChanged(o.GetNamespace()) })
+	b.follow(v1.ConfigMaps().Informer(), func(o metav1.Object) {
+		if o.GetNamespace() == metav1.NamespaceSystem && o.GetName() == addressesMap {
+			b.addressesChanged()
+		}
+		b.contentChanged(o.GetNamespace())
+	})
+	b.follow(v1.Secrets().Informer(), func(o metav1.Object) {
+		b.secretChanged(o)
+		b.contentChanged(o.GetNamespace())
+	})
+	networking := factory.Networking().V1()
+	b.ingresses, b.ingressClasses, b.policies = networking.Ingresses().Lister(), networking.IngressClasses().Lister(), networking.NetworkPolicies().Lister()
+	b.follow(networking.Ingresses().Informer(), func(o metav1.Object) { b.queue.Add("ingress/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(networking.IngressClasses().Informer(), func(metav1.Object) { b.ingressesChanged() })
+	b.follow(networking.NetworkPolicies().Informer(), func(o metav1.Object) { b.queue.Add("policy/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(v1.Namespaces().Informer(), func(metav1.Object) { b.policiesChanged(hasNamespaces) })
 	b.follow(v1.Services().Informer(), func(o metav1.Object) { b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetName()) })
 	b.follow(factory.Discovery().V1().EndpointSlices().Informer(), func(o metav1.Object) {
 		b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetLabels()["kubernetes.io/service-name"])
@@ -155,7 +182,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	if !cache.WaitForCacheSync(ctx.Done(), b.seen.synced) {
 		return nil
 	}
-	if err := errors.Join(b.makeNetwork(ctx), b.makeClass(ctx)); err != nil {
+	if err := errors.Join(b.makeNetwork(ctx), b.makeClass(ctx), b.makeIngressClass(ctx), b.oldPolicies(ctx)); err != nil {
 		return err
 	}
 	for _, p := range b.allPods() {
@@ -209,6 +236,7 @@ func (b *bridge) watch(ctx context.Context) {
 			}
 			if node != "" {
 				b.queue.Add("node/" + node)
+				b.nodeSeen(&s)
 			}
 			if workload != "" {
 				b.instanceChanged(workload)
@@ -290,6 +318,7 @@ func (b *bridge) podChanged(o metav1.Object) {
 	b.keys[string(o.GetUID())] = key
 	b.mu.Unlock()
 	b.queue.Add(key)
+	b.policiesChanged(hasNames)
 	if before != "" {
 		b.queue.Add("gone/" + string(o.GetUID()))
 	}
@@ -361,6 +390,12 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 		return b.syncGone(ctx, rest)
 	case "node":
 		return b.syncNode(ctx, rest)
+	case "ingress":
+		return b.syncIngress(ctx, namespace, name)
+	case "policy":
+		return b.syncPolicy(ctx, namespace, name)
+	case "certificate":
+		return b.dropCertificate(ctx, rest)
 	case "service":
 		return b.syncService(ctx, namespace, name)
 	case "claim":

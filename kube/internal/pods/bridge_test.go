@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -84,6 +85,10 @@ func (f *fakeTutti) RemoveWorkload(_ context.Context, req native.RemoveWorkload)
 	f.removed = append(f.removed, req.ID)
 	return nil
 }
+
+func (f *fakeTutti) Policies(context.Context) ([]model.Policy, error) { return nil, nil }
+
+func (f *fakeTutti) LabelWorkload(context.Context, native.LabelWorkload) error { return nil }
 
 func (f *fakeTutti) RemoveVolume(_ context.Context, id string) error {
 	f.mu.Lock()
@@ -242,6 +247,10 @@ func TestLabelsAndTaintsOfEitherSide(t *testing.T) {
 		defer f.mu.Unlock()
 		n := f.all["n"].Node
 		return maps.Equal(n.Labels, map[string]string{"disk": "ssd"}) && slices.Equal(n.Taints, []model.Taint{{Key: "gpu", Value: "yes", Effect: "noSchedule"}})
+	})
+	eventually(t, "both agree on the taint", func() bool {
+		n, err := nodes.Get(ctx, "n1", metav1.GetOptions{})
+		return err == nil && strings.Contains(n.Annotations[agreedOn], "gpu")
 	})
 	if err := f.TaintNode(ctx, "n1", nil, []string{"gpu"}); err != nil {
 		t.Fatal(err)

@@ -27,10 +27,8 @@ func (b *bridge) syncService(ctx context.Context, namespace, name string) error 
 	if err != nil && !apierrors.IsNotFound(err) {
 		return err
 	}
-	if err != nil || s.Spec.Type == corev1.ServiceTypeExternalName {
-		if err == nil {
-			b.events.Event(s, corev1.EventTypeWarning, "NotSupported", "a service of type ExternalName is not answered by Tutti's names")
-		}
+	if err != nil {
+		b.freeAddress(namespace, name)
 		return b.unlead(ctx, namespace, name)
 	}
 	list, err := b.slices.EndpointSlices(namespace).List(labels.SelectorFromSet(labels.Set{discoveryv1.LabelServiceName: name}))
@@ -41,9 +39,32 @@ func (b *bridge) syncService(ctx context.Context, namespace, name string) error 
 	if odd != "" {
 		b.events.Event(s, corev1.EventTypeWarning, "NotSupported", odd)
 	}
-	_, err = b.Tutti.Deploy(ctx, core.Deployment{
-		Namespace: namespace, Application: application, Source: "kubernetes", KeepOthers: true, Members: true, Services: []*model.Service{service},
-	})
+	address, err := b.addressOf(ctx, s)
+	if err != nil {
+		return err
+	}
+	if address != "" && !slices.Contains(service.OutsideIPs, address) {
+		service.OutsideIPs = append(service.OutsideIPs, address)
+	}
+	certificates, ingresses, err := b.route(s, service)
+	if err != nil {
+		return err
+	}
+	d := core.Deployment{
+		Namespace: namespace, Application: application, Source: "kubernetes", KeepOthers: true, Members: true,
+		Services: []*model.Service{service}, Secrets: certificates,
+	}
+	_, err = b.Tutti.Deploy(ctx, d)
+	if len(service.Routes) > 0 && (fault.Is(err, fault.Invalid) || fault.Is(err, fault.Conflict)) {
+		// What is wrong with its routes must not keep the service from being led.
+		why := err
+		service.Routes, d.Secrets = nil, nil
+		if _, err = b.Tutti.Deploy(ctx, d); err == nil {
+			for _, i := range ingresses {
+				b.events.Event(i, corev1.EventTypeWarning, "NotLed", why.Error())
+			}
+		}
+	}
 	if fault.Is(err, fault.Invalid) || fault.Is(err, fault.Conflict) {
 		b.events.Event(s, corev1.EventTypeWarning, "NotLed", err.Error())
 	}
@@ -70,6 +91,11 @@ func serviceOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out *model
 	out = &model.Service{
 		Meta: model.Meta{Name: nameOf(s.Name), Labels: map[string]string{"kubernetes.io/service": s.Name}}, Direct: true, Networks: []string{networkID},
 	}
+	if s.Spec.Type == corev1.ServiceTypeExternalName {
+		out.ExternalName = strings.TrimSuffix(s.Spec.ExternalName, ".")
+		return out, ""
+	}
+	out.OutsideIPs = slices.Clone(s.Spec.ExternalIPs)
 	headless := s.Spec.ClusterIP == corev1.ClusterIPNone
 	if headless {
 		out.DNSRoundRobin = true
@@ -83,7 +109,10 @@ func serviceOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out *model
 		}
 	}
 	if p := s.Spec.InternalTrafficPolicy; p != nil && *p == corev1.ServiceInternalTrafficPolicyLocal {
-		out.Balance.Local = model.LocalOnly
+		out.Balance.Local, out.Balance.Outside = model.LocalOnly, model.LocalWherever
+	}
+	if s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
+		out.Balance.Outside = model.LocalOnly
 	}
 	targets := map[string]int32{}
 	for _, slice := range list {

@@ -95,7 +95,7 @@ func (b *bridge) deploy(ctx context.Context, pod *corev1.Pod) (*madePod, error) 
 	if err != nil {
 		return nil, &refusal{err}
 	}
-	made.files = len(d.Secrets) > 0
+	made.files, made.labels = len(d.Secrets) > 0, labelsOf(pod)
 	if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
 		return nil, err
 	}
@@ -266,6 +266,9 @@ func (b *bridge) told(ctx context.Context, pod *corev1.Pod, inst *model.Instance
 	if err := b.putStatus(ctx, pod, statusOf(pod, inst, n, b.now())); err != nil {
 		return err
 	}
+	if err := b.relabel(ctx, pod); err != nil && !fault.Is(err, fault.NotFound) {
+		return err
+	}
 	return b.refresh(ctx, pod, inst)
 }
 
@@ -290,7 +293,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		}
 		return nil
 	}
-	next := &madePod{refresh: b.now().Add(24 * time.Hour)}
+	next := &madePod{labels: made.labels, refresh: b.now().Add(24 * time.Hour)}
 	d, err := translate(pod, b.surroundings(ctx, pod, next))
 	if err != nil {
 		return err

@@ -72,7 +72,7 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 	t := &translation{pod: pod, around: around, folders: map[string][]file{}, volumes: map[string]*corev1.Volume{}}
 	s := &pod.Spec
 	w := &model.Workload{
-		Meta:  model.Meta{ID: string(pod.UID), Name: nameOf(pod.Name), Labels: map[string]string{uidLabel: string(pod.UID)}},
+		Meta:  model.Meta{ID: string(pod.UID), Name: nameOf(pod.Name), Labels: labelsOf(pod)},
 		Type:  model.SingleWorkload,
 		Count: 1, Exclusive: exclusive(pod),
 	}
