@@ -9,7 +9,7 @@ if [[ ! -x $program ]]; then
 	mkdir -p "${program%/*}"
 	work=$(mktemp -d /var/tmp/tutti-helm-build.XXXXXX)
 	trap 'rm -rf --one-file-system "$work"' EXIT
-	GOFLAGS='' GOBIN=$work CGO_ENABLED=0 nice -n 10 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$version"
+	GOFLAGS='' GOBIN=$work CGO_ENABLED=0 go install -trimpath -ldflags "-s -w" "helm.sh/helm/v3/cmd/helm@$version"
 	mv "$work/helm" "$program"
 fi
 echo "$program"

@@ -13,7 +13,7 @@ if [[ ! -d $made ]]; then
 	cp -r "$source" "$work/source"
 	chmod -R u+w "$work/source"
 	mkdir "$work/made"
-	(cd "$work/source" && GOFLAGS='' CGO_ENABLED=0 nice -n 10 go build -trimpath -ldflags '-s -w' -o "$work/made/manager" .)
+	(cd "$work/source" && GOFLAGS='' CGO_ENABLED=0 go build -trimpath -ldflags '-s -w' -o "$work/made/manager" .)
 	mv "$work/source/config" "$work/made/config"
 	mv "$work/made" "$made"
 fi

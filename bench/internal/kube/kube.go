@@ -82,7 +82,7 @@ func rows(sheet *report.Sheet, sz size, ours, theirs *figures, peer string) erro
 	pods := fmt.Sprintf("from the request until a watch says Running, real containers on one node; %d", sz.pods)
 	return errors.Join(
 		row("ready", "ms", milliseconds(ours.ready), milliseconds(theirs.ready), "from the start of the process until /readyz says so; keys and certificates are there"),
-		row(fmt.Sprintf("create/%d-clients", sz.clients), "/s", ours.rate, theirs.rate, fmt.Sprintf("%d ConfigMaps of 1 KiB, acknowledged; %s", sz.creates, durable)),
+		row(fmt.Sprintf("create/%d-clients", sz.clients), "objects/s", ours.rate, theirs.rate, fmt.Sprintf("%d ConfigMaps of 1 KiB, acknowledged; %s", sz.creates, durable)),
 		row(fmt.Sprintf("create/%d-clients/p99", sz.clients), "ms", report.Percentile(ours.creates, 0.99), report.Percentile(theirs.creates, 0.99), "the same"),
 		row("pod/p50", "ms", report.Percentile(ours.alone, 0.5), report.Percentile(theirs.alone, 0.5), pods+" one after the other"),
 		row("pod/p99", "ms", report.Percentile(ours.alone, 0.99), report.Percentile(theirs.alone, 0.99), pods+" one after the other"),
@@ -174,10 +174,7 @@ func pod(name string) ([]byte, error) {
 func (s *server) pods(ctx context.Context, sz size, f *figures) error {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 	defer cancel()
-	w, err := s.watchPods(ctx)
-	if err != nil {
-		return err
-	}
+	w := s.watchPods(ctx)
 	defer w.close()
 	create := func(name string) (time.Time, error) {
 		body, err := pod(name)

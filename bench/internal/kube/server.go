@@ -268,54 +268,83 @@ func (s *server) ask(ctx context.Context, method, path string, body []byte, into
 
 // watching notes when pods were first said to run.
 type watching struct {
-	body io.ReadCloser
+	end  context.CancelFunc
+	done chan struct{}
 	mu   sync.Mutex
 	at   map[string]time.Time
 	news chan struct{}
 	err  error
 }
 
-func (s *server) watchPods(ctx context.Context) (*watching, error) {
+// watchPods follows the pods, anew when the API server ends a watch.
+func (s *server) watchPods(ctx context.Context) *watching {
+	ctx, cancel := context.WithCancel(ctx)
+	w := &watching{end: cancel, done: make(chan struct{}), at: map[string]time.Time{}, news: make(chan struct{}, 1)}
+	go func() {
+		defer close(w.done)
+		for ctx.Err() == nil {
+			if err := s.watchOnce(ctx, w); err != nil {
+				w.note("", false, err)
+				return
+			}
+		}
+	}()
+	return w
+}
+
+func (w *watching) close() {
+	w.end()
+	<-w.done
+}
+
+func (w *watching) note(name string, running bool, err error) {
+	w.mu.Lock()
+	if _, known := w.at[name]; !known && running {
+		w.at[name] = time.Now()
+	}
+	w.err = err
+	w.mu.Unlock()
+	select {
+	case w.news <- struct{}{}:
+	default:
+	}
+}
+
+func (s *server) watchOnce(ctx context.Context, w *watching) error {
 	r, err := http.NewRequestWithContext(ctx, http.MethodGet, s.url+"/api/v1/namespaces/default/pods?watch=true", nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	answer, err := s.client.Do(r)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	w := &watching{body: answer.Body, at: map[string]time.Time{}, news: make(chan struct{}, 1)}
-	go w.read()
-	return w, nil
-}
-
-func (w *watching) close() { w.body.Close() }
-
-func (w *watching) read() {
-	in := json.NewDecoder(w.body)
+	defer answer.Body.Close()
+	in := json.NewDecoder(answer.Body)
 	for {
 		var event struct {
+			Type   string
 			Object struct {
+				Message  string
 				Metadata struct{ Name string }
-				Status   struct{ Phase string }
+				Status   json.RawMessage
 			}
 		}
-		err := in.Decode(&event)
-		now := time.Now()
-		w.mu.Lock()
-		name := event.Object.Metadata.Name
-		if _, known := w.at[name]; !known && event.Object.Status.Phase == "Running" {
-			w.at[name] = now
+		if err := in.Decode(&event); err != nil {
+			return nil // it was ended
 		}
-		w.err = err
-		w.mu.Unlock()
-		select {
-		case w.news <- struct{}{}:
-		default:
+		var status struct{ Phase string }
+		switch {
+		case event.Type == "ERROR" && strings.Contains(event.Object.Message, "too old"):
+			return nil
+		case event.Type == "ERROR":
+			return fmt.Errorf("watch pods: %s", event.Object.Message)
+		case len(event.Object.Status) > 0:
+			if err := json.Unmarshal(event.Object.Status, &status); err != nil {
+				return err
+			}
 		}
-		if err != nil {
-			return
-		}
+		w.note(event.Object.Metadata.Name, status.Phase == "Running", nil)
 	}
 }
 

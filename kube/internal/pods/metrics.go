@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -206,7 +207,7 @@ func (k *Kubelet) podMetrics(w http.ResponseWriter, r *http.Request) {
 	out := metricsv1beta1.PodMetricsList{TypeMeta: metav1.TypeMeta{Kind: "PodMetricsList", APIVersion: "metrics.k8s.io/v1beta1"}, Items: []metricsv1beta1.PodMetrics{}}
 	for i := range pods.Items {
 		p := &pods.Items[i]
-		tasks := byInstance[instances[string(p.UID)]]
+		tasks := byInstance[cmp.Or(mirrorOf(p), instances[string(p.UID)])]
 		if len(tasks) == 0 || !is(p) {
 			continue
 		}
@@ -216,7 +217,7 @@ func (k *Kubelet) podMetrics(w http.ResponseWriter, r *http.Request) {
 			Timestamp:  metav1.NewTime(at), Window: metav1.Duration{Duration: meterWindow},
 		}
 		for _, t := range tasks {
-			m.Containers = append(m.Containers, metricsv1beta1.ContainerMetrics{Name: t.Task, Usage: used([]core.Usage{t})})
+			m.Containers = append(m.Containers, metricsv1beta1.ContainerMetrics{Name: containerOf(p, t.Task), Usage: used([]core.Usage{t})})
 		}
 		slices.SortFunc(m.Containers, func(a, b metricsv1beta1.ContainerMetrics) int { return strings.Compare(a.Name, b.Name) })
 		out.Items = append(out.Items, m)

@@ -33,6 +33,14 @@ const (
 // mirrorOf is the ID of the instance that a pod shows, "" for pods of Kubernetes' own.
 func mirrorOf(o metav1.Object) string { return o.GetAnnotations()[instanceNote] }
 
+// containerOf is the name of the container that shows a task of an instance.
+func containerOf(pod metav1.Object, task string) string {
+	if mirrorOf(pod) != "" {
+		return labelled(task)
+	}
+	return task
+}
+
 // labelled makes a name one that Kubernetes takes for names and values of labels.
 func labelled(s string) string {
 	s = strings.Map(func(r rune) rune {
@@ -153,7 +161,12 @@ func (b *bridge) syncMirror(ctx context.Context, id string) error {
 	}
 	shown := i.Clone()
 	for k := range shown.Status.Tasks {
-		shown.Status.Tasks[k].Name = labelled(shown.Status.Tasks[k].Name)
+		t := &shown.Status.Tasks[k]
+		t.Name = labelled(t.Name)
+		if !w.Template.Separate { // they are ready together
+			t.Ready = i.Status.Ready && t.State != "exited"
+			t.Up = t.Ready
+		}
 	}
 	return b.putStatus(ctx, have, statusOf(have, shown, n, b.now()))
 }

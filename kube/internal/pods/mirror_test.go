@@ -28,7 +28,7 @@ func TestMirrorPods(t *testing.T) {
 	i := &model.Instance{
 		Meta: model.Meta{ID: "abcdefgh12345678", Namespace: "default", Application: "shop", Name: "Web_1.2"}, WorkloadID: "w", NodeID: "n",
 		Addresses: []model.Address{{Network: "x", IP: "10.1.0.5"}}, Desired: model.DesiredRun,
-		Status: model.InstanceStatus{State: model.InstanceRunning, Ready: true, Tasks: []model.TaskStatus{{Name: "Main_task", Run: 1, State: "running", Up: true, Ready: true}, {Name: "helper", Run: 1, State: "running", Up: true, Ready: true}}},
+		Status: model.InstanceStatus{State: model.InstanceRunning, Ready: true, Tasks: []model.TaskStatus{{Name: "Main_task", Run: 1, State: "running"}, {Name: "helper", Run: 1, State: "running"}}},
 	}
 	f.tell(core.Seen{Kind: model.KindWorkload, ID: "w", Workload: shop})
 	f.tell(core.Seen{Kind: model.KindInstance, ID: i.ID, Instance: i})
@@ -54,7 +54,7 @@ func TestMirrorPods(t *testing.T) {
 	if image := p.Spec.Containers[1].Image; image != processImage {
 		t.Errorf("a process has the image %s", image)
 	}
-	if p.Status.ContainerStatuses[0].State.Running == nil {
+	if c := p.Status.ContainerStatuses[0]; c.State.Running == nil || !c.Ready {
 		t.Errorf("the status of a task with another name is %+v", p.Status.ContainerStatuses[0])
 	}
 	if err := client.CoreV1().Pods("default").Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
