@@ -73,7 +73,7 @@ func TestAContainerBecomesATask(t *testing.T) {
 			Capabilities: &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}}, ReadOnlyRootFilesystem: ptr(true),
 		},
 	})
-	pod.Spec.Subdomain, pod.Spec.TerminationGracePeriodSeconds = "web", ptr(int64(5))
+	pod.Spec.Subdomain, pod.Spec.TerminationGracePeriodSeconds, pod.Spec.HostUsers = "web", ptr(int64(5)), ptr(false)
 	d, err := translate(pod, around())
 	if err != nil {
 		t.Fatal(err)
@@ -84,6 +84,9 @@ func TestAContainerBecomesATask(t *testing.T) {
 	}
 	if w.Template.Domainname != "web.shop.svc.cluster.local" || w.Template.Hostname != "web-0" || w.Template.DNS.Search[0] != "shop.svc.cluster.local" {
 		t.Errorf("its names are %q, %q, %v", w.Template.Hostname, w.Template.Domainname, w.Template.DNS)
+	}
+	if !w.Template.Shared().OwnUsers {
+		t.Error("it has no users of its own")
 	}
 	task := w.Template.Tasks[0]
 	if want := []string{"A=1", "B=12", "APP=web", "LEVEL=high", "PASSWORD=hunter2", "CORES=2"}; !slices.Equal(task.Env, want) {
