@@ -8,10 +8,9 @@ HOSTS=${HOSTS:-3}
 command -v kubectl >/dev/null || { echo "e2e-kube-operators: kubectl is not there" >&2; exit 1; }
 [[ $(id -u) = 0 ]] || { echo "e2e-kube-operators: hosts need root" >&2; exit 1; }
 helm=$("$here/scripts/helm.sh")
-jobset=$("$here/scripts/jobset.sh")
 work=$(mktemp -d /var/tmp/tutti-kube-operators.XXXXXX)
-
-export TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
+export TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache
+export HELM_CACHE_HOME=$work/helm HELM_CONFIG_HOME=$work/helm HELM_DATA_HOME=$work/helm
 tutti() { "$here/bin/tutti" "$@"; }
 h() { "$helm" "$@"; }
 finish() {
@@ -68,7 +67,7 @@ page() { curl -sf -m 3 http://127.0.0.1:30080/; }
 want '1 chart\(s\) linted, 0 chart\(s\) failed' h lint "$chart"
 want 'STATUS: deployed' h install store "$chart" --wait --wait-for-jobs --timeout 4m
 eventually 'Tutti Music' page
-want 'store .* 1 .* deployed' h list
+want '^store[[:space:]].*[[:space:]]1[[:space:]].*deployed' h list
 want 'STATUS: deployed' h status store
 want 'Phase: +Succeeded' h test store --timeout 2m
 want 'STATUS: deployed' h upgrade store "$chart" --wait --timeout 4m --reuse-values --set web.tag=v2 --set web.replicas=2 --set title='Second Movement'
@@ -78,7 +77,7 @@ want 'shop/web:v2' kubectl get deployment store-web -o 'jsonpath={.spec.template
 want 'Second Movement' h get values store
 want 'Error|timed out|context deadline' bash -c "$helm upgrade store $chart --wait --timeout 10s --reuse-values --set web.tag=nowhere 2>&1 || true"
 eventually 'Second Movement' page
-want '3 +.* failed' h history store
+want '^3[[:space:]].*failed' h history store
 want 'Rollback was a success' h rollback store 1 --wait --timeout 4m
 want 'Rollback to 1' h history store
 eventually 'Tutti Music' page
@@ -90,6 +89,7 @@ want 'deleted' kubectl delete pvc --all
 want 'deleted' kubectl delete pod store-front
 
 # An operator: its image is made of its program alone, its manifests are as they are but for the image's name.
+jobset=$("$here/scripts/jobset.sh")
 mkdir -p "$work/root/etc" "$work/jobset"
 install -m 755 "$jobset/manager" "$work/root/manager"
 printf 'jobset:x:65532:65532::/:/sbin/nologin\n' >"$work/root/etc/passwd"
