@@ -158,6 +158,40 @@ want 'exposed' k expose deployment cache --port=6379
 eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping
 eventually '^PONG' k exec deployment/cache -- redis-cli -h cache.default.svc.cluster.local ping
 want 'default/cache-|cache-' tutti ps
+
+# Names that stand for others, addresses from outside, policies.
+want 'created' k create service externalname elsewhere --external-name=cache.default.svc.cluster.local
+eventually '^PONG' k exec deployment/cache -- redis-cli -h elsewhere ping
+want 'created' k create configmap tutti-load-balancer -n kube-system --from-literal=addresses=198.51.100.8/30
+want 'exposed' k expose deployment cache --name=outside --port=6379 --type=LoadBalancer
+eventually '^198\.51\.100\.8$' k get service outside -o 'jsonpath={.status.loadBalancer.ingress[0].ip}{"\n"}'
+eventually '^PONG' k exec deployment/cache -- redis-cli -h 198.51.100.8 ping
+# allow FROM lets nothing but Pods with that label reach the cache.
+allow() {
+	printf 'apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: walls}\nspec: {podSelector: {matchLabels: {app: cache}}, ingress: [{from: [{podSelector: {matchLabels: {app: %s}}}], ports: [{port: 6379}]}]}\n' "$1" | kubectl apply -f -
+}
+from=$(k get pods -l app=cache -o 'jsonpath={.items[0].metadata.name}')
+to=$(k get pods -l app=cache -o 'jsonpath={.items[1].status.podIP}')
+want 'created' allow nobody
+eventually 'Could not connect' bash -c "kubectl exec $from -- redis-cli -h $to ping 2>&1 || true"
+want 'configured' allow cache
+eventually '^PONG' k exec "$from" -- redis-cli -h "$to" ping
+want 'deleted' k delete networkpolicy walls
+want 'deleted' k delete service outside elsewhere
+
+# An Ingress. What it leads to is Redis, which does not answer in HTTP.
+want 'created' k create ingress front --rule='cache.example.com/*=cache:6379'
+eventually '^[0-9.]+$' k get ingress front -o 'jsonpath={.status.loadBalancer.ingress[0].ip}{"\n"}'
+where=$(k get ingress front -o 'jsonpath={.status.loadBalancer.ingress[0].ip}')
+# asks HOST prints how the ingress answers for it.
+asks() {
+	exec 3<>"/dev/tcp/$where/80"
+	printf 'GET / HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n' "$1" >&3
+	head -n 1 <&3
+}
+eventually '^HTTP/1.1 502' asks cache.example.com
+want '^HTTP/1.1 404' asks other.example.com
+want 'deleted' k delete ingress front
 first=$(k get pods -l app=cache -o 'jsonpath={.items[0].metadata.name}')
 want 'deleted' k delete pod "$first"
 want 'successfully rolled out' k rollout status deployment cache --timeout=90s

@@ -395,7 +395,7 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 	case "policy":
 		return b.syncPolicy(ctx, namespace, name)
 	case "certificate":
-		return b.dropCertificate(ctx, rest)
+		return b.dropCertificate(ctx, namespace, name)
 	case "service":
 		return b.syncService(ctx, namespace, name)
 	case "claim":

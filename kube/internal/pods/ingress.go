@@ -2,7 +2,9 @@ package pods
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"fmt"
 	"slices"
 	"strings"
@@ -188,7 +190,11 @@ func certificateOf(s *corev1.Secret, host string) ([]byte, error) {
 	return pem, c.Leaf.VerifyHostname(host)
 }
 
-func certificateID(s *corev1.Secret) string { return "kubernetes-tls-" + string(s.UID) }
+// certificateID is that of what a Secret's certificate becomes.
+func certificateID(namespace, name string) string {
+	sum := sha256.Sum256([]byte(namespace + "/" + name))
+	return "kubernetes-tls-" + hex.EncodeToString(sum[:8])
+}
 
 // route gives a service the routes that Ingresses have to it, and returns the secrets that go with them.
 func (b *bridge) route(s *corev1.Service, out *model.Service) (certificates []core.SecretData, list []*networkingv1.Ingress, err error) {
@@ -235,7 +241,7 @@ func (b *bridge) route(s *corev1.Service, out *model.Service) (certificates []co
 		name := nameOf("tls." + secret.Name)
 		if r.Certificate = name; !given[name] {
 			given[name] = true
-			certificates = append(certificates, core.SecretData{Meta: model.Meta{ID: certificateID(secret), Name: name}, Data: pem})
+			certificates = append(certificates, core.SecretData{Meta: model.Meta{ID: certificateID(secret.Namespace, secret.Name), Name: name}, Data: pem})
 		}
 	}
 	return certificates, ours, nil
@@ -281,13 +287,17 @@ func (b *bridge) secretChanged(o metav1.Object) {
 			b.queue.Add("ingress/" + i.Namespace + "/" + i.Name)
 		}
 	}
-	if have, err := b.secrets.Secrets(s.Namespace).Get(s.Name); err != nil || have.UID != s.UID {
-		b.queue.AddAfter("certificate/"+certificateID(s), certificateStays)
+	if _, err := b.secrets.Secrets(s.Namespace).Get(s.Name); apierrors.IsNotFound(err) {
+		b.queue.AddAfter("certificate/"+s.Namespace+"/"+s.Name, certificateStays)
 	}
 }
 
 // dropCertificate removes a certificate whose Secret is gone.
-func (b *bridge) dropCertificate(ctx context.Context, id string) error {
+func (b *bridge) dropCertificate(ctx context.Context, namespace, name string) error {
+	if _, err := b.secrets.Secrets(namespace).Get(name); !apierrors.IsNotFound(err) {
+		return err
+	}
+	id := certificateID(namespace, name)
 	err := b.Tutti.RemoveWorkload(ctx, native.RemoveWorkload{ID: id, Secrets: []string{id}})
 	if err != nil && !fault.Is(err, fault.NotFound) {
 		return fmt.Errorf("remove a certificate: %w", err)
