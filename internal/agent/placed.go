@@ -1,7 +1,11 @@
 package agent
 
 import (
+	"archive/tar"
+	"bytes"
+	"io"
 	"maps"
+	"regexp"
 	"runtime"
 	"slices"
 	"strconv"
@@ -12,7 +16,9 @@ import (
 
 // placedEnv fills in what is known of an instance once it has a node: {instance.id}, {instance.name}, {workload.id},
 // {slot}, {run}, {node.id}, {node.name}, {node.address}, {node.machine}, {address} of the instance, {sandbox} of a process, and {port.N}, the
-// number of the N-th port that it asked for, from 0. What else stands in braces stays.
+// number of the N-th port that it asked for, from 0; for a separate task {node.room.cpu/N}, {node.room.memory/N} and {node.room.disk/N},
+// what the node has for instances, in units of N thousandths of a processor or N bytes, rounded up. What else stands
+// in braces stays.
 func (w *worker) placedEnv(i *model.Instance, t *model.TaskSpec, id string) []string {
 	return w.fillIn(i, t, id, t.PlacedEnv)
 }
@@ -29,9 +35,65 @@ func (w *worker) fillIn(i *model.Instance, t *model.TaskSpec, id string, list []
 	r := strings.NewReplacer(known...)
 	out := make([]string, len(list))
 	for n, e := range list {
-		out[n] = r.Replace(e)
+		out[n] = w.fillInRoom(r.Replace(e))
 	}
 	return out
+}
+
+var roomAsked = regexp.MustCompile(`\{node\.room\.(cpu|memory|disk)/([1-9][0-9]{0,17})\}`)
+
+// fillInRoom fills in what the node has for instances.
+func (w *worker) fillInRoom(text string) string {
+	as, _, _ := w.desired()
+	if as.Room == nil || !strings.Contains(text, "{node.room.") {
+		return text
+	}
+	return roomAsked.ReplaceAllStringFunc(text, func(asked string) string {
+		part := roomAsked.FindStringSubmatch(asked)
+		unit, err := strconv.ParseInt(part[2], 10, 64)
+		if err != nil {
+			return asked
+		}
+		has := map[string]int64{"cpu": as.Room.NanoCPUs / 1e6, "memory": as.Room.MemoryBytes, "disk": as.Room.DiskBytes}[part[1]]
+		return strconv.FormatInt((has+unit-1)/unit, 10)
+	})
+}
+
+// placedRecord is a record of those files in a tar archive in which what is known of the instance is filled in, as in
+// its environment.
+const placedRecord = "TUTTI.placed"
+
+// fillInFolders fills in what is known of the instance in the files of an archive that are marked so.
+func (w *worker) fillInFolders(i *model.Instance, archive []byte) ([]byte, error) {
+	if !bytes.Contains(archive, []byte(placedRecord)) {
+		return archive, nil
+	}
+	var b bytes.Buffer
+	in, out := tar.NewReader(bytes.NewReader(archive)), tar.NewWriter(&b)
+	for {
+		h, err := in.Next()
+		if err == io.EOF {
+			err = out.Close()
+			return b.Bytes(), err
+		}
+		if err != nil {
+			return nil, err
+		}
+		data, err := io.ReadAll(in)
+		if err != nil {
+			return nil, err
+		}
+		if h.PAXRecords[placedRecord] != "" {
+			data = []byte(w.fillInRoom(w.place(i, string(data))))
+			h.Size, h.PAXRecords = int64(len(data)), nil
+		}
+		if err := out.WriteHeader(h); err != nil {
+			return nil, err
+		}
+		if _, err := out.Write(data); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // deviceEnv tells a task which devices it holds, or of what is only counted how many, as Docker does.

@@ -14,14 +14,15 @@ import (
 func TestWhatATaskIsToldOnceItIsPlaced(t *testing.T) {
 	inWorld(t, func(w *world) {
 		spec := task("serve")
-		spec.PlacedEnv = []string{"A={port.0},{port.1},{port.2}", "ID={instance.id}.{run}", "B=placed", "C={node.name}{unknown}"}
+		spec.PlacedEnv = []string{"A={port.0},{port.1},{port.2}", "ID={instance.id}.{run}", "B=placed", "C={node.name}{unknown}", "R={node.room.cpu/1000},{node.room.memory/1024},{node.room.x/1}"}
 		spec.Env = []string{"B=own"}
 		as := w.assignment("i1", spec)
 		as.Instance.HostPorts = []model.HostPort{{Protocol: "tcp", Published: 21000, Target: 80}, {Protocol: "udp", Published: 21001, Target: 21001}}
+		as.Room = &model.Resources{NanoCPUs: 15e8, MemoryBytes: 4097}
 		w.assign(as)
 		w.wantState("i1", model.InstanceRunning)
 		env := w.state.Started()[0].Env
-		for _, want := range []string{"A=21000,21001,{port.2}", "ID=i1.1", "B=own", "C=" + w.agent.NodeName + "{unknown}"} {
+		for _, want := range []string{"A=21000,21001,{port.2}", "ID=i1.1", "B=own", "C=" + w.agent.NodeName + "{unknown}", "R=2,5,{node.room.x/1}"} {
 			if !slices.Contains(env, want) {
 				t.Errorf("%s is not in %v", want, env)
 			}

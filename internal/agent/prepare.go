@@ -41,6 +41,7 @@ type prepared struct {
 	rootfs   map[string]string      // by task
 	mounts   map[string][]driver.Mount
 	users    *userns.Users // nil: the node's
+	files    string        // where hosts and resolver files of the instance are whose network it uses; "" for its own
 }
 
 // prepare is idempotent: what is in place already, also from before a restart of the agent, is
@@ -119,6 +120,14 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 	if as.Template.HostNetwork {
 		return nil
 	}
+	if of := as.Template.Shared().NetworkOf; of != "" {
+		other, theirs, err := w.awaitNetworkOf(ctx, as, of)
+		if err != nil {
+			return err
+		}
+		p.hostname, p.netNS, p.address, p.files = theirs.hostname, theirs.netNS, theirs.address, other.filesDir()
+		return nil
+	}
 	at, err := w.attachment(as)
 	if err != nil {
 		return err
@@ -180,7 +189,17 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, err
 	}
+	var mounts []driver.Mount
+	if p.files != "" {
+		for _, name := range []string{"hosts", "hostname", "resolv.conf"} {
+			mounts = append(mounts, driver.Mount{Type: "bind", Source: filepath.Join(p.files, name), Target: "/etc/" + name})
+		}
+		return mounts, nil
+	}
 	var hosts strings.Builder
+	if title := as.Template.HostsTitle; title != "" {
+		hosts.WriteString("# " + strings.ReplaceAll(title, "\n", " ") + "\n")
+	}
 	hosts.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n")
 	for _, e := range as.Template.ExtraHosts {
 		address := e.Address
@@ -217,7 +236,6 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		resolv += "options " + strings.Join(options, " ") + "\n"
 	}
 
-	var mounts []driver.Mount
 	for _, f := range []struct{ name, content string }{
 		{"hosts", hosts.String()}, {"hostname", p.hostname + "\n"}, {"resolv.conf", resolv},
 	} {
@@ -316,6 +334,10 @@ func (w *worker) putFolders(as *wire.Assignment) error {
 			}
 			if !ok {
 				return fault.New(fault.Unavailable, "the content of %s %s has not reached node %s", m.Type, m.Source, w.agent.NodeName)
+			}
+			data, err := w.fillInFolders(as.Instance, data)
+			if err != nil {
+				return fmt.Errorf("fill in folders: %w", err)
 			}
 			if _, err := w.agent.Secrets.PutFolders(w.id, m.Source, data); err != nil {
 				return fmt.Errorf("lay out folders: %w", err)

@@ -3,11 +3,11 @@ package agent
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"time"
-
-	"os"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -57,14 +57,14 @@ func (w *worker) joinOthers(ctx context.Context, task *driver.Task) error {
 	as, _, _ := w.desired()
 	shared := as.Template.Shared()
 	if shared.PIDsOf != "" {
-		_, pid, err := w.awaitOther(ctx, as, shared.PIDsOf)
+		_, pid, err := w.awaitOther(ctx, as, shared.PIDsOf, shared.PIDsTask)
 		if err != nil {
 			return err
 		}
 		task.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
 	}
 	if shared.IPCOf != "" {
-		other, pid, err := w.awaitOther(ctx, as, shared.IPCOf)
+		other, pid, err := w.awaitOther(ctx, as, shared.IPCOf, "")
 		if err != nil {
 			return err
 		}
@@ -81,35 +81,68 @@ func (w *worker) joinOthers(ctx context.Context, task *driver.Task) error {
 // otherWait is how long an instance that was placed where another is waits for the node to be told of that.
 const otherWait = 10 * time.Second
 
-// awaitOther waits until the first task of an instance of another workload runs here, and returns its
-// process ID. That there is none on this node is not found: the cluster places the instance anew.
-func (w *worker) awaitOther(ctx context.Context, as *wire.Assignment, workload string) (*worker, int, error) {
+// awaitOther waits until a task of an instance of another workload runs here, the first one unless one is named, and
+// returns its process ID.
+func (w *worker) awaitOther(ctx context.Context, as *wire.Assignment, workload, task string) (other *worker, pid int, err error) {
+	other, err = w.await(ctx, as, workload, func(other *worker) bool {
+		theirs, _, _ := other.desired()
+		st, _ := other.reported()
+		t := &theirs.Template.Tasks[0]
+		if task == "" && st.State != model.InstanceRunning {
+			return false
+		}
+		if task != "" {
+			all := slices.Concat(theirs.Template.InitTasks, theirs.Template.Tasks)
+			at := slices.IndexFunc(all, func(t model.TaskSpec) bool { return t.Name == task })
+			if at < 0 {
+				return false
+			}
+			t = &all[at]
+		}
+		at := slices.IndexFunc(st.Tasks, func(have model.TaskStatus) bool { return have.Name == t.Name })
+		if at < 0 {
+			return false
+		}
+		run, err := w.agent.Drivers[driverName(t)].Status(ctx, runID(other.id, t.Name, st.Tasks[at].Run))
+		pid = run.PID
+		return err == nil && pid > 0
+	})
+	return other, pid, err
+}
+
+// awaitNetworkOf waits until an instance of another workload has its network here, and returns what that is.
+func (w *worker) awaitNetworkOf(ctx context.Context, as *wire.Assignment, workload string) (other *worker, theirs *prepared, err error) {
+	other, err = w.await(ctx, as, workload, func(other *worker) bool {
+		other.mu.Lock()
+		theirs = other.prepared
+		other.mu.Unlock()
+		return theirs != nil
+	})
+	return other, theirs, err
+}
+
+// await waits until an instance of another workload is here, and is as it is wanted. That there is none on this node is
+// not found: the cluster places the instance anew.
+func (w *worker) await(ctx context.Context, as *wire.Assignment, workload string, ready func(*worker) bool) (*worker, error) {
 	for since := time.Now(); ; {
 		other := w.agent.instanceOf(workload, as.Instance)
 		if other != nil {
 			since = time.Now()
-			st, _ := other.reported()
-			switch st.State {
-			case model.InstanceHeld:
-				return nil, 0, fault.New(fault.Unavailable, "%s, whose namespaces it is to enter, is not running", workload)
-			case model.InstanceRunning:
-				if len(st.Tasks) > 0 {
-					theirs, _, _ := other.desired()
-					run, err := w.agent.Drivers[driverName(&theirs.Template.Tasks[0])].Status(ctx, runID(other.id, theirs.Template.Tasks[0].Name, st.Tasks[0].Run))
-					if err == nil && run.PID > 0 {
-						return other, run.PID, nil
-					}
-				}
+			if st, _ := other.reported(); st.State == model.InstanceHeld {
+				return nil, fault.New(fault.Unavailable, "%s, whose namespaces it is to enter, is not running", workload)
+			}
+			if ready(other) {
+				return other, nil
 			}
 			w.set(func(st *model.InstanceStatus) { st.Message = "waiting for " + workload + " to run" })
 		} else if time.Since(since) > otherWait {
-			return nil, 0, fault.New(fault.NotFound, "no instance of %s, whose namespaces it is to enter, is on node %s", workload, w.agent.NodeName)
+			return nil, fault.New(fault.NotFound, "no instance of %s, whose namespaces it is to enter, is on node %s", workload, w.agent.NodeName)
 		}
 		if !w.sleep(ctx, 50*time.Millisecond) {
 			if ctx.Err() != nil {
-				return nil, 0, ctx.Err()
+				return nil, ctx.Err()
 			}
-			return nil, 0, fault.New(fault.Unavailable, "stopped before it was started")
+			return nil, fault.New(fault.Unavailable, "stopped before it was started")
 		}
 	}
 }

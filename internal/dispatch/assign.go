@@ -103,6 +103,12 @@ func (s *Sessions) assignment(snap *store.Snapshot, inst *model.Instance) (*wire
 	if w, ok := store.Get[*model.Workload](snap, inst.WorkloadID); ok {
 		as.Workload.Name = w.Name
 	}
+	if n, ok := store.Get[*model.Node](snap, inst.NodeID); ok && rev.Template.Separate {
+		as.Room = &model.Resources{
+			NanoCPUs: n.Capacity.NanoCPUs - n.Reserved.NanoCPUs, MemoryBytes: n.Capacity.MemoryBytes - n.Reserved.MemoryBytes,
+			DiskBytes: n.Capacity.DiskBytes - n.Reserved.DiskBytes,
+		}
+	}
 	for _, at := range rev.Template.Networks {
 		if n, ok := store.Get[*model.Network](snap, at.Network); ok {
 			c := n.Clone()

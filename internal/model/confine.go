@@ -28,6 +28,10 @@ type Sharing struct {
 	// System V IPC and shared memory they use. The instance runs on the node of theirs.
 	PIDsOf string `json:"pidsOf,omitempty"`
 	IPCOf  string `json:"ipcOf,omitempty"`
+	// PIDsTask is the task of PIDsOf that is meant; "" is its first one.
+	PIDsTask string `json:"pidsTask,omitempty"`
+	// NetworkOf is a workload, likewise, whose network, host name and names the tasks use as their own.
+	NetworkOf string `json:"networkOf,omitempty"`
 }
 
 // Shared is what the template shares; never nil.
@@ -41,7 +45,7 @@ func (t *Template) Shared() *Sharing {
 // Joins are the workloads whose namespaces the tasks enter.
 func (s *Sharing) Joins() []string {
 	var out []string
-	for _, w := range []string{s.PIDsOf, s.IPCOf} {
+	for _, w := range []string{s.PIDsOf, s.IPCOf, s.NetworkOf} {
 		if w != "" && !slices.Contains(out, w) {
 			out = append(out, w)
 		}
@@ -49,8 +53,11 @@ func (s *Sharing) Joins() []string {
 	return out
 }
 
-// StayWithJoined has instances placed on the nodes of those that they join.
+// StayWithJoined has instances placed on the nodes of those that they join, unless the template names one node.
 func (t *Template) StayWithJoined() {
+	if slices.ContainsFunc(t.Placement.Constraints, func(c Constraint) bool { return c.Key == "node.name" && c.Operator == Equal }) {
+		return
+	}
 	for _, w := range t.Shared().Joins() {
 		with := func(a Affinity) bool { return a.Weight == 0 && a.Key == "" && slices.Equal(a.Workloads, []string{w}) }
 		if !slices.ContainsFunc(t.Placement.Near, with) {

@@ -228,7 +228,7 @@ func (i *Instance) IsOf(workload string, node string, other *Instance) bool {
 	}
 	rest, ok := strings.CutPrefix(i.Name, name)
 	return ok && i.Namespace == other.Namespace && i.Application == application &&
-		(rest == "."+strconv.Itoa(i.Slot) || rest == "."+node || rest == "-"+strconv.Itoa(i.Slot-1))
+		(rest == "" || rest == "."+strconv.Itoa(i.Slot) || rest == "."+node || rest == "-"+strconv.Itoa(i.Slot-1))
 }
 
 // DevicesOf are the names of the devices of a kind that a task holds. The tasks share out what the

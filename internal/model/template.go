@@ -17,6 +17,8 @@ type Template struct {
 	Networks       []Attachment `json:"networks,omitempty"`
 	DNS            DNSConfig    `json:"dns,omitzero"`
 	ExtraHosts     []HostEntry  `json:"extraHosts,omitempty"`
+	// HostsTitle is a comment that /etc/hosts begins with.
+	HostsTitle string `json:"hostsTitle,omitempty"`
 	// Ports are ports of the instance's node that it holds, by number or any that is free.
 	Ports []PortRequest `json:"ports,omitempty"`
 	// Sysctls apply to the namespaces that the tasks share.

@@ -107,6 +107,8 @@ type Assignment struct {
 	// Templated are the IDs of those secrets and configs that are templates; Labels are the workload's, for these.
 	Templated map[string]bool   `json:"templated,omitempty"`
 	Labels    map[string]string `json:"labels,omitempty"`
+	// Room is what the node has for instances, for a template of separate tasks, which may be told.
+	Room *model.Resources `json:"room,omitempty"`
 }
 
 // WorkloadRef names the workload of an instance.

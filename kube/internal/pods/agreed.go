@@ -6,10 +6,12 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -21,6 +23,58 @@ type agreed struct {
 	Labels map[string]string `json:"labels,omitempty"`
 	// Taints are by key: value and effect of each, in order, with commas between.
 	Taints map[string]string `json:"taints,omitempty"`
+	// Resources are how many a node has of what is counted there, by names with a domain. They stand here once the
+	// Node's status has them, so that one that was not written yet is not taken for one that was removed.
+	Resources map[string]string `json:"resources,omitempty"`
+}
+
+// countedHere are the resources of a node that people said it has.
+func countedHere(n *model.Node) map[string]string {
+	out := map[string]string{}
+	for name, count := range n.Capacity.Custom {
+		if _, own := n.Attributes[model.CDIAttribute+name]; strings.Contains(name, "/") && !own {
+			out[name] = strconv.FormatInt(count, 10)
+		}
+	}
+	return out
+}
+
+// countedThere are those in the status of its Node.
+func countedThere(n *model.Node, have *corev1.Node) map[string]string {
+	out := map[string]string{}
+	for name, q := range have.Status.Capacity {
+		if _, own := n.Attributes[model.CDIAttribute+string(name)]; strings.Contains(string(name), "/") && !own && q.Value() > 0 {
+			out[string(name)] = strconv.FormatInt(q.Value(), 10)
+		}
+	}
+	return out
+}
+
+// count makes the core's node have the resources that both sides agreed on, and returns what is to be remembered of that.
+func (b *bridge) count(ctx context.Context, n *model.Node, have *corev1.Node, last map[string]string) (map[string]string, error) {
+	here, there := countedHere(n), countedThere(n, have)
+	both := merged(last, here, there)
+	if set, gone := changes(here, both); len(set)+len(gone) > 0 {
+		r := native.NodeResources{Ref: n.Name, Counts: map[string]int64{}, Remove: gone}
+		for name, count := range set {
+			var err error
+			if r.Counts[name], err = strconv.ParseInt(count, 10, 64); err != nil {
+				return nil, fmt.Errorf("count %s of node %s: %w", name, n.Name, err)
+			}
+		}
+		if err := b.Tutti.SetNodeResources(ctx, r); err != nil {
+			return nil, fmt.Errorf("set resources of node %s: %w", n.Name, err)
+		}
+	}
+	out := map[string]string{}
+	for name, count := range both {
+		if was, ok := last[name]; there[name] == count {
+			out[name] = count
+		} else if ok {
+			out[name] = was
+		}
+	}
+	return out, nil
 }
 
 // merged are the entries of two maps that began alike: what was changed there counts, else what is here.
@@ -96,7 +150,7 @@ func taintsOf(packed map[string]string) (out []corev1.Taint) {
 	return out
 }
 
-// agreeOn makes labels and taints the same on both sides and returns them: the core's node takes over
+// agreeOn makes labels, taints and counted resources the same on both sides and returns them: the core's node takes over
 // what was changed of the Node since they last agreed, and the Node what was changed of the core's.
 func (b *bridge) agreeOn(ctx context.Context, n *model.Node, have *corev1.Node) (agreed, error) {
 	var last agreed
@@ -129,7 +183,9 @@ func (b *bridge) agreeOn(ctx context.Context, n *model.Node, have *corev1.Node) 
 			return both, fmt.Errorf("taint node %s: %w", n.Name, err)
 		}
 	}
-	return both, nil
+	var err error
+	both.Resources, err = b.count(ctx, n, have, last.Resources)
+	return both, err
 }
 
 // changes are those that make one map the other.

@@ -21,6 +21,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
+	nodelisters "k8s.io/client-go/listers/node/v1"
 	storagelisters "k8s.io/client-go/listers/storage/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
@@ -45,6 +46,7 @@ type Tutti interface {
 	RemoveVolume(ctx context.Context, id string) error
 	LabelNode(ctx context.Context, node string, set map[string]string, remove []string) error
 	TaintNode(ctx context.Context, node string, set []model.Taint, remove []string) error
+	SetNodeResources(ctx context.Context, r native.NodeResources) error
 	SetAvailability(ctx context.Context, node string, a model.Availability) error
 	TaskLogs(ctx context.Context, instance, task string, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	Usage(ctx context.Context, ref string) ([]core.Usage, error)
@@ -85,6 +87,7 @@ type bridge struct {
 	claims   corelisters.PersistentVolumeClaimLister
 	volumes  corelisters.PersistentVolumeLister
 	classes  storagelisters.StorageClassLister
+	runtimes nodelisters.RuntimeClassLister
 
 	ingresses      networkinglisters.IngressLister
 	ingressClasses networkinglisters.IngressClassLister
@@ -106,6 +109,7 @@ type madePod struct {
 	refresh time.Time // when its tokens are to be renewed
 	files   bool      // it has volumes that are followed
 	labels  map[string]string
+	meta    string // labels and annotations that such a volume has
 }
 
 // Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done.
@@ -140,6 +144,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.configs, b.secrets, b.spaces = v1.ConfigMaps().Lister(), v1.Secrets().Lister(), v1.Namespaces().Lister()
 	b.slices = factory.Discovery().V1().EndpointSlices().Lister()
 	b.claims, b.volumes, b.classes = v1.PersistentVolumeClaims().Lister(), v1.PersistentVolumes().Lister(), factory.Storage().V1().StorageClasses().Lister()
+	b.runtimes = factory.Node().V1().RuntimeClasses().Lister()
 	b.follow(v1.Pods().Informer(), func(o metav1.Object) { b.podChanged(o) })
 	b.follow(v1.Nodes().Informer(), func(o metav1.Object) {
 		if node, ok := o.(*corev1.Node); ok {
@@ -169,6 +174,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.follow(v1.PersistentVolumeClaims().Informer(), func(o metav1.Object) { b.claimChanged(o.GetNamespace(), o.GetName()) })
 	b.follow(v1.PersistentVolumes().Informer(), func(o metav1.Object) { b.queue.Add("volume/" + o.GetName()) })
 	b.follow(factory.Storage().V1().StorageClasses().Informer(), func(metav1.Object) {})
+	b.follow(factory.Node().V1().RuntimeClasses().Informer(), func(metav1.Object) {})
 	factory.Start(ctx.Done())
 	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
 		if !ok {
@@ -297,7 +303,8 @@ func (b *bridge) forgetOthers(fresh map[string]bool) {
 	}
 }
 
-func (b *bridge) instanceChanged(uid string) {
+func (b *bridge) instanceChanged(workload string) {
+	uid := uidOf(workload)
 	b.mu.Lock()
 	key := b.keys[uid]
 	b.mu.Unlock()
@@ -407,7 +414,7 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 			b.queue.Add("service/" + s.Namespace + "/" + s.Labels["kubernetes.io/service"])
 		}
 		for _, uid := range b.seen.made() {
-			b.queue.Add("gone/" + uid)
+			b.queue.Add("gone/" + uidOf(uid))
 		}
 	}
 	return nil

@@ -123,6 +123,21 @@ func (f *fakeTutti) TaintNode(_ context.Context, _ string, set []model.Taint, re
 	return nil
 }
 
+func (f *fakeTutti) SetNodeResources(_ context.Context, r native.NodeResources) error {
+	f.mu.Lock()
+	n := f.all["n"].Node.Clone()
+	f.mu.Unlock()
+	if n.Capacity.Custom == nil {
+		n.Capacity.Custom = map[string]int64{}
+	}
+	maps.Copy(n.Capacity.Custom, r.Counts)
+	for _, k := range r.Remove {
+		delete(n.Capacity.Custom, k)
+	}
+	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: n})
+	return nil
+}
+
 func (f *fakeTutti) SetAvailability(context.Context, string, model.Availability) error { return nil }
 
 func (f *fakeTutti) TaskLogs(context.Context, string, string, driver.LogOptions, func(driver.LogEntry) error) error {

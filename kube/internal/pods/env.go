@@ -19,10 +19,11 @@ const (
 	nodeName    = "{node.name}"
 	nodeAddress = "{node.address}"
 	podAddress  = "{address}"
+	nodeRoom    = "{node.room."
 )
 
 func placed(value string) bool {
-	return strings.Contains(value, nodeName) || strings.Contains(value, nodeAddress) || strings.Contains(value, podAddress)
+	return strings.Contains(value, nodeName) || strings.Contains(value, nodeAddress) || strings.Contains(value, podAddress) || strings.Contains(value, nodeRoom)
 }
 
 // environment resolves a container's variables, and with them its command.
@@ -241,8 +242,16 @@ func (t *translation) resourceField(c *corev1.Container, f *corev1.ResourceField
 		list = c.Resources.Limits
 	}
 	q, ok := list[corev1.ResourceName(name)]
-	if !ok && which == "limits" {
-		return "", fmt.Errorf("%s of container %s: without a limit the value depends on the node, which is not supported", f.Resource, c.Name)
+	if !ok && which == "limits" { // what its node has
+		unit := f.Divisor.Value()
+		if name == string(corev1.ResourceCPU) {
+			unit = cmp.Or(f.Divisor.MilliValue(), 1000)
+		}
+		of, known := map[string]string{"cpu": "cpu", "memory": "memory", "ephemeral-storage": "disk"}[name]
+		if !known {
+			return "", fmt.Errorf("%s of container %s is not set", f.Resource, c.Name)
+		}
+		return fmt.Sprintf("%s%s/%d}", nodeRoom, of, max(unit, 1)), nil
 	}
 	return divide(name, q, f.Divisor), nil
 }

@@ -156,7 +156,7 @@ func (k *Kubelet) instance(r *http.Request) (*model.Instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	return instanceOf(r.Context(), k.tutti, pod)
+	return instanceOf(r.Context(), k.tutti, pod, r.PathValue("container"))
 }
 
 // errEnough ends a watch of which the rest is not wanted.
@@ -176,10 +176,11 @@ func eachInstance(ctx context.Context, t Tutti, yield func(*model.Instance) bool
 	return err
 }
 
-func instanceOf(ctx context.Context, t Tutti, pod *corev1.Pod) (found *model.Instance, err error) {
-	of := mirrorOf(pod)
+// instanceOf is the one that a container of a Pod is in.
+func instanceOf(ctx context.Context, t Tutti, pod *corev1.Pod, container string) (found *model.Instance, err error) {
+	of, workload := mirrorOf(pod), workloadOf(pod, container)
 	err = eachInstance(ctx, t, func(i *model.Instance) bool {
-		if i.ID == of || of == "" && i.WorkloadID == string(pod.UID) {
+		if i.ID == of || of == "" && i.WorkloadID == workload {
 			found = i
 		}
 		return found == nil

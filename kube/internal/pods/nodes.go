@@ -129,6 +129,9 @@ func (b *bridge) syncNode(ctx context.Context, id string) error {
 	if err != nil {
 		return err
 	}
+	if n.Availability == model.Draining {
+		b.drained(n)
+	}
 	if err := b.cordoned(ctx, n, have); err != nil {
 		return err
 	}

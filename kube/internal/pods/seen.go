@@ -150,6 +150,18 @@ func (m *mirror) ourServices() (out []*model.Service) {
 	return out
 }
 
+// ephemeral are the workloads of a Pod's ephemeral containers that have an instance.
+func (m *mirror) ephemeral(uid string) (out []string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for id := range m.workloads {
+		if id != uid && uidOf(id) == uid {
+			out = append(out, id)
+		}
+	}
+	return out
+}
+
 // made are the workloads that have an instance.
 func (m *mirror) made() (out []string) {
 	m.mu.Lock()

@@ -16,7 +16,7 @@ import (
 // its containers wait.
 func unplaced(pod *corev1.Pod, now time.Time, reason, message string) corev1.PodStatus {
 	st := *pod.Status.DeepCopy()
-	st.Phase = corev1.PodPending
+	st.Phase, st.ObservedGeneration = corev1.PodPending, pod.Generation
 	if reason == corev1.PodReasonUnschedulable || reason == corev1.PodReasonSchedulingGated {
 		setCondition(&st, corev1.PodScheduled, corev1.ConditionFalse, reason, message, now)
 		return st
@@ -38,13 +38,13 @@ func unplaced(pod *corev1.Pod, now time.Time, reason, message string) corev1.Pod
 }
 
 func setCondition(st *corev1.PodStatus, kind corev1.PodConditionType, is corev1.ConditionStatus, reason, message string, now time.Time) {
-	c := corev1.PodCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(now)}
+	c := corev1.PodCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: st.ObservedGeneration}
 	for i := range st.Conditions {
 		if have := &st.Conditions[i]; have.Type == kind {
 			if have.Status == is {
 				c.LastTransitionTime = have.LastTransitionTime
 			}
-			c.LastProbeTime, c.ObservedGeneration = have.LastProbeTime, have.ObservedGeneration
+			c.LastProbeTime = have.LastProbeTime
 			*have = c
 			return
 		}
@@ -59,6 +59,7 @@ func conditionIs(st *corev1.PodStatus, kind corev1.PodConditionType) bool {
 // statusOf is the status of a Pod whose instance has a node.
 func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) corev1.PodStatus {
 	st := *pod.Status.DeepCopy()
+	st.ObservedGeneration = pod.Generation
 	st.QOSClass = pod.Status.QOSClass
 	if n != nil {
 		st.HostIP, st.HostIPs = n.HostAddress, []corev1.HostIP{{IP: n.HostAddress}}

@@ -56,9 +56,12 @@ func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
 			return nil
 		}
 		b.mu.Lock()
-		made := b.made[string(pod.UID)]
+		made, asked := b.made[string(pod.UID)], b.removed[string(pod.UID)]
 		b.mu.Unlock()
-		if made != nil {
+		if left, has := deadlineLeft(pod, b.now()); has && left <= 0 && asked {
+			return b.expire(ctx, pod, nil)
+		}
+		if made != nil || asked {
 			return nil // its instance will be told of
 		}
 		return b.make(ctx, pod)
@@ -95,7 +98,7 @@ func (b *bridge) deploy(ctx context.Context, pod *corev1.Pod) (*madePod, error) 
 	if err != nil {
 		return nil, &refusal{err}
 	}
-	made.files, made.labels = len(d.Secrets) > 0, labelsOf(pod)
+	made.files, made.labels, made.meta = len(d.Secrets) > 0, labelsOf(pod), followed(pod)
 	if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
 		return nil, err
 	}
@@ -145,6 +148,13 @@ func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePo
 			}
 			return out
 		},
+	}
+	s.runtime = func(class string) (string, error) {
+		rc, err := b.runtimes.Get(class)
+		if err != nil {
+			return "", err
+		}
+		return rc.Handler, nil
 	}
 	if pod.Spec.Priority != nil {
 		s.priority = int(*pod.Spec.Priority)
@@ -263,13 +273,50 @@ func (b *bridge) told(ctx context.Context, pod *corev1.Pod, inst *model.Instance
 		b.events.Event(pod, corev1.EventTypeWarning, "NodeLost", inst.Status.Message)
 		return b.delete(ctx, pod)
 	}
-	if err := b.putStatus(ctx, pod, statusOf(pod, inst, n, b.now())); err != nil {
+	if inst.Desired == model.DesiredStop {
+		return b.giveWay(ctx, pod, inst)
+	}
+	if left, has := deadlineLeft(pod, b.now()); has && left <= 0 {
+		return b.expire(ctx, pod, inst)
+	} else if has {
+		b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, left)
+	}
+	st := statusOf(pod, inst, n, b.now())
+	if len(pod.Spec.EphemeralContainers) > 0 {
+		var err error
+		if inst.Status.State.Final() {
+			err = b.removeEphemeral(ctx, string(pod.UID))
+		} else {
+			st.EphemeralContainerStatuses, err = b.ephemeral(ctx, pod)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := b.putStatus(ctx, pod, st); err != nil {
 		return err
 	}
 	if err := b.relabel(ctx, pod); err != nil && !fault.Is(err, fault.NotFound) {
 		return err
 	}
-	return b.refresh(ctx, pod, inst)
+	if err := b.refresh(ctx, pod, inst); err != nil {
+		return err
+	}
+	if n != nil && n.Availability == model.Draining && !stays(pod) && !inst.Status.State.Final() {
+		return b.evict(ctx, pod)
+	}
+	return nil
+}
+
+// followed is what the files of a Pod's volumes have of itself that may change.
+func followed(pod *corev1.Pod) string {
+	is := func(v corev1.Volume) bool {
+		return v.DownwardAPI != nil || v.Projected != nil && slices.ContainsFunc(v.Projected.Sources, func(s corev1.VolumeProjection) bool { return s.DownwardAPI != nil })
+	}
+	if !slices.ContainsFunc(pod.Spec.Volumes, is) {
+		return ""
+	}
+	return quoted(pod.Labels) + "\n\n" + quoted(pod.Annotations)
 }
 
 // refresh hands over anew what a Pod's volumes hold, when that may have changed.
@@ -284,7 +331,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		made = &madePod{files: true}
 		b.made[uid] = made
 	}
-	due := made.files && !made.refresh.After(b.now())
+	due := made.files && (!made.refresh.After(b.now()) || made.meta != followed(pod))
 	left := made.refresh.Sub(b.now())
 	b.mu.Unlock()
 	if !due {
@@ -298,8 +345,8 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	if err != nil {
 		return err
 	}
-	next.files = len(d.Secrets) > 0
-	d.Workloads, d.Volumes = nil, nil
+	next.files, next.meta = len(d.Secrets) > 0, followed(pod)
+	d.Workloads, d.Volumes, d.Logins, d.Pulls = nil, nil, nil, nil
 	if next.files {
 		if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
 			return fmt.Errorf("hand over what its volumes hold: %w", err)
@@ -346,6 +393,9 @@ func (b *bridge) end(ctx context.Context, pod *corev1.Pod, inst *model.Instance)
 
 // remove removes the workload of a Pod, and what its volumes hold.
 func (b *bridge) remove(ctx context.Context, uid string, grace time.Duration) error {
+	if err := b.removeEphemeral(ctx, uid); err != nil {
+		return err
+	}
 	milliseconds := grace.Milliseconds()
 	err := b.Tutti.RemoveWorkload(ctx, native.RemoveWorkload{ID: uid, GraceMilliseconds: &milliseconds, Secrets: []string{uid + "-files"}})
 	if err != nil && !fault.Is(err, fault.NotFound) {

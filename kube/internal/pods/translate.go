@@ -40,6 +40,8 @@ type surroundings struct {
 	// namespaces that a selector means.
 	namespaces func(matches func(labels map[string]string) bool) []string
 	priority   int
+	// runtime is what a RuntimeClass calls the OCI runtime.
+	runtime func(class string) (string, error)
 }
 
 // unsupported is what a Pod asks for and does not get.
@@ -65,6 +67,8 @@ type translation struct {
 	volumes map[string]*corev1.Volume
 	claimed []*model.Volume
 	bound   []model.Constraint // nodes where its PersistentVolumes are
+	pulls   map[string]core.PullPolicy
+	runtime string // that its RuntimeClass names
 }
 
 // translate makes a deployment of a Pod. A Pod that asks for what is not there is refused as a whole.
@@ -90,6 +94,13 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 		w.Template.StopGrace = time.Duration(*s.TerminationGracePeriodSeconds) * time.Second
 	}
 	t.names(&w.Template)
+	if s.RuntimeClassName != nil && *s.RuntimeClassName != "" {
+		handler, err := around.runtime(*s.RuntimeClassName)
+		if err != nil {
+			return nil, err
+		}
+		t.runtime = handler
+	}
 	if err := t.readVolumes(); err != nil {
 		return nil, err
 	}
@@ -110,13 +121,9 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 		w.Template.Tasks = append(w.Template.Tasks, task)
 	}
 	w.Template.Placement.Constraints = append(w.Template.Placement.Constraints, t.bound...)
-	if len(t.refused) > 0 {
-		slices.Sort(t.refused)
-		return nil, fmt.Errorf("%s", strings.Join(slices.Compact(t.refused), "; "))
-	}
-	d := &core.Deployment{
-		Namespace: pod.Namespace, Application: application, Source: "kubernetes", KeepOthers: true, Members: true,
-		Workloads: []*model.Workload{w}, Volumes: t.claimed,
+	d, err := t.deployment(w)
+	if err != nil {
+		return nil, err
 	}
 	if len(t.folders) > 0 {
 		data, err := archive(t.folders)
@@ -124,6 +131,22 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 			return nil, err
 		}
 		d.Secrets = []core.SecretData{{Meta: model.Meta{ID: filesID(pod), Name: nameOf(pod.Name), Labels: map[string]string{uidLabel: string(pod.UID)}}, Data: data}}
+	}
+	return d, nil
+}
+
+// deployment hands a workload over, unless something was refused.
+func (t *translation) deployment(w *model.Workload) (*core.Deployment, error) {
+	d := &core.Deployment{
+		Namespace: t.pod.Namespace, Application: application, Source: "kubernetes", KeepOthers: true, Members: true,
+		Workloads: []*model.Workload{w}, Volumes: t.claimed, Pulls: t.pulls,
+	}
+	if err := t.login(d, w); err != nil {
+		return nil, err
+	}
+	if len(t.refused) > 0 {
+		slices.Sort(t.refused)
+		return nil, fmt.Errorf("%s", strings.Join(slices.Compact(t.refused), "; "))
 	}
 	return d, nil
 }
@@ -146,9 +169,6 @@ func (t *translation) refuse() {
 	s := &t.pod.Spec
 	if s.ShareProcessNamespace != nil && *s.ShareProcessNamespace {
 		t.refused.add("spec.shareProcessNamespace", "one process namespace for all containers")
-	}
-	if s.RuntimeClassName != nil {
-		t.refused.add("spec.runtimeClassName", "a runtime class")
 	}
 	if len(s.ResourceClaims) > 0 {
 		t.refused.add("spec.resourceClaims", "a claim of devices")
@@ -192,10 +212,11 @@ func (t *translation) names(m *model.Template) {
 			m.DNS.Options = append(m.DNS.Options, text)
 		}
 	}
+	if !s.HostNetwork {
+		m.HostsTitle = "Kubernetes-managed hosts file." // by which people and programs know it
+	}
 	for _, a := range s.HostAliases {
-		for _, name := range a.Hostnames {
-			m.ExtraHosts = append(m.ExtraHosts, model.HostEntry{Name: name, Address: a.IP})
-		}
+		m.ExtraHosts = append(m.ExtraHosts, model.HostEntry{Name: strings.Join(a.Hostnames, "\t"), Address: a.IP})
 	}
 	if sc := s.SecurityContext; sc != nil {
 		for _, c := range sc.Sysctls {
@@ -219,6 +240,8 @@ func (t *translation) task(c *corev1.Container, m *model.Template) (task model.T
 	if task.LastWords.Path == "" {
 		task.LastWords.Path = corev1.TerminationMessagePathDefault
 	}
+	task.Runtime = t.runtime
+	t.pull(c)
 	if err := t.environment(c, &task); err != nil {
 		return task, fmt.Errorf("%s: %w", at, err)
 	}

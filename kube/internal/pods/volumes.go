@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"path/filepath"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -19,7 +20,12 @@ type file struct {
 	data []byte
 	mode int64
 	gid  int
+	// placed is set where the content has what is known once the Pod has a node.
+	placed bool
 }
+
+// placedRecord marks such a file for the agent.
+const placedRecord = "TUTTI.placed"
 
 // archive packs the files of volumes, each in a folder of its own. Equal files give equal archives.
 func archive(folders map[string][]file) ([]byte, error) {
@@ -32,7 +38,11 @@ func archive(folders map[string][]file) ([]byte, error) {
 		files := slices.Clone(folders[folder])
 		slices.SortFunc(files, func(a, b file) int { return bytes.Compare([]byte(a.path), []byte(b.path)) })
 		for _, f := range files {
-			if err := w.WriteHeader(&tar.Header{Name: path.Join(folder, f.path), Size: int64(len(f.data)), Mode: f.mode, Gid: f.gid}); err != nil {
+			h := &tar.Header{Name: path.Join(folder, f.path), Size: int64(len(f.data)), Mode: f.mode, Gid: f.gid}
+			if f.placed {
+				h.PAXRecords = map[string]string{placedRecord: "1"}
+			}
+			if err := w.WriteHeader(h); err != nil {
 				return nil, err
 			}
 			if _, err := w.Write(f.data); err != nil {
@@ -161,6 +171,7 @@ func (t *translation) downwardFiles(items []corev1.DownwardAPIVolumeFile, mode i
 			}
 		case item.ResourceFieldRef != nil:
 			value, err = t.resourceField(&t.pod.Spec.Containers[0], item.ResourceFieldRef)
+			f.placed = placed(value)
 		}
 		if err != nil {
 			return nil, err
@@ -233,6 +244,9 @@ func (t *translation) mounts(at string, c *corev1.Container, task *model.TaskSpe
 				}
 			}
 			m.SubPath = expand(vm.SubPathExpr, values)
+			if !filepath.IsLocal(m.SubPath) {
+				t.refused = append(t.refused, fmt.Sprintf("%s: subPathExpr %q becomes %q, which is not within the volume", at, vm.SubPathExpr, m.SubPath))
+			}
 		}
 		if p := vm.MountPropagation; p != nil {
 			m.Propagation = map[corev1.MountPropagationMode]string{
