@@ -118,7 +118,8 @@ func (b *bridge) syncNode(ctx context.Context, id string) error {
 		return b.forgetNodes(ctx)
 	}
 	api := b.client.CoreV1().Nodes()
-	have, err := b.nodes.Get(n.Name)
+	// As it is now: in one from before what was agreed on last, that would look like a change.
+	have, err := api.Get(ctx, n.Name, metav1.GetOptions{})
 	if apierrors.IsNotFound(err) {
 		node := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: n.Name, Labels: nodeLabels(n, n.Labels)}, Spec: corev1.NodeSpec{ProviderID: "tutti://" + n.ID}}
 		node.Spec.Unschedulable = n.Availability == model.Cordoned || n.Availability == model.Draining
