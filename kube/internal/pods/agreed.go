@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -50,6 +51,9 @@ func countedThere(n *model.Node, have *corev1.Node) map[string]string {
 	return out
 }
 
+// countAgain is after how long a node whose resources were changed is looked at again.
+const countAgain = 100 * time.Millisecond
+
 // count makes the core's node have the resources that both sides agreed on, and returns what is to be remembered of that.
 func (b *bridge) count(ctx context.Context, n *model.Node, have *corev1.Node, last map[string]string) (map[string]string, error) {
 	here, there := countedHere(n), countedThere(n, have)
@@ -65,6 +69,8 @@ func (b *bridge) count(ctx context.Context, n *model.Node, have *corev1.Node, la
 		if err := b.Tutti.SetNodeResources(ctx, r); err != nil {
 			return nil, fmt.Errorf("set resources of node %s: %w", n.Name, err)
 		}
+		// Until the core tells of them, what it told before would be written into the Node, as if they had been removed there.
+		return nil, &later{countAgain}
 	}
 	out := map[string]string{}
 	for name, count := range both {
