@@ -76,7 +76,9 @@ func NewLiveness(s *store.Store, log *slog.Logger) *Liveness {
 }
 
 const (
-	every = 50 * time.Millisecond // between two looks at all nodes
+	// Between two looks at all nodes are every and, as long as none is about to be taken for dead, calmly.
+	every  = 50 * time.Millisecond
+	calmly = 200 * time.Millisecond
 	// stalledFor is how long this process must have stood still for every node to get its full time
 	// again; less is added to the time that each node has.
 	stalledFor = 500 * time.Millisecond
@@ -285,26 +287,42 @@ func (l *Liveness) follow(ctx context.Context, from uint64) error {
 }
 
 func (l *Liveness) judge(ctx context.Context, g *errgroup.Group) error {
-	tick := time.NewTicker(every)
-	defer tick.Stop()
-	last := time.Now()
+	due := time.Now().Add(every)
+	timer := time.NewTimer(every)
+	defer timer.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-l.wake:
 		}
 		now := time.Now()
-		if stalled := now.Sub(last) - 3*every; stalled > 0 {
+		if stalled := now.Sub(due) - 2*every; stalled > 0 {
 			l.forgive(stalled, now) // this process slept, or the machine did: that is no one else's silence
 		}
-		last = now
+		rest := l.rest(now)
+		due = now.Add(rest)
+		timer.Reset(rest)
 		l.ask(ctx, g, now)
 		if err := l.settle(ctx, now); err != nil && ctx.Err() == nil {
 			l.log.Warn("status of nodes could not be written", "error", err)
 		}
 	}
+}
+
+// rest is for how long nothing can come to pass but by signs of life.
+func (l *Liveness) rest(now time.Time) time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	silence := l.pace().Dead - probeAhead
+	rest := calmly
+	for _, n := range l.nodes {
+		if n.known && n.session != "" && n.status.State == model.NodeReady {
+			rest = min(rest, silence-now.Sub(n.seen))
+		}
+	}
+	return max(rest, every)
 }
 
 func (l *Liveness) forgive(d time.Duration, now time.Time) {

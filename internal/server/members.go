@@ -38,6 +38,7 @@ type memberProgress struct {
 
 const (
 	memberPoll = 250 * time.Millisecond
+	memberRest = time.Second // of a server that is a member and knows who leads
 	// caughtUpWithin is how many entries a server may lack when it gets a vote: it has them in a moment.
 	caughtUpWithin = 1000
 	// rejoinAfter is how long a server hears of no leader until it asks others whether it is still
@@ -47,16 +48,16 @@ const (
 
 // stayMember keeps this server among the members, under its present address.
 func (s *Server) stayMember(ctx context.Context) error {
-	tick := time.NewTicker(memberPoll)
-	defer tick.Stop()
 	led := time.Now()
 	told := false
 	for {
+		wait := memberPoll
 		leader, _ := s.raft.Leader()
 		if leader != "" {
-			led = time.Now()
+			led, wait = time.Now(), memberRest
 		}
 		if !s.isMember() || time.Since(led) > rejoinAfter {
+			wait = memberPoll
 			err := s.askMembership(ctx)
 			switch {
 			case err == nil:
@@ -69,7 +70,7 @@ func (s *Server) stayMember(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(wait):
 		}
 	}
 }
