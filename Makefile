@@ -3,7 +3,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e-kube-shop e2e-kube-operators e2e e2e-docker e2e-swarm e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
+.PHONY: help needs build demo test build-kube test-kube test-kube-storage test-acme test-registry e2e-kube e2e-kube-conformance e2e-kube-shop e2e-kube-operators e2e e2e-docker e2e-swarm e2e-docker-clients e2e-rollouts e2e-kills-node e2e-hosts e2e-compose e2e-marathon sim sim-planted sim-exact bench lint clean
 
 # Containers are confined by seccomp profiles (seccomp); the program looks up names and users in
 # Go, so that it can be linked statically (netgo, osusergo). One set of tags for building and
@@ -106,6 +106,11 @@ e2e-kube-shop: build build-kube ## the shop as manifests of Kubernetes on three 
 
 e2e-kube-operators: build build-kube ## Helm and an operator, built from their Go modules; HOSTS=0: on this host
 	@scripts/e2e-kube-operators.sh
+
+e2e-kube-conformance: build build-kube ## Kubernetes' own conformance suite on three virtual hosts; HOSTS=0: on this host; PARTS='sig-apps …': some of it
+	cd test/kubeconformance && go test -c -ldflags '-s -w' -o ../../.cache/conformance/e2e.test k8s.io/kubernetes/test/e2e && \
+		go build -o ../../.cache/conformance/ginkgo github.com/onsi/ginkgo/v2/ginkgo
+	@scripts/e2e-kube-conformance.sh $(PARTS)
 
 sim: needs ## simulate whole clusters, SEEDS=200 different courses
 	@$(summary) -- ./test/sim -run TestSim -count=1 -timeout 60m -v -args -seeds=$(SEEDS)

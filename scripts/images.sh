@@ -3,7 +3,9 @@
 # redis and postgres from the distribution's packages, the shop's own from its Go programs.
 # Nothing is installed on this host.
 #
-#   scripts/images.sh [--import] [--refresh] [redis] [postgres] [shop]      default: all
+#   scripts/images.sh [--import] [--refresh] [redis] [postgres] [shop] [conformance]      default: the first three
+#
+# conformance: what Kubernetes' conformance suite runs.
 #
 # Prints the archives' paths; says on standard error what it does. An archive is kept in
 # .cache/images under a name that has a hash of all that went into it, so that a second run
@@ -222,14 +224,17 @@ make_shop() {
 	pack_service web bad --env SHOP_VERSION=bad --env SHOP_COLOUR=amber --env SHOP_BROKEN=health
 }
 
+# shellcheck source=scripts/images/conformance.sh
+source "$here/scripts/images/conformance.sh"
+
 import='' refresh=''
 wanted=()
 for argument in "$@"; do
 	case $argument in
 	--import) import=yes ;;
 	--refresh) refresh=yes ;;
-	redis | postgres | shop) wanted+=("$argument") ;;
-	*) die "unknown argument $argument: give --import, --refresh, redis, postgres or shop" ;;
+	redis | postgres | shop | conformance) wanted+=("$argument") ;;
+	*) die "unknown argument $argument: give --import, --refresh, redis, postgres, shop or conformance" ;;
 	esac
 done
 ((${#wanted[@]})) || wanted=(redis postgres shop)
