@@ -5,7 +5,7 @@
 #   scripts/e2e-kube-conformance.sh [PART…]      such as sig-apps or "sig-node.*Probing"; default: all of it
 #
 # Environment: PROCS how many cases run at once (3) beside those that want to be alone; SKIP a pattern of cases to leave
-# out; REPORT where what each case said is kept (default: nowhere); KEEP=yes leaves the cluster up.
+# out; REPORT where what each case said is kept (default: nowhere); KEEP=yes leaves the cluster up; LIMIT how long each half may take (3h).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 HOSTS=${HOSTS:-3} PROCS=${PROCS:-3} SKIP=${SKIP:-} REPORT=${REPORT:-} KEEP=${KEEP:-}
@@ -15,6 +15,7 @@ for program in kubectl runc; do
 done
 [[ $(id -u) = 0 ]] || { echo "e2e-kube-conformance: hosts need root" >&2; exit 1; }
 work=$(mktemp -d /var/tmp/tutti-conformance.XXXXXX)
+home=$HOME
 export TUTTI_DATA_DIR=${TUTTI_DATA_DIR:-$work/data} TUTTI_RUN_DIR=${TUTTI_RUN_DIR:-/run/${work##*/}} KUBECACHEDIR=$work/cache HOME=$work
 tutti() { "$here/bin/tutti" "$@"; }
 up=
@@ -24,7 +25,7 @@ finish() {
 		tutti down --purge >/dev/null || code=1
 	fi
 	rm -rf --one-file-system "$work/cache" "$work/report"
-	[[ -n $KEEP ]] || rm -rf --one-file-system "$work"
+	[[ -n $KEEP ]] || rm -rf --one-file-system "$work" "$TUTTI_RUN_DIR"
 	exit "$code"
 }
 trap finish EXIT
@@ -36,7 +37,7 @@ if ! tutti kubernetes status >/dev/null 2>&1; then
 	else
 		tutti up -d --port "${PORT:-7497}" --marathon-listen '' --oci-runtime test-handler="$(command -v runc)" --kubernetes
 	fi
-	"$here/scripts/images.sh" --import conformance >/dev/null
+	HOME=$home "$here/scripts/images.sh" --import conformance >/dev/null
 fi
 eval "$(tutti env)"
 for ((i = 0; i < 300; i++)); do
@@ -54,7 +55,7 @@ failed=0
 cases() {
 	local skip=()
 	[[ -z $2 ]] || skip=(--skip="$2")
-	"$bin/ginkgo" --procs="$1" --no-color --succinct --focus="$3" "${skip[@]}" --timeout=3h --output-interceptor-mode=none \
+	HOME=$home GOTOOLCHAIN=local "$bin/ginkgo" --procs="$1" --no-color --succinct --focus="$3" "${skip[@]}" --timeout="${LIMIT:-3h}" --output-interceptor-mode=none \
 		--json-report="cases-$1.json" --output-dir="$report" "$bin/e2e.test" -- --kubeconfig="$KUBECONFIG" --provider=skeleton --kubectl-path="$(command -v kubectl)" \
 		--disable-log-dump --dump-logs-on-failure=false --minStartupPods=0 --allowed-not-ready-nodes=0 >"$report/cases-$1.log" 2>&1 || failed=1
 }

@@ -18,7 +18,7 @@ finish() {
 	fi
 	tutti down --purge >/dev/null || code=1
 	wait
-	rm -rf --one-file-system "$work"
+	rm -rf --one-file-system "$work" "$TUTTI_RUN_DIR"
 	exit "$code"
 }
 trap finish EXIT

@@ -15,7 +15,7 @@ finish() {
 		find "$TUTTI_DATA_DIR" -maxdepth 3 -name kubernetes.log -exec tail -n 5 {} + >&2 || true
 	fi
 	tutti down --purge >/dev/null || code=1
-	rm -rf --one-file-system "$work"
+	rm -rf --one-file-system "$work" "$TUTTI_RUN_DIR"
 	exit "$code"
 }
 trap finish EXIT
