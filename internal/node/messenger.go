@@ -14,8 +14,6 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/tutti-run/tutti/internal/api/docker"
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
@@ -146,7 +144,7 @@ func (m *messenger) handOver(w http.ResponseWriter, r *http.Request, there *net.
 	}
 	watched, stop := context.WithCancel(m.ctx)
 	defer stop()
-	go watchCut(watched, ours, func() { ours.Close(); there.Close() })
+	go docker.WatchCut(watched, ours, func() { ours.Close(); there.Close() })
 	var both sync.WaitGroup
 	both.Go(func() { pour(there, buf.Reader) })
 	both.Go(func() { pour(ours, bufio.NewReader(there)) })
@@ -161,33 +159,6 @@ func pour(to *net.UnixConn, from io.Reader) {
 		return
 	}
 	_ = to.CloseWrite()
-}
-
-// watchCut calls gone once the other end has closed both directions of a connection.
-func watchCut(ctx context.Context, c *net.UnixConn, gone func()) {
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return
-	}
-	tick := time.NewTicker(time.Second)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		cut := false
-		err := raw.Control(func(fd uintptr) {
-			list := []unix.PollFd{{Fd: int32(fd)}}
-			n, err := unix.Poll(list, 0)
-			cut = err == nil && n > 0 && list[0].Revents&(unix.POLLHUP|unix.POLLERR) != 0
-		})
-		if cut || err != nil {
-			gone()
-			return
-		}
-	}
 }
 
 // guests are the connections that agents bring to a server, of those who ask at their Docker sockets.
@@ -217,11 +188,10 @@ func (g guest) Caller() core.Caller {
 
 // atNode is the node at whose socket a request was made, where that is another one.
 func atNode(ctx context.Context) string {
-	id, _ := strings.CutPrefix(native.Peer(ctx).From, "node ")
-	if !strings.HasPrefix(native.Peer(ctx).From, "node ") {
-		return ""
+	if id, is := strings.CutPrefix(native.Peer(ctx).From, "node "); is {
+		return id
 	}
-	return id
+	return ""
 }
 
 // ServeHTTP implements http.Handler, for streams of nodes.

@@ -31,7 +31,7 @@ func (a *API) containerAttach(w http.ResponseWriter, r *request) error {
 	defer conn.end()
 	ctx, cancel := context.WithCancel(r.lifetime)
 	defer cancel()
-	go conn.watch(ctx, cancel)
+	go WatchCut(ctx, conn.Conn, cancel)
 	at.out = &frames{w: conn, raw: tty}
 	at.attach(ctx, conn, keys, cancel)
 	return nil

@@ -110,10 +110,10 @@ func (h *hijacked) end() {
 // not read from, or may have ended its side only.
 const cutEvery = time.Second
 
-// watch calls gone once the client's side is closed for both directions, as far as the connection tells, until
-// the context ends. A client that only has no more to send is still there.
-func (h *hijacked) watch(ctx context.Context, gone func()) {
-	c, ok := h.Conn.(syscall.Conn)
+// WatchCut calls gone once the other end has closed both directions of a connection, as far as the connection
+// tells, until the context ends. A client that only has no more to send is still there.
+func WatchCut(ctx context.Context, conn net.Conn, gone func()) {
+	c, ok := conn.(syscall.Conn)
 	if !ok {
 		return // over TLS it shows when something is written
 	}
