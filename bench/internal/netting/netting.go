@@ -14,7 +14,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
-	"strings"
 	"syscall"
 	"time"
 
@@ -226,20 +225,11 @@ func (c *changing) used() time.Duration {
 	if !running {
 		return sum
 	}
-	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	responder, err := usedBy(pid)
 	if err != nil {
 		return sum
 	}
-	_, rest, _ := strings.Cut(string(text), ") ")
-	f := strings.Fields(rest)
-	for _, ticks := range f[11:13] { // of 10 ms: user and system
-		n, err := strconv.Atoi(ticks)
-		if err != nil {
-			return sum
-		}
-		sum += time.Duration(n) * 10 * time.Millisecond
-	}
-	return sum
+	return sum + responder
 }
 
 // steadily has a hundred endpoints come or go in every second; what came meanwhile is put in force together, as

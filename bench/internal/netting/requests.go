@@ -89,17 +89,42 @@ http {
 }
 `
 
-func startNginx(ns netns.NsHandle, dir, name, workers, body string) (stop func(), err error) {
+func startNginx(ns netns.NsHandle, dir, name, workers, body string) (pid int, stop func(), err error) {
 	path := filepath.Join(dir, name+".conf")
 	if err := os.WriteFile(path, fmt.Appendf(nil, nginxConfig, workers, dir, name, body), 0o600); err != nil {
-		return nil, err
+		return 0, nil, err
 	}
 	cmd := exec.Command("nginx", "-p", dir, "-c", path)
 	cmd.Stderr = os.Stderr
 	if err := inside(ns, cmd.Start); err != nil {
-		return nil, fmt.Errorf("start nginx: %w", err)
+		return 0, nil, fmt.Errorf("start nginx: %w", err)
 	}
-	return func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() }, nil
+	return cmd.Process.Pid, func() { cmd.Process.Signal(os.Interrupt); cmd.Wait() }, nil
+}
+
+// usedBy is the processor time that processes and their children have had so far.
+func usedBy(pid int) (sum time.Duration, err error) {
+	list := []string{strconv.Itoa(pid)}
+	children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", pid))
+	if err != nil {
+		return 0, fmt.Errorf("read the processes below %d: %w", pid, err)
+	}
+	for _, id := range append(list, strings.Fields(string(children))...) {
+		text, err := os.ReadFile("/proc/" + id + "/stat")
+		if err != nil {
+			return 0, fmt.Errorf("read the times of process %s: %w", id, err)
+		}
+		_, rest, _ := strings.Cut(string(text), ") ")
+		f := strings.Fields(rest)
+		for _, ticks := range f[11:13] { // of 10 ms: user and system
+			n, err := strconv.Atoi(ticks)
+			if err != nil {
+				return 0, fmt.Errorf("read the times of process %s: %w", id, err)
+			}
+			sum += time.Duration(n) * 10 * time.Millisecond
+		}
+	}
+	return sum, nil
 }
 
 var (
@@ -107,6 +132,30 @@ var (
 	wrkTail = regexp.MustCompile(`99%\s+([0-9.]+)(us|ms|s)`)
 	wrkBad  = regexp.MustCompile(`(?m)^\s*(Non-2xx.*|Socket errors.*)$`)
 )
+
+// loaded is what came of asking a server.
+type loaded struct{ rate, p99, cpu []float64 } // requests a second; milliseconds; microseconds of processor time a request
+
+// ask adds a round: asks as load does, and looks at what the server's processes used for it.
+func (d *loaded) ask(from netns.NsHandle, pid int, url, host string, span time.Duration) error {
+	before, err := usedBy(pid)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	rate, p99, err := load(from, url, host, span)
+	if err != nil {
+		return err
+	}
+	took := time.Since(began)
+	after, err := usedBy(pid)
+	if err != nil {
+		return err
+	}
+	d.rate, d.p99 = append(d.rate, rate), append(d.p99, p99)
+	d.cpu = append(d.cpu, float64((after-before).Microseconds())/(rate*took.Seconds()))
+	return nil
+}
 
 // load asks for span with 32 connections, and returns the rate and the 99th percentile in milliseconds.
 func load(from netns.NsHandle, url, host string, span time.Duration) (rate, p99 float64, err error) {
@@ -135,7 +184,7 @@ func load(from netns.NsHandle, url, host string, span time.Duration) (rate, p99 
 // ingress asks the same small answer through the ingress and through nginx, in turns: both on the first
 // node, the instance on the second, asked from outside.
 func (l *lan) ingress(sheet *report.Sheet, dir string, span time.Duration) error {
-	stop, err := startNginx(l.server, dir, "backend", "1", fmt.Sprintf(`server { listen %d; location / { return 200 "hello"; } }`, backendPort))
+	_, stop, err := startNginx(l.server, dir, "backend", "1", fmt.Sprintf(`server { listen %d; location / { return 200 "hello"; } }`, backendPort))
 	if err != nil {
 		return err
 	}
@@ -143,7 +192,7 @@ func (l *lan) ingress(sheet *report.Sheet, dir string, span time.Duration) error
 	proxy := fmt.Sprintf(`upstream i { server %s:%d; keepalive 64; keepalive_requests 1000000; }
   server { listen %d; server_name bench.test; location / { proxy_pass http://i; proxy_http_version 1.1; proxy_set_header Connection ""; proxy_set_header Host $host; proxy_set_header X-Forwarded-For $remote_addr; proxy_set_header X-Forwarded-Host $host; proxy_set_header X-Forwarded-Proto http; } }`,
 		serverIP, backendPort, nginxPort)
-	stopProxy, err := startNginx(l.a.ns, dir, "proxy", "auto", proxy)
+	nginx, stopProxy, err := startNginx(l.a.ns, dir, "proxy", "auto", proxy)
 	if err != nil {
 		return err
 	}
@@ -168,24 +217,26 @@ func (l *lan) ingress(sheet *report.Sheet, dir string, span time.Duration) error
 		if err := inside(l.a.ns, func() error { return p.Sync(context.Background(), n) }); err != nil {
 			return err
 		}
-		var ours, theirs, oursTail, theirsTail []float64
+		pid, running := p.Running()
+		if !running {
+			return errors.New("the ingress does not run")
+		}
+		var ours, theirs loaded
 		const rounds = 3
 		for range rounds {
-			r, t, err := load(l.outside, "http://"+hostAddress(0)+"/", "bench.test", span/2)
-			if err != nil {
+			if err := errors.Join(
+				ours.ask(l.outside, pid, "http://"+hostAddress(0)+"/", "bench.test", span/2),
+				theirs.ask(l.outside, nginx, fmt.Sprintf("http://%s:%d/", hostAddress(0), nginxPort), "bench.test", span/2),
+			); err != nil {
 				return err
 			}
-			ours, oursTail = append(ours, r), append(oursTail, t)
-			if r, t, err = load(l.outside, fmt.Sprintf("http://%s:%d/", hostAddress(0), nginxPort), "bench.test", span/2); err != nil {
-				return err
-			}
-			theirs, theirsTail = append(theirs, r), append(theirsTail, t)
 		}
 		const counted = "requests for five bytes over 32 connections that are kept, from outside through the first node to an instance on the second; the median of three rounds"
 		peer := strings.TrimSpace(strings.TrimPrefix(string(version), "nginx version: "))
 		if err := errors.Join(
-			sheet.Add(report.Row{Name: fmt.Sprint("net/ingress/rate/", services), Value: median(ours), Unit: "requests/s", Peer: peer, PeerValue: median(theirs), Counted: counted}),
-			sheet.Add(report.Row{Name: fmt.Sprint("net/ingress/p99/", services), Value: median(oursTail), Unit: "ms", Peer: peer, PeerValue: median(theirsTail), Counted: counted}),
+			sheet.Add(report.Row{Name: fmt.Sprint("net/ingress/rate/", services), Value: median(ours.rate), Unit: "requests/s", Peer: peer, PeerValue: median(theirs.rate), Counted: counted}),
+			sheet.Add(report.Row{Name: fmt.Sprint("net/ingress/p99/", services), Value: median(ours.p99), Unit: "ms", Peer: peer, PeerValue: median(theirs.p99), Counted: counted}),
+			sheet.Add(report.Row{Name: fmt.Sprint("net/ingress/cpu/", services), Value: median(ours.cpu), Unit: "µs", Peer: peer, PeerValue: median(theirs.cpu), Counted: "processor time of the ingress or of nginx for one of these requests"}),
 			p.Remove(context.Background()),
 		); err != nil {
 			return err

@@ -68,7 +68,7 @@ func leading(host, path, service string, b ...Backend) Route {
 // front is an ingress at two addresses, until the test ends.
 func front(t *testing.T, c *Config) (in *ingress, plain, secure string) {
 	t.Helper()
-	in = &ingress{proxy: newProxy()}
+	in = &ingress{proxy: newProxy(), loops: 2}
 	in.put(c)
 	plain, secure = nobody(t).Address, nobody(t).Address
 	servers, err := in.listen(plain, secure, make(chan error, 2))

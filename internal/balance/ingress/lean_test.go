@@ -383,7 +383,7 @@ func TestShutdown(t *testing.T) {
 		}
 		io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
 	})
-	in := &ingress{proxy: newProxy()}
+	in := &ingress{proxy: newProxy(), loops: 2}
 	in.put(&Config{Routes: []Route{leading("", "", "a", b)}})
 	plain := nobody(t).Address
 	servers, err := in.listen(plain, nobody(t).Address, make(chan error, 2))

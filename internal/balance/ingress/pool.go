@@ -30,7 +30,7 @@ type pool struct {
 
 	mu      sync.Mutex
 	idle    []*link // the last one was used last
-	closed  bool
+	closed  atomic.Bool
 	sweeper *time.Timer
 }
 
@@ -67,17 +67,23 @@ func (p *pool) get(kept bool) (l *link, wasKept bool, err error) {
 		p.shunned.Store(time.Now().Add(shunFor).UnixNano())
 		return nil, false, err
 	}
-	l = &link{TCPConn: c.(*net.TCPConn)}
+	l, err = newLink(c.(*net.TCPConn))
+	return l, false, err
+}
+
+// newLink is a connection with nothing under way, or it is closed.
+func newLink(c *net.TCPConn) (l *link, err error) {
+	l = &link{TCPConn: c}
 	if l.raw, err = l.SyscallConn(); err != nil {
 		c.Close()
-		return nil, false, err
+		return nil, err
 	}
 	l.peek = func(fd uintptr) {
 		var b [1]byte
 		_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_PEEK|unix.MSG_DONTWAIT)
 		l.quiet = err == unix.EAGAIN
 	}
-	return l, false, nil
+	return l, nil
 }
 
 // usable reports whether nothing came while nothing was asked, and the other end has not gone.
@@ -91,7 +97,7 @@ func (p *pool) put(l *link) {
 	l.since = time.Now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.closed || len(p.idle) >= keptMost {
+	if p.closed.Load() || len(p.idle) >= keptMost {
 		l.Close()
 		return
 	}
@@ -112,7 +118,7 @@ func (p *pool) sweep() {
 	}
 	p.idle = append(p.idle[:0], p.idle[old:]...)
 	p.sweeper = nil
-	if len(p.idle) > 0 && !p.closed {
+	if len(p.idle) > 0 && !p.closed.Load() {
 		p.sweeper = time.AfterFunc(keptFor/4, p.sweep)
 	}
 }
@@ -121,7 +127,7 @@ func (p *pool) sweep() {
 func (p *pool) close() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.closed = true
+	p.closed.Store(true)
 	for _, l := range p.idle {
 		l.Close()
 	}

@@ -19,6 +19,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -56,12 +57,14 @@ func Reexec(args []string) bool {
 // ingress is the process.
 type ingress struct {
 	*proxy
+	loops        int // how many answer a port
 	certificates atomic.Pointer[[]*tls.Certificate]
 }
 
 // serve answers requests until it is told to end.
 func serve(dir, plain, secure string) error {
-	in := &ingress{proxy: newProxy()}
+	in := &ingress{proxy: newProxy(), loops: runtime.GOMAXPROCS(0)}
+	runtime.GOMAXPROCS(2 * in.loops) // a loop keeps its processor for a moment though it waits: others have theirs
 	load := func() error { return in.load(filepath.Join(dir, stateFile)) }
 	if err := load(); err != nil {
 		return err
@@ -176,6 +179,11 @@ func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []
 			l.std.TLSConfig = l.tls
 		}
 		servers = append(servers, l)
+		if !l.secure {
+			if err := l.openLoops(in.loops); err != nil {
+				return servers, fmt.Errorf("answer requests: %w", err)
+			}
+		}
 		go func() {
 			if err := l.serve(); !errors.Is(err, http.ErrServerClosed) {
 				failed <- fmt.Errorf("answer requests on %s: %w", address, err)
