@@ -17,6 +17,7 @@ import (
 // resolve turns a task of the template into what its driver runs.
 func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task, error) {
 	as, _, _ := w.desired()
+	bounds := w.follow(as, t)
 	if _, ok := w.agent.Drivers[driverName(t)].(driver.Leaser); as.Instance.Leased && !ok {
 		return driver.Task{}, fault.New(fault.Unsupported, "task %s: driver %q does not end tasks with the node's lease, as those of a stateful workload must; oci does", t.Name, driverName(t))
 	}
@@ -24,13 +25,10 @@ func (w *worker) resolve(p *prepared, t *model.TaskSpec, id string) (driver.Task
 		Leased: as.Instance.Leased,
 		ID:     id, Rootfs: p.rootfs[t.Name], User: t.User, Groups: t.Groups, WorkingDir: t.WorkingDir,
 		Hostname: p.hostname, Domainname: as.Template.Domainname, NetNS: p.netNS, Users: p.users,
-		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: t.Limit, Reserve: t.Reserve,
+		CgroupParent: w.cgroup(), Mounts: p.mounts[t.Name], Limit: bounds.Limit, Reserve: bounds.Reserve,
 		CapAdd: t.CapAdd, CapDrop: t.CapDrop, Privileged: t.Privileged, ReadOnlyRoot: t.ReadOnlyRoot,
-		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Init: t.Init, Runtime: t.Runtime, Tuning: t.Tuning,
+		SecurityOpts: t.SecurityOpts, Ulimits: t.Ulimits, Init: t.Init, Runtime: t.Runtime, Tuning: bounds.Tuning,
 		TTY: t.TTY, Stdin: t.Stdin, ShmBytes: t.ShmBytes, OOMScoreAdjust: t.OOMScoreAdjust, Log: t.Log,
-	}
-	if task.Limit.Pids == 0 {
-		task.Limit.Pids = w.agent.PidsPerTask
 	}
 	process := driverName(t) == "process"
 	if process {

@@ -59,6 +59,9 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathPause, wire.HandleCall(func(ctx context.Context, r wire.PauseRequest) (wire.Empty, error) {
 		return wire.Empty{}, a.Pause(ctx, r.Instance, r.Task, r.Pause)
 	}), wire.RoleServer)
+	p.Handle(wire.PathBound, wire.HandleCall(func(ctx context.Context, r wire.BoundRequest) (wire.Empty, error) {
+		return wire.Empty{}, a.Bound(ctx, r.Instance, r.Task, r.Bounds)
+	}), wire.RoleServer)
 	p.Handle(wire.PathLinked, wire.HandleCall(func(ctx context.Context, r wire.LinkedRequest) (wire.Empty, error) {
 		return wire.Empty{}, a.Linked(ctx, r.Instance, r.Addresses)
 	}), wire.RoleServer)

@@ -44,6 +44,8 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 		if err != nil {
 			return st, err
 		}
+		as, _, _ := w.desired()
+		w.follow(as, t)
 		w.setTask(taskStatus(t, n, st, p.digests[t.Name]))
 		return st, nil
 	}

@@ -38,6 +38,7 @@ type worker struct {
 	prepared   *prepared // nil until it is; not changed afterwards
 	evicted    string    // why it is to be ended for others; "" when it is not
 	linked     linked
+	bounded    map[string]model.Bounds // by task: those of the assignment that its latest run has
 
 	followed *wire.Assignment // whose folders were laid out; the run loop's
 }
@@ -48,7 +49,7 @@ func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {
 		log:     a.Log.With("instance", as.Instance.ID, "name", as.Instance.FullName()),
 		wake:    make(chan struct{}, 1),
 		changed: make(chan struct{}),
-		runs:    map[string][]int{},
+		runs:    map[string][]int{}, bounded: map[string]model.Bounds{},
 	}
 }
 
@@ -253,6 +254,8 @@ func (w *worker) live(ctx context.Context) {
 			w.log.Warn("instance was ended: the node's lease could not be renewed")
 			continue
 		}
+		as, _, _ := w.desired()
+		restarts.policy = as.Template.Restart
 		again, delay := restarts.next(outcome)
 		if held || w.mayHold() && (!want || !again) {
 			if !w.hold(ctx, p, outcome, held) {
@@ -483,6 +486,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 
 	for {
 		w.followLinks(ctx)
+		w.followBounds(ctx)
 		// Looked at each time: who waited for the instance's turn may have heard the wake-up.
 		if _, want, _ := w.desired(); !want || w.startedAnew() {
 			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })

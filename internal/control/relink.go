@@ -9,8 +9,8 @@ import (
 )
 
 // relink takes an instance that is kept for itself over to its workload's revision where that only has other
-// networks than the instance's own: it stays, and so does what runs in it, and joins and leaves networks as it is. The
-// addresses that it has it keeps. Other instances are left as they are.
+// networks, other bounds or another restart policy than the instance's own: it stays, and so does what runs in it, and
+// joins and leaves networks and is bounded as it is. The addresses that it has it keeps. Other instances are left as they are.
 func (p *pass) relink(w *model.Workload, i *model.Instance) (*model.Instance, error) {
 	if !w.Template.KeepEnded || i.RevisionID == w.RevisionID || i.Status.State.Final() ||
 		i.Desired != model.DesiredRun && i.Desired != model.DesiredHold {
@@ -46,13 +46,11 @@ func (p *pass) relink(w *model.Workload, i *model.Instance) (*model.Instance, er
 	return c, nil
 }
 
-// elsewhereOnly reports whether two templates differ in nothing but the networks that instances are on.
+// elsewhereOnly reports whether two templates differ in nothing but the networks that instances are on, and what bounds them.
 func elsewhereOnly(a, b *model.Template) bool {
-	if a.HostNetwork || b.HostNetwork {
-		return false
-	}
 	x, y := a.Clone(), b.Clone()
 	for _, t := range []*model.Template{&x, &y} {
+		t.Unbind()
 		t.Networks, t.NoNetwork = nil, false
 	}
 	return x.Hash() == y.Hash()

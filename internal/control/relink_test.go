@@ -7,7 +7,7 @@ import (
 )
 
 // TestAKeptInstanceJoinsAndLeavesNetworksAsItIs: it is not replaced, keeps the addresses that it has, and follows to
-// the new revision; any other change replaces it.
+// the new revision; so it does to other bounds, and another restart policy; any other change replaces it.
 func TestAKeptInstanceJoinsAndLeavesNetworksAsItIs(t *testing.T) {
 	inCluster(t, 2, func(c *cluster) {
 		for _, id := range []string{"front", "back", "side"} {
@@ -40,7 +40,16 @@ func TestAKeptInstanceJoinsAndLeavesNetworksAsItIs(t *testing.T) {
 		if now := c.instances("box"); len(now) != 1 || now[0].ID != before.ID || len(now[0].Addresses) != 0 {
 			t.Errorf("off all networks there are %v", now)
 		}
-		c.deploy(workload("box", 1, kept, joins("front"), reserves(1<<20)))
+		bounded := func(w *model.Workload) {
+			w.Template.Restart.Condition = model.RestartAlways
+			t := &w.Template.Tasks[0]
+			t.Limit, t.Reserve.NanoCPUs, t.Tuning = model.Resources{NanoCPUs: 1e8, MemoryBytes: 1 << 27, Pids: 7}, 1e7, &model.Tuning{CPUs: "0", IOWeight: 100, CPUShares: 7, SwapBytes: -1}
+		}
+		c.deploy(workload("box", 1, kept, bounded))
+		if now := c.instances("box"); len(now) != 1 || now[0].ID != before.ID || now[0].RevisionID != get[*model.Workload](c, "w-box").RevisionID {
+			t.Errorf("bounded otherwise there are %v", now)
+		}
+		c.deploy(workload("box", 1, kept, joins("front"), bounded, func(w *model.Workload) { w.Template.Tasks[0].Tuning.NoOOMKill = true }))
 		c.agents()
 		if now := c.instances("box"); len(now) != 1 || now[0].ID == before.ID {
 			t.Errorf("another template has left the instance as it was: %v", now)

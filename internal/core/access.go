@@ -65,6 +65,7 @@ var requirements = map[string]requirement{
 	"end":             {role: model.RoleOperator},
 	"stop":            {role: model.RoleOperator},
 	"pause":           {role: model.RoleOperator},
+	"bound":           {role: model.RoleOperator},
 	"suspend":         {role: model.RoleOperator},
 	"rename":          {role: model.RoleOperator},
 	"signal":          {role: model.RoleOperator},

@@ -30,6 +30,7 @@ type Remote interface {
 	Try(ctx context.Context, nodeID string, r wire.TryRequest) (wire.TryReply, error)
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error
+	Bound(ctx context.Context, nodeID string, ref wire.TaskRef, b model.Bounds) error
 	Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
 	Debug(ctx context.Context, nodeID string) (wire.NodeDebug, error)

@@ -128,6 +128,11 @@ func (b *bench) Pause(_ context.Context, node string, ref wire.TaskRef, pause bo
 	return nil
 }
 
+func (b *bench) Bound(_ context.Context, node string, ref wire.TaskRef, bounds model.Bounds) error {
+	b.paused = append(b.paused, fmt.Sprint(node, " ", ref.Instance, " ", bounds.Limit.MemoryBytes))
+	return nil
+}
+
 // Linked finds every instance on its networks.
 func (b *bench) Debug(_ context.Context, node string) (wire.NodeDebug, error) {
 	return wire.NodeDebug{Time: time.Now().Add(time.Minute), Kernel: "of " + node}, nil

@@ -188,6 +188,21 @@ func (c *Core) AwaitLinked(ctx context.Context, who Caller, instanceID string) (
 	return c.Remote.Linked(ctx, i.NodeID, i.ID, i.Addresses)
 }
 
+// Bound bounds a task of an instance anew while it runs; "" is its first. Its workload is not changed: without that the
+// task is bounded as before when it is started again.
+func (c *Core) Bound(ctx context.Context, who Caller, instanceID, task string, b model.Bounds) (err error) {
+	a, err := c.begin(who, "bound", instanceID)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	i, err := c.placed(a, instanceID)
+	if err != nil {
+		return err
+	}
+	return c.Remote.Bound(ctx, i.NodeID, wire.TaskRef{Instance: i.ID, Task: task}, b)
+}
+
 // Signal sends a signal, by number, to the first process of an instance's task; "" is its first.
 func (c *Core) Signal(ctx context.Context, who Caller, instanceID, task string, signal int) (err error) {
 	a, err := c.begin(who, "signal", fmt.Sprintf("%s: %d", instanceID, signal))

@@ -28,8 +28,11 @@ func TestPauseAndUsageReachWhatRuns(t *testing.T) {
 	if err := b.Core.Pause(t.Context(), anna, "shop/web.1", false); err != nil {
 		t.Fatal(err)
 	}
+	if err := b.Core.Bound(t.Context(), anna, "i2", "main", model.Bounds{Limit: model.Resources{MemoryBytes: 7}}); err != nil {
+		t.Fatal(err)
+	}
 	slices.Sort(b.paused)
-	if want := []string{"n1 i1 false", "n1 i1 true", "n2 i2 true"}; !slices.Equal(b.paused, want) {
+	if want := []string{"n1 i1 false", "n1 i1 true", "n2 i2 7", "n2 i2 true"}; !slices.Equal(b.paused, want) {
 		t.Errorf("told to pause: %q, want %q", b.paused, want)
 	}
 	if err := b.Core.Pause(t.Context(), anna, "shop/web.3", true); !fault.Is(err, fault.Unavailable) {

@@ -116,6 +116,11 @@ func (r *Remote) Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pau
 	return r.call(ctx, nodeID, wire.PathPause, wire.PauseRequest{TaskRef: ref, Pause: pause}, &wire.Empty{})
 }
 
+// Bound bounds a task that runs on a node anew.
+func (r *Remote) Bound(ctx context.Context, nodeID string, ref wire.TaskRef, b model.Bounds) error {
+	return r.call(ctx, nodeID, wire.PathBound, wire.BoundRequest{TaskRef: ref, Bounds: b}, &wire.Empty{})
+}
+
 // Flows tells of the connections that clients of a node have within a span.
 func (r *Remote) Flows(ctx context.Context, nodeID string, span time.Duration) ([]wire.Flow, error) {
 	var reply wire.FlowsReply

@@ -230,6 +230,9 @@ type Driver interface {
 	Attach(ctx context.Context, id string, s Streams) error
 	// Logs calls yield for each entry in order until done or yield returns an error.
 	Logs(ctx context.Context, id string, o LogOptions, yield func(LogEntry) error) error
+	// Update bounds a task that runs anew, as Start would have: what a task was bounded in and is no more it has without
+	// bounds. What the kernel refuses leaves the task as it was.
+	Update(ctx context.Context, id string, b model.Bounds) error
 	Stats(ctx context.Context, id string) (Stats, error)
 	// Processes lists the processes of a running task, by process ID.
 	Processes(ctx context.Context, id string) ([]Process, error)

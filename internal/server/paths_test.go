@@ -194,6 +194,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathReadVolume:   {wire.RoleServer},
 	wire.PathWriteVolume:  {wire.RoleServer},
 	wire.PathPause:        {wire.RoleServer},
+	wire.PathBound:        {wire.RoleServer},
 	wire.PathLinked:       {wire.RoleServer},
 	wire.PathProcesses:    {wire.RoleServer},
 	wire.PathFileStat:     {wire.RoleServer},

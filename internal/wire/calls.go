@@ -23,6 +23,7 @@ const (
 	PathNodeDebug    = "/agent/debug"         // call: Empty → NodeDebug
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
+	PathBound        = "/agent/bound"         // call: BoundRequest → Empty
 	PathLinked       = "/agent/linked"        // call: LinkedRequest → Empty
 	PathFileStat     = "/agent/files/stat"    // call: FilesRequest → FileStat
 	PathFileChanges  = "/agent/files/changes" // call: TaskRef → []FileChange
@@ -254,6 +255,12 @@ type SignalRequest struct {
 type PauseRequest struct {
 	TaskRef
 	Pause bool `json:"pause"`
+}
+
+// BoundRequest bounds a task that runs anew.
+type BoundRequest struct {
+	TaskRef
+	Bounds model.Bounds `json:"bounds"`
 }
 
 // FilesWhat is what of a task's root file system is read.

@@ -1,7 +1,6 @@
 package docker
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,7 +14,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
-	"github.com/tutti-run/tutti/internal/model"
 )
 
 func (a *API) containerStart(w http.ResponseWriter, r *request) error {
@@ -383,67 +381,4 @@ func (a *API) containerPrune(w http.ResponseWriter, r *request) error {
 	}
 	slices.Sort(report.ContainersDeleted)
 	return answer(w, http.StatusOK, report)
-}
-
-// containerUpdate changes the limits and the restart policy of a container that has not been started yet. One that has
-// been keeps what it was started with, as far as it is not what is asked for anyway.
-func (a *API) containerUpdate(w http.ResponseWriter, r *request) error {
-	var req container.UpdateConfig
-	if err := decode(r, &req, false); err != nil {
-		return err
-	}
-	b, err := a.box(r)
-	if err != nil {
-		return err
-	}
-	if b.made == nil {
-		return fault.New(fault.Unsupported, "container %s belongs to the service %s: update that", b.name, dockerName(&b.workload.Meta))
-	}
-	made := decodeRequest(b.workload)
-	h := made.HostConfig
-	if req.RestartPolicy.Name != "" {
-		h.RestartPolicy = req.RestartPolicy
-	}
-	for _, n := range []struct {
-		to   *int64
-		from int64
-	}{
-		{&h.Memory, req.Memory}, {&h.MemoryReservation, req.MemoryReservation}, {&h.MemorySwap, req.MemorySwap}, {&h.NanoCPUs, req.NanoCPUs},
-		{&h.CPUQuota, req.CPUQuota}, {&h.CPUPeriod, req.CPUPeriod}, {&h.CPUShares, req.CPUShares}, {&h.CPURealtimePeriod, req.CPURealtimePeriod},
-		{&h.CPURealtimeRuntime, req.CPURealtimeRuntime},
-	} {
-		if n.from != 0 {
-			*n.to = n.from
-		}
-	}
-	h.CpusetCpus, h.CpusetMems, h.BlkioWeight = cmp.Or(req.CpusetCpus, h.CpusetCpus), cmp.Or(req.CpusetMems, h.CpusetMems), cmp.Or(req.BlkioWeight, h.BlkioWeight)
-	if req.PidsLimit != nil {
-		h.PidsLimit = req.PidsLimit
-	}
-	if err := refuseContainer(made.Config, h); err != nil {
-		return err
-	}
-	if field, value := firstDifference("", plain(h), plain(b.made.HostConfig)); field == "" {
-		return answer(w, http.StatusOK, container.UpdateResponse{Warnings: []string{}})
-	} else if b.instance != nil {
-		return notHonoured("docker update of "+field+" of a container that has been started", value)
-	}
-	err = a.changeContainer(r, b, func(wl *model.Workload, kept *created) error {
-		t := &translation{api: a, r: r, name: b.name, made: made, workload: *wl}
-		task := &wl.Template.Tasks[0]
-		if err := t.resources(task); err != nil {
-			return err
-		}
-		var err error
-		if task.Tuning, err = tuningOf(h); err != nil {
-			return err
-		}
-		policy, err := restartPolicy(h.RestartPolicy)
-		wl.Template.Restart, kept.HostConfig = policy, h
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	return answer(w, http.StatusOK, container.UpdateResponse{Warnings: []string{}})
 }

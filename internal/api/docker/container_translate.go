@@ -34,8 +34,9 @@ func (t *translation) resources(task *model.TaskSpec) error {
 	if h.CPUQuota > 0 {
 		task.Limit.NanoCPUs = h.CPUQuota * 1e9 / cmp.Or(h.CPUPeriod, 100_000)
 	}
-	if h.PidsLimit != nil && *h.PidsLimit > 0 {
-		task.Limit.Pids = *h.PidsLimit
+	task.Limit.Pids = 0 // the node's default
+	if h.PidsLimit != nil {
+		task.Limit.Pids = max(*h.PidsLimit, 0)
 	}
 	task.Ulimits = ulimits(h.Ulimits)
 	return nil

@@ -282,31 +282,6 @@ func TestAContainerIsAWorkload(t *testing.T) {
 	h.want("DELETE", "/volumes/data", "", 204)
 }
 
-// TestAContainerIsUpdated holds that limits change before a container is started, and are not lost in silence after that.
-func TestAContainerIsUpdated(t *testing.T) {
-	h := newHouse(t)
-	h.want("POST", "/containers/create?name=new", `{"Image":"busybox:1"}`, 201)
-	h.want("POST", "/containers/new/update", `{"Memory":67108864,"NanoCpus":500000000,"RestartPolicy":{"Name":"always"}}`, 200)
-	w, _ := store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "containers", "new")
-	if task := w.Template.Tasks[0]; task.Limit.MemoryBytes != 64<<20 || task.Limit.NanoCPUs != 5e8 || w.Template.Restart.Condition != model.RestartAlways || !w.Suspended {
-		t.Errorf("workload %+v", w)
-	}
-	if text := h.want("GET", "/containers/new/json", "", 200); !strings.Contains(text, `"Memory":67108864`) || !strings.Contains(text, `"Name":"always"`) {
-		t.Errorf("inspected: %s", text)
-	}
-	h.want("POST", "/containers/new/update", `{"BlkioWeight":500}`, 200)
-	w, _ = store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "containers", "new")
-	if u := w.Template.Tasks[0].Tuning; u == nil || u.IOWeight != 500 {
-		t.Errorf("tuning is %+v", u)
-	}
-	h.want("POST", "/containers/new/update", `{"CpuRealtimeRuntime":500}`, 501)
-	h.runs("old")
-	h.want("POST", "/containers/old/update", `{"RestartPolicy":{"Name":"no"}}`, 200)
-	if text := h.want("POST", "/containers/old/update", `{"Memory":67108864}`, 501); !strings.Contains(text, "Memory of a container that has been started") {
-		t.Error(text)
-	}
-}
-
 func TestWhatIsNotHonouredIsRefusedByName(t *testing.T) {
 	h := newHouse(t)
 	for _, c := range []struct{ body, name string }{

@@ -17,6 +17,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/drivertest/script"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // Host is a place where one driver can be tried.
@@ -55,6 +56,7 @@ func Run(t *testing.T, open func(t *testing.T) *Host) {
 		{"AttachFeedsTheTask", (*suite).attachInput},
 		{"PausedTasksWait", (*suite).pause},
 		{"StatsOfWhatRuns", (*suite).stats},
+		{"BoundsChangeWhileItRuns", (*suite).bounds},
 		{"ANewDriverFindsEverything", (*suite).reopen},
 		{"RemoveLeavesNothing", (*suite).remove},
 		{"ManyAtOnce", (*suite).many},
@@ -535,6 +537,39 @@ func (s *suite) stats() {
 	s.wantKind(err, fault.Unavailable, "list the processes of a task that ended")
 	_, err = s.d.Stats(s.ctx, "i.a.1")
 	s.wantKind(err, fault.Unavailable, "read the usage of a task that ended")
+}
+
+func (s *suite) bounds() {
+	s.start("i.a.1", "echo")
+	s.said("i.a.1", "ready")
+	limit := func() uint64 {
+		s.Helper()
+		st, err := s.d.Stats(s.ctx, "i.a.1")
+		if err != nil {
+			s.Fatal(err)
+		}
+		return st.MemoryLimitBytes
+	}
+	before := limit()
+	for _, megabytes := range []int64{128, 64, 256, 0} {
+		b := model.Bounds{Limit: model.Resources{MemoryBytes: megabytes << 20, NanoCPUs: megabytes * 1e7, Pids: megabytes}, Reserve: model.Resources{NanoCPUs: megabytes * 1e6}}
+		if err := s.d.Update(s.ctx, "i.a.1", b); err != nil {
+			s.Fatalf("bound a task to %d MB: %v", megabytes, err)
+		}
+		want := uint64(megabytes << 20)
+		if megabytes == 0 {
+			want = before
+		}
+		if got := limit(); got != want {
+			s.Errorf("a task that was bounded to %d MB may use %d bytes; before it was %d", megabytes, got, before)
+		}
+		s.d = s.h.Reopen()
+	}
+	s.wantKind(s.d.Update(s.ctx, "i.b.1", model.Bounds{}), fault.NotFound, "bound a task that is not known")
+	if err := s.d.Kill(s.ctx, "i.a.1"); err != nil {
+		s.Fatal(err)
+	}
+	s.wantKind(s.d.Update(s.ctx, "i.a.1", model.Bounds{}), fault.Unavailable, "bound a task that ended")
 }
 
 func (s *suite) reopen() {

@@ -14,6 +14,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // State is what outlives a driver: the tasks, which go on running without one. Its programs, by
@@ -390,6 +391,18 @@ func (d *Driver) Logs(ctx context.Context, id string, o driver.LogOptions, yield
 		return err
 	}
 	return t.log.read(ctx, o, yield)
+}
+
+// Update implements driver.Driver.
+func (d *Driver) Update(_ context.Context, id string, b model.Bounds) error {
+	t, err := d.running(id)
+	if err != nil {
+		return err
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.spec.Limit, t.spec.Reserve, t.spec.Tuning = b.Limit, b.Reserve, b.Tuning
+	return nil
 }
 
 // Stats implements driver.Driver.

@@ -3,6 +3,7 @@ package oci
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -113,6 +114,52 @@ func resources(t *driver.Task) (*specs.LinuxResources, error) {
 	}
 	if t.Tuning != nil {
 		return r, tune(t.Tuning, r)
+	}
+	return r, nil
+}
+
+// boundsOf are the resources of a task that is bounded anew: what it was bounded in and is no more is said to have no bounds.
+func boundsOf(t *driver.Task, was *specs.Spec) (*specs.LinuxResources, error) {
+	r, err := resources(t)
+	if err != nil {
+		return nil, err
+	}
+	before := was.Linux.Resources
+	r.Devices = before.Devices
+	none, usual := int64(-1), uint64(1024)
+	// All that there is: not every runtime knows how to say that there is no bound.
+	allTime, allPids := int64(runtime.NumCPU())*cpuPeriod, int64(4<<20)
+	if before.CPU != nil {
+		if before.CPU.Quota != nil && r.CPU.Quota == nil {
+			r.CPU.Quota, r.CPU.Period = &allTime, before.CPU.Period
+		}
+		if before.CPU.Shares != nil && r.CPU.Shares == nil {
+			r.CPU.Shares = &usual
+		}
+		if before.CPU.Cpus != "" && r.CPU.Cpus == "" || before.CPU.Mems != "" && r.CPU.Mems == "" {
+			return nil, fault.New(fault.Unsupported, "a task that was bound to processors or nodes of memory cannot be let go while it runs; name them all")
+		}
+	}
+	if m := before.Memory; m != nil {
+		if r.Memory == nil {
+			r.Memory = &specs.LinuxMemory{}
+		}
+		if m.Limit != nil && r.Memory.Limit == nil {
+			r.Memory.Limit = &none
+		}
+		if m.Swap != nil && r.Memory.Swap == nil {
+			r.Memory.Swap = &none
+		}
+	}
+	if before.Pids != nil && r.Pids == nil {
+		r.Pids = &specs.LinuxPids{Limit: &allPids}
+	}
+	if b := before.BlockIO; b != nil && b.Weight != nil && (r.BlockIO == nil || r.BlockIO.Weight == nil) {
+		if r.BlockIO == nil {
+			r.BlockIO = &specs.LinuxBlockIO{}
+		}
+		middle := uint16(500)
+		r.BlockIO.Weight = &middle
 	}
 	return r, nil
 }

@@ -297,6 +297,31 @@ func (c *container) Stats() (*driver.Stats, error) {
 	return supervisor.StatsOf(st.CgroupStats), nil
 }
 
+// Update implements supervisor.Body.
+func (c *container) Update(t *driver.Task) error {
+	next := *c.spec
+	linux := *c.spec.Linux
+	next.Linux = &linux
+	var err error
+	if linux.Resources, err = boundsOf(t, c.spec); err != nil {
+		return err
+	}
+	cg, err := specconv.CreateCgroupConfig(&specconv.CreateOpts{CgroupName: t.ID, Spec: &next}, nil)
+	if err != nil {
+		return fault.New(fault.Invalid, "bound the container: %w", err)
+	}
+	cg.Resources.SkipDevices = true // they stay as they are
+	config := c.c.Config()
+	kept := *config.Cgroups
+	kept.Resources = cg.Resources
+	config.Cgroups = &kept
+	if err := c.c.Set(config); err != nil {
+		return fault.New(fault.Conflict, "bound the container: %w", err)
+	}
+	c.spec.Linux.Resources = linux.Resources
+	return nil
+}
+
 // Members implements supervisor.Body.
 func (c *container) Members() ([]int, error) { return c.c.Processes() }
 

@@ -26,6 +26,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/fault"
 )
 
 // foreign is the body of a task whose container another OCI runtime makes, a program of the host
@@ -348,6 +349,26 @@ func (f *foreign) Stats() (*driver.Stats, error) {
 		return nil, fmt.Errorf("read usage: %w", err)
 	}
 	return supervisor.StatsOf(st), nil
+}
+
+// Update implements supervisor.Body.
+func (f *foreign) Update(t *driver.Task) error {
+	r, err := boundsOf(t, f.spec)
+	if err != nil {
+		return err
+	}
+	name := "bounds" + strconv.FormatInt(f.files.Add(1), 10)
+	told := *r
+	told.Devices = nil // they stay as they are
+	if err := f.write(name, &told); err != nil {
+		return err
+	}
+	defer os.Remove(filepath.Join(f.dir, name))
+	if err := f.command([3]*os.File{}, "update", "--resources", filepath.Join(f.dir, name), containerID); err != nil {
+		return fault.New(fault.Conflict, "%w", err)
+	}
+	f.spec.Linux.Resources = r
+	return nil
 }
 
 // Members implements supervisor.Body.

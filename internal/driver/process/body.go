@@ -281,6 +281,32 @@ func (b *body) Stats() (*driver.Stats, error) {
 	return supervisor.StatsOf(st), nil
 }
 
+// Update implements supervisor.Body.
+func (b *body) Update(t *driver.Task) error {
+	now, before := resources(t), resources(b.task)
+	if before.Memory != 0 && now.Memory == 0 {
+		now.Memory = -1
+	}
+	if before.CpuQuota != 0 && now.CpuQuota == 0 {
+		now.CpuPeriod, now.CpuQuota = cpuPeriod, -1
+	}
+	if before.CpuShares != 0 && now.CpuShares == 0 {
+		now.CpuShares = 1024
+		now.CpuWeight = cgroups.ConvertCPUSharesToCgroupV2Value(now.CpuShares)
+	}
+	if before.PidsLimit != nil && now.PidsLimit == nil {
+		none := int64(-1)
+		now.PidsLimit = &none
+	}
+	if err := b.cgroup.Set(now); err != nil {
+		if back := b.cgroup.Set(before); back != nil {
+			err = errors.Join(err, back)
+		}
+		return fault.New(fault.Conflict, "bound the process: %w", err)
+	}
+	return nil
+}
+
 // Members implements supervisor.Body.
 func (b *body) Members() ([]int, error) { return cgroup.Members(b.cgroup) }
 

@@ -18,6 +18,8 @@ type Body interface {
 	Kill() error
 	Pause() error
 	Resume() error
+	// Update bounds the task as t is bounded, which differs in nothing else from the task that was started.
+	Update(t *driver.Task) error
 	Stats() (*driver.Stats, error)
 	// Members returns the process IDs of everything that runs in the task.
 	Members() ([]int, error)

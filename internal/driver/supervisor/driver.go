@@ -24,6 +24,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver/helper"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // Config says where a driver keeps things, and what is its own.
@@ -371,6 +372,12 @@ func (d *Driver) Pause(ctx context.Context, id string) error {
 // Resume implements driver.Driver.
 func (d *Driver) Resume(ctx context.Context, id string) error {
 	_, err := d.call(ctx, id, request{Op: "resume"})
+	return err
+}
+
+// Update implements driver.Driver.
+func (d *Driver) Update(ctx context.Context, id string, b model.Bounds) error {
+	_, err := d.call(ctx, id, request{Op: "update", Bounds: &b})
 	return err
 }
 

@@ -9,14 +9,16 @@ import (
 	"path/filepath"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // The first message on a supervisor's socket says what is wanted.
 type request struct {
-	Op     string           `json:"op"` // wait, signal, kill, pause, resume, stats, processes, exec, attach
+	Op     string           `json:"op"` // wait, signal, kill, pause, resume, update, stats, processes, exec, attach
 	Signal int              `json:"signal,omitempty"`
 	Exec   *driver.ExecSpec `json:"exec,omitempty"`
 	Stdin  bool             `json:"stdin,omitempty"`
+	Bounds *model.Bounds    `json:"bounds,omitempty"`
 	// FromStart asks for what was printed before the attach, too.
 	FromStart bool `json:"fromStart,omitempty"`
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 func exitCode(ws syscall.WaitStatus) int {
@@ -44,6 +45,8 @@ type supervisor struct {
 	// that is frozen on its way in would never get there, and hold up who wants to resume the task.
 	freezing sync.RWMutex
 	lapsed   atomic.Bool
+
+	bounding sync.Mutex // held while the task is bounded anew
 
 	mu     sync.Mutex
 	status driver.Status
@@ -231,6 +234,8 @@ func (s *supervisor) answer(c net.Conn) {
 		err = s.freeze(driver.Running, driver.Paused, s.body.Pause)
 	case "resume":
 		err = s.freeze(driver.Paused, driver.Running, s.body.Resume)
+	case "update":
+		err = s.update(r.Bounds)
 	case "stats":
 		o.Stats, err = s.body.Stats()
 	case "processes":
@@ -246,6 +251,28 @@ func (s *supervisor) answer(c net.Conn) {
 		o.Error, o.Kind = err.Error(), fault.KindOf(err).String()
 	}
 	enc.send(o)
+}
+
+// update bounds the task anew, and remembers that.
+func (s *supervisor) update(b *model.Bounds) error {
+	if b == nil {
+		return fault.New(fault.Invalid, "nothing was said of how to bound the task")
+	}
+	s.bounding.Lock()
+	defer s.bounding.Unlock()
+	s.mu.Lock()
+	state := s.status.State
+	s.mu.Unlock()
+	if state == driver.Exited {
+		return fault.New(fault.Unavailable, "task %s is not running", s.task.ID)
+	}
+	next := s.task
+	next.Limit, next.Reserve, next.Tuning = b.Limit, b.Reserve, b.Tuning
+	if err := s.body.Update(&next); err != nil {
+		return err
+	}
+	s.task.Limit, s.task.Reserve, s.task.Tuning = b.Limit, b.Reserve, b.Tuning
+	return writeJSON(filepath.Join(s.dir, taskFile), s.task)
 }
 
 // signal sends a signal to the task's first process.
