@@ -78,6 +78,8 @@ func (f *fakeNodes) Pause(_ context.Context, _ string, ref wire.TaskRef, pause b
 	return nil
 }
 
+func (f *fakeNodes) Bound(context.Context, string, wire.TaskRef, model.Bounds) error { return nil }
+
 func (f *fakeNodes) Linked(context.Context, string, string, []model.Address) error { return nil }
 
 func (f *fakeNodes) Stats(context.Context, string, wire.TaskRef) (driver.Stats, error) {
