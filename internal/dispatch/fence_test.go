@@ -198,12 +198,15 @@ func TestManyNodes(t *testing.T) {
 
 func TestPace(t *testing.T) {
 	last := dispatch.Pace{}
-	for _, n := range []int{0, 1, 100, 101, 1000, 10_000, 100_000} {
+	for _, n := range []int{0, 2, 100, 101, 1000, 10_000, 100_000} {
 		p := dispatch.PaceFor(n)
 		if p.Beat < last.Beat || p.Dead < last.Dead || 4*p.Beat > p.Dead+50*time.Millisecond {
 			t.Errorf("the pace at %d nodes is %+v", n, p)
 		}
 		last = p
+	}
+	if p := dispatch.PaceFor(1); p.Beat > dispatch.PaceFor(2).Dead*2/3 || 3*p.Beat > p.Dead {
+		t.Errorf("the pace of the only node is %+v: it would be taken for dead when another one joins", p)
 	}
 	if p := dispatch.PaceFor(100); p.Dead >= 1500*time.Millisecond {
 		t.Errorf("at 100 nodes, silence is noticed after %s", p.Dead)

@@ -76,9 +76,9 @@ func NewLiveness(s *store.Store, log *slog.Logger) *Liveness {
 }
 
 const (
-	// Between two looks at all nodes are every and, as long as none is about to be taken for dead, calmly.
+	// Between two looks at all nodes are every, when one is about to be taken for dead, and up to calmly.
 	every  = 50 * time.Millisecond
-	calmly = 200 * time.Millisecond
+	calmly = time.Second
 	// stalledFor is how long this process must have stood still for every node to get its full time
 	// again; less is added to the time that each node has.
 	stalledFor = 500 * time.Millisecond
@@ -124,10 +124,7 @@ func (l *Liveness) Hear(beats []Beat) Heard {
 	}
 	l.mu.Unlock()
 	if news {
-		select {
-		case l.wake <- struct{}{}:
-		default:
-		}
+		l.lookSoon()
 	}
 	snap := l.store.Snapshot()
 	h := Heard{Revision: snap.Revision()}
@@ -273,16 +270,29 @@ func (l *Liveness) follow(ctx context.Context, from uint64) error {
 		case err != nil:
 			return fmt.Errorf("follow the nodes: %w", err)
 		}
+		news := false
 		l.mu.Lock()
 		for _, c := range b.Changes {
 			if n, ok := c.New.(*model.Node); ok {
 				l.learnOne(n, time.Now())
+				news = news || n.Status.State != model.NodeReady // it may have been heard of before it was known
 			} else if gone := l.nodes[c.ID]; gone != nil && gone.known {
 				gone.known = false // its leases are still counted
 				l.known--
 			}
 		}
 		l.mu.Unlock()
+		if news {
+			l.lookSoon()
+		}
+	}
+}
+
+// lookSoon has all nodes looked at now.
+func (l *Liveness) lookSoon() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -301,17 +311,24 @@ func (l *Liveness) judge(ctx context.Context, g *errgroup.Group) error {
 		if stalled := now.Sub(due) - 2*every; stalled > 0 {
 			l.forgive(stalled, now) // this process slept, or the machine did: that is no one else's silence
 		}
-		rest := l.rest(now)
-		due = now.Add(rest)
-		timer.Reset(rest)
+		due = now.Add(l.rest(now))
 		l.ask(ctx, g, now)
-		if err := l.settle(ctx, now); err != nil && ctx.Err() == nil {
+		err := l.settle(ctx, now)
+		now = time.Now()
+		again := now.Add(l.rest(now)) // of nodes that became ready, too
+		if err != nil && ctx.Err() == nil {
 			l.log.Warn("status of nodes could not be written", "error", err)
+			again = now.Add(every)
 		}
+		if again.Before(due) {
+			due = again
+		}
+		timer.Reset(time.Until(due))
 	}
 }
 
-// rest is for how long nothing can come to pass but by signs of life.
+// rest is for how long nothing can come to pass but by signs of life: half of it, so that a process that
+// was stopped meanwhile finds nobody overdue.
 func (l *Liveness) rest(now time.Time) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -319,7 +336,7 @@ func (l *Liveness) rest(now time.Time) time.Duration {
 	rest := calmly
 	for _, n := range l.nodes {
 		if n.known && n.session != "" && n.status.State == model.NodeReady {
-			rest = min(rest, silence-now.Sub(n.seen))
+			rest = min(rest, (silence-now.Sub(n.seen))/2)
 		}
 	}
 	return max(rest, every)

@@ -284,10 +284,11 @@ func (s *Sessions) count(snap *store.Snapshot) {
 	s.mu.Unlock()
 }
 
-func (s *Sessions) pace() Pace {
+// pace is that of the cluster; alone says that no other node has its session here.
+func (s *Sessions) pace() (p Pace, alone bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return PaceFor(s.nodes)
+	return PaceFor(s.nodes), len(s.sessions) <= 1
 }
 
 // tell hands heartbeats to the leader, many at a time. Only what has reached the leader is
@@ -300,13 +301,15 @@ func (s *Sessions) tell(ctx context.Context) error {
 			return nil
 		case <-s.beatWake:
 		}
-		pace := s.pace()
-		select { // what comes at the same time travels together
-		case <-ctx.Done():
-			return nil
-		case <-s.beatHaste:
-			time.Sleep(haste)
-		case <-time.After(pace.Beat / 5):
+		pace, alone := s.pace()
+		if !alone {
+			select { // what comes at the same time travels together
+			case <-ctx.Done():
+				return nil
+			case <-s.beatHaste:
+				time.Sleep(haste)
+			case <-time.After(pace.Beat / 5):
+			}
 		}
 		now := time.Now()
 		s.mu.Lock()

@@ -38,7 +38,8 @@ type memberProgress struct {
 
 const (
 	memberPoll = 250 * time.Millisecond
-	memberRest = time.Second // of a server that is a member and knows who leads
+	memberRest = time.Second     // of a server that is a member and knows who leads, and of a leader with whom all have their votes
+	memberLone = 5 * time.Second // of the only server
 	// caughtUpWithin is how many entries a server may lack when it gets a vote: it has them in a moment.
 	caughtUpWithin = 1000
 	// rejoinAfter is how long a server hears of no leader until it asks others whether it is still
@@ -48,14 +49,18 @@ const (
 
 // stayMember keeps this server among the members, under its present address.
 func (s *Server) stayMember(ctx context.Context) error {
-	led := time.Now()
+	led, known := time.Now(), false
 	told := false
 	for {
 		wait := memberPoll
 		leader, _ := s.raft.Leader()
-		if leader != "" {
-			led, wait = time.Now(), memberRest
+		switch {
+		case leader != "":
+			led, wait = time.Now(), s.memberPause()
+		case known:
+			led = time.Now() // it may have been lost just before
 		}
+		known = leader != ""
 		if !s.isMember() || time.Since(led) > rejoinAfter {
 			wait = memberPoll
 			err := s.askMembership(ctx)
@@ -73,6 +78,13 @@ func (s *Server) stayMember(ctx context.Context) error {
 		case <-time.After(wait):
 		}
 	}
+}
+
+func (s *Server) memberPause() time.Duration {
+	if len(s.raft.Servers()) == 1 {
+		return memberLone
+	}
+	return memberRest
 }
 
 func (s *Server) isMember() bool {
@@ -155,6 +167,7 @@ func (s *Server) changeAsLeader(ctx context.Context, m membership) error {
 		if known && present.Voter {
 			return s.raft.AddServer(ctx, m.ID, m.Address)
 		}
+		defer s.lookAtMembers()
 		return s.raft.AddNonvoter(ctx, m.ID, m.Address) // keepMembers gives it a vote
 	case memberPromote, memberDemote:
 		n, ok := store.Get[*model.Node](s.store.Snapshot(), m.ID)
@@ -176,6 +189,7 @@ func (s *Server) changeAsLeader(ctx context.Context, m membership) error {
 			s.log.Info("server is demoted", "server", n.Name)
 			return s.raft.Demote(ctx, m.ID)
 		}
+		s.lookAtMembers()
 		return nil // keepMembers gives it a vote
 	case memberRemove:
 		if !known {
@@ -241,12 +255,15 @@ func (s *Server) members() []memberView {
 // keepMembers is the leader's: it gives a vote to servers that have caught up, and takes out those
 // that have been dead for long.
 func (s *Server) keepMembers(ctx context.Context) error {
-	tick := time.NewTicker(memberPoll)
-	defer tick.Stop()
 	for {
 		members := s.members()
+		wait := s.memberPause()
 		for _, m := range members {
-			if m.Voter || m.Standby || !m.Live || !m.Known {
+			if m.Voter || m.Standby {
+				continue
+			}
+			wait = memberPoll
+			if !m.Live || !m.Known {
 				continue
 			}
 			if err := s.promote(ctx, m); err != nil && ctx.Err() == nil {
@@ -262,8 +279,17 @@ func (s *Server) keepMembers(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-s.membersWake:
+		case <-time.After(wait):
 		}
+	}
+}
+
+// lookAtMembers has the leader look now at who waits for a vote.
+func (s *Server) lookAtMembers() {
+	select {
+	case s.membersWake <- struct{}{}:
+	default:
 	}
 }
 

@@ -91,14 +91,15 @@ type Server struct {
 	// audit holds what people do, audited what components do all the time.
 	audit, audited *audit.Log
 
-	confirmer *confirmer
+	confirmer   *confirmer
+	membersWake chan struct{}
 	// caughtUp is closed once the state is as new as the cluster's when this server started.
 	caughtUp chan struct{}
 }
 
 // New builds a server, which begins to replicate at once; Run makes it work. Shutdown must follow.
 func New(cfg Config) (*Server, error) {
-	s := &Server{cfg: cfg, port: cfg.Port, log: cfg.Log, store: store.New(cfg.Log), caughtUp: make(chan struct{})}
+	s := &Server{cfg: cfg, port: cfg.Port, log: cfg.Log, store: store.New(cfg.Log), membersWake: make(chan struct{}, 1), caughtUp: make(chan struct{})}
 	var err error
 	if cfg.Keys == nil {
 		if cfg.Keys, err = secret.LoadKeyFile(KeyFile(cfg.DataDir)); err != nil {

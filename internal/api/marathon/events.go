@@ -418,19 +418,21 @@ func (a *API) Run(ctx context.Context) error {
 	after := a.Core.Store.Snapshot().Revision()
 	watch := a.Core.Store.Watch(after)
 	for ctx.Err() == nil {
-		wait, cancel := context.WithTimeout(ctx, time.Second)
+		wait, cancel := context.WithTimeout(ctx, leadEvery)
 		_, err := watch.Next(wait)
 		expired := wait.Err() != nil
 		cancel()
 		if err != nil && !expired {
 			watch = a.Core.Store.Watch(a.Core.Store.Snapshot().Revision())
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-time.After(settleEvery):
+		if !expired {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(settleEvery):
+			}
 		}
-		for drained := false; !drained; { // one look is for all that happened meanwhile
+		for drained := expired; !drained; { // one look is for all that happened meanwhile
 			now, cancel := context.WithTimeout(ctx, time.Microsecond)
 			_, err := watch.Next(now)
 			drained = err != nil
@@ -443,8 +445,11 @@ func (a *API) Run(ctx context.Context) error {
 	return nil
 }
 
-// settleEvery is how often, at most, deployments are looked at.
-const settleEvery = 100 * time.Millisecond
+const (
+	settleEvery = 100 * time.Millisecond // deployments are looked at, at most
+	// leadEvery is when they are looked at though nothing has changed: this server may have come to lead.
+	leadEvery = 3 * time.Second
+)
 
 func (a *API) settle(ctx context.Context) {
 	snap := a.Core.Store.Snapshot()

@@ -63,6 +63,9 @@ func respond(dir, listen string) error {
 	both.Add(2)
 	for _, network := range []string{"udp", "tcp"} {
 		s := &dns.Server{Addr: listen, Net: network, Handler: r, ReadTimeout: 2 * time.Second, NotifyStartedFunc: both.Done}
+		if network == "udp" {
+			s.ReadTimeout = time.Hour // it only wakes for nothing
+		}
 		go func() { failed <- fmt.Errorf("answer names on %s: %w", listen, s.ListenAndServe()) }()
 	}
 	go func() { both.Wait(); close(answering) }()
