@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/opencontainers/cgroups"
 	_ "github.com/opencontainers/cgroups/devices" // device rules work only with it linked in
 	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
@@ -29,6 +30,7 @@ import (
 // container is a task's body.
 type container struct {
 	task    *driver.Task
+	dir     string
 	spec    *specs.Spec
 	config  *configs.Config
 	limits  []configs.Rlimit
@@ -39,7 +41,7 @@ type container struct {
 }
 
 func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
-	c := &container{task: t}
+	c := &container{task: t, dir: dir}
 	var err error
 	if c.spec, err = spec(t, reaper); err != nil {
 		return nil, err
@@ -58,6 +60,9 @@ func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	}
 	if c.filter != nil {
 		c.config.Seccomp = nil // it is loaded by ourselves
+	}
+	if stepsKnow(t, c.config) {
+		return newDirect(c)
 	}
 	if c.c, err = libcontainer.Create(dir, containerID, c.config); err != nil {
 		return nil, fmt.Errorf("create the container: %w", err)
@@ -299,6 +304,16 @@ func (c *container) Stats() (*driver.Stats, error) {
 
 // Update implements supervisor.Body.
 func (c *container) Update(t *driver.Task) error {
+	return c.update(t, func(r *cgroups.Resources) error {
+		config := c.c.Config()
+		kept := *config.Cgroups
+		kept.Resources = r
+		config.Cgroups = &kept
+		return c.c.Set(config)
+	})
+}
+
+func (c *container) update(t *driver.Task, set func(*cgroups.Resources) error) error {
 	next := *c.spec
 	linux := *c.spec.Linux
 	next.Linux = &linux
@@ -311,11 +326,7 @@ func (c *container) Update(t *driver.Task) error {
 		return fault.New(fault.Invalid, "bound the container: %w", err)
 	}
 	cg.Resources.SkipDevices = true // they stay as they are
-	config := c.c.Config()
-	kept := *config.Cgroups
-	kept.Resources = cg.Resources
-	config.Cgroups = &kept
-	if err := c.c.Set(config); err != nil {
+	if err := set(cg.Resources); err != nil {
 		return fault.New(fault.Conflict, "bound the container: %w", err)
 	}
 	c.spec.Linux.Resources = linux.Resources
@@ -335,8 +346,11 @@ func bury(t *driver.Task, root string) {
 		return
 	}
 	c, err := libcontainer.Load(root, containerID)
-	if err != nil {
-		return // never created, or removed already
+	if err != nil { // libcontainer was never asked, or has removed it already
+		if err := buryGroup(t); err != nil {
+			fmt.Fprintln(os.Stderr, "remove the container:", err)
+		}
+		return
 	}
 	c.Signal(unix.SIGKILL) // its process 1, and with it all the others; that it is gone is no error
 	for range 50 {         // they need a moment

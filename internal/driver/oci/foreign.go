@@ -36,11 +36,11 @@ import (
 //
 // Usage, members and want of memory are read from the container's cgroup: not every runtime tells.
 type foreign struct {
-	task   *driver.Task
-	spec   *specs.Spec
-	dir    string
+	task *driver.Task
+	spec *specs.Spec
+	dir  string
+	usage
 	reaper *supervisor.Reaper
-	cgroup cgroups.Manager
 	files  atomic.Int64 // numbers what is made for single commands
 	first  atomic.Int64 // process ID of the first process, while it runs
 
@@ -62,7 +62,7 @@ func newForeign(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	if f.spec.Process.Rlimits, err = posixLimits(t.Ulimits); err != nil {
 		return nil, err
 	}
-	if f.cgroup, err = cgroupOf(t); err != nil {
+	if f.group, err = cgroupOf(t); err != nil {
 		return nil, err
 	}
 	if f.reaper, err = supervisor.NewReaper(); err != nil {
@@ -307,7 +307,7 @@ func (f *foreign) sharesPIDs() bool {
 // Kill implements supervisor.Body.
 func (f *foreign) Kill() error {
 	if f.sharesPIDs() {
-		return cgroup.KillAll(f.cgroup)
+		return cgroup.KillAll(f.group)
 	}
 	if f.first.Load() == 0 {
 		return nil // and with it all others
@@ -342,15 +342,6 @@ func (f *foreign) freeze(command string, paused bool) error {
 	return nil
 }
 
-// Stats implements supervisor.Body.
-func (f *foreign) Stats() (*driver.Stats, error) {
-	st, err := f.cgroup.GetStats()
-	if err != nil {
-		return nil, fmt.Errorf("read usage: %w", err)
-	}
-	return supervisor.StatsOf(st), nil
-}
-
 // Update implements supervisor.Body.
 func (f *foreign) Update(t *driver.Task) error {
 	r, err := boundsOf(t, f.spec)
@@ -371,22 +362,13 @@ func (f *foreign) Update(t *driver.Task) error {
 	return nil
 }
 
-// Members implements supervisor.Body.
-func (f *foreign) Members() ([]int, error) { return cgroup.Members(f.cgroup) }
-
-// OutOfMemory implements supervisor.Body.
-func (f *foreign) OutOfMemory() bool {
-	n, err := f.cgroup.OOMKillCount()
-	return err == nil && n > 0
-}
-
 // Destroy implements supervisor.Body.
 func (f *foreign) Destroy() error {
 	err := f.command([3]*os.File{}, "delete", "--force", containerID)
-	if kerr := cgroup.KillAll(f.cgroup); kerr != nil {
+	if kerr := cgroup.KillAll(f.group); kerr != nil {
 		return kerr
 	}
-	if derr := f.cgroup.Destroy(); derr != nil { // the runtime has done it, unless it failed
+	if derr := f.group.Destroy(); derr != nil { // the runtime has done it, unless it failed
 		return derr
 	}
 	return err

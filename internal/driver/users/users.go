@@ -46,6 +46,22 @@ func Lookup(rootfs, spec string, groups []string) (*specs.User, error) {
 	return out, nil
 }
 
+// Home returns the home directory of a user by the files of that root, "/" for one who is not in them.
+func Home(rootfs string, uid uint32) string {
+	root, err := os.Open(rootfs)
+	if err != nil {
+		return "/"
+	}
+	defer root.Close()
+	passwd := openOrEmpty(root, "etc/passwd")
+	defer passwd.Close()
+	list, err := user.ParsePasswdFilter(passwd, func(u user.User) bool { return u.Uid == int(uid) })
+	if err != nil || len(list) == 0 {
+		return "/"
+	}
+	return list[0].Home
+}
+
 // openOrEmpty opens a regular file of the image as the image means it: symbolic links, absolute
 // ones too, stay within.
 func openOrEmpty(root *os.File, name string) *os.File {

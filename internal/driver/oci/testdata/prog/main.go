@@ -75,6 +75,8 @@ func main() {
 		if err := exec.Command("/prog", "exit", "0").Start(); err != nil {
 			fmt.Println(err)
 		}
+	case "describe":
+		describe(os.Args[2:])
 	case "abuse":
 		abuse(os.Args[2:])
 	case "tty":

@@ -1,0 +1,220 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
+	"github.com/opencontainers/runc/libcontainer"
+	"github.com/opencontainers/runc/libcontainer/configs"
+	"github.com/opencontainers/runc/libcontainer/configs/validate"
+	"github.com/opencontainers/runc/libcontainer/system"
+
+	"github.com/tutti-run/tutti/internal/cgroup"
+	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/oci/launch"
+	"github.com/tutti-run/tutti/internal/driver/supervisor"
+)
+
+// direct is the body of a task whose container is made by a list of steps, without libcontainer's
+// first process in it. The list does what libcontainer does, in the same order, from the same
+// configuration; what it does not know is left to libcontainer (see steps). What is executed in the
+// container later is libcontainer's, too, which finds it as one that it has made itself.
+type direct struct {
+	usage
+	lib *container // what is executed later
+
+	mu      sync.Mutex
+	first   *os.Process // once it was started, until it was waited for
+	started bool
+	joined  error // why libcontainer cannot be asked for more; errNotJoined at first
+}
+
+var errNotJoined = errors.New("not asked for yet")
+
+func newDirect(c *container) (supervisor.Body, error) {
+	if err := validate.Validate(c.config); err != nil {
+		return nil, fmt.Errorf("create the container: %w", err)
+	}
+	m, err := manager.New(c.config.Cgroups)
+	if err != nil {
+		return nil, fmt.Errorf("find the container's cgroup: %w", err)
+	}
+	return &direct{usage: usage{m}, lib: c, joined: errNotJoined}, nil
+}
+
+// Start implements supervisor.Body.
+func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
+	if d.group.Exists() {
+		if pids, err := cgroup.Members(d.group); err != nil {
+			return nil, err
+		} else if len(pids) > 0 {
+			return nil, fmt.Errorf("create the container: there are %d processes in its cgroup, and should be none", len(pids))
+		}
+		if err := d.Resume(); err != nil {
+			return nil, fmt.Errorf("create the container: %w", err)
+		}
+	}
+	// The process joins by itself, as the first of its steps.
+	if err := d.group.Apply(-1); err != nil {
+		return nil, fmt.Errorf("make the container's cgroup: %w", err)
+	}
+	if err := d.group.Set(d.lib.config.Cgroups.Resources); err != nil {
+		return nil, fmt.Errorf("limit the container: %w", err)
+	}
+	p, flags, err := steps(d.lib, d.group.GetPaths(), files)
+	if err != nil {
+		return nil, err
+	}
+	first, err := p.Run(flags)
+	if failed, ok := errors.AsType[*launch.Error](err); ok && failed.Exec {
+		return nil, startError(d.lib.task.Args[0], fmt.Errorf("exec: %w", failed.Errno))
+	} else if err != nil {
+		return nil, fmt.Errorf("start the container: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.first, d.started = first, true
+	return &directProcess{first, d}, nil
+}
+
+type directProcess struct {
+	*os.Process
+	d *direct
+}
+
+// PID implements supervisor.Process.
+func (p *directProcess) PID() int { return p.Pid }
+
+// Wait implements supervisor.Process.
+func (p *directProcess) Wait() (syscall.WaitStatus, error) {
+	state, err := p.Process.Wait()
+	p.d.mu.Lock()
+	p.d.first = nil
+	p.d.mu.Unlock()
+	if err != nil {
+		return 0, err
+	}
+	return state.Sys().(syscall.WaitStatus), nil
+}
+
+// Kill implements supervisor.Body.
+func (d *direct) Kill() error {
+	d.mu.Lock()
+	first, started := d.first, d.started
+	d.mu.Unlock()
+	switch {
+	case !started: // it may be on its way
+		return cgroup.KillAll(d.group)
+	case first == nil: // and with it all others
+		return nil
+	}
+	err := first.Kill()
+	d.Resume() // a frozen one cannot die; one that is not frozen is no error
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	return err
+}
+
+// Pause implements supervisor.Body.
+func (d *direct) Pause() error { return d.group.Freeze(cgroups.Frozen) }
+
+// Resume implements supervisor.Body.
+func (d *direct) Resume() error { return d.group.Freeze(cgroups.Thawed) }
+
+// Update implements supervisor.Body.
+func (d *direct) Update(t *driver.Task) error {
+	return d.lib.update(t, func(r *cgroups.Resources) error {
+		before := d.lib.config.Cgroups.Resources
+		if err := d.group.Set(r); err != nil {
+			return errors.Join(err, d.group.Set(before)) // some of it may be in force
+		}
+		d.lib.config.Cgroups.Resources = r
+		return nil
+	})
+}
+
+// Destroy implements supervisor.Body.
+func (d *direct) Destroy() error { return d.group.Destroy() }
+
+// Exec implements supervisor.Body.
+func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
+	if err := d.join(); err != nil {
+		return nil, err
+	}
+	return d.lib.Exec(e, files)
+}
+
+// join lets libcontainer know of the container, by the file that it would have written.
+func (d *direct) join() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !errors.Is(d.joined, errNotJoined) {
+		return d.joined
+	}
+	if d.first == nil {
+		return fmt.Errorf("the container has ended")
+	}
+	d.joined = d.writeState(d.first.Pid)
+	if d.joined == nil {
+		d.lib.c, d.joined = libcontainer.Load(d.lib.dir, containerID)
+	}
+	return d.joined
+}
+
+// writeState is called while the first process has not been waited for.
+func (d *direct) writeState(pid int) error {
+	stat, err := system.Stat(pid)
+	if err != nil {
+		return fmt.Errorf("ask when the container began: %w", err)
+	}
+	config := *d.lib.config
+	config.Seccomp = d.lib.profile
+	state := libcontainer.State{
+		BaseState: libcontainer.BaseState{
+			ID: containerID, InitProcessPid: pid, InitProcessStartTime: stat.StartTime, Created: time.Now().UTC(), Config: config,
+		},
+		CgroupPaths: d.group.GetPaths(), NamespacePaths: map[configs.NamespaceType]string{},
+	}
+	for _, kind := range configs.NamespaceTypes() {
+		if configs.IsNamespaceSupported(kind) {
+			ns := configs.Namespace{Type: kind}
+			state.NamespacePaths[kind] = ns.GetPath(pid)
+		}
+	}
+	for _, ns := range config.Namespaces {
+		state.NamespacePaths[ns.Type] = ns.GetPath(pid)
+	}
+	text, err := json.Marshal(state)
+	if err != nil {
+		return fmt.Errorf("encode the container's state: %w", err)
+	}
+	dir := filepath.Join(d.lib.dir, containerID)
+	if err := os.MkdirAll(dir, 0o711); err != nil {
+		return fmt.Errorf("keep the container's state: %w", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "state.json"), text, 0o600); err != nil {
+		return fmt.Errorf("keep the container's state: %w", err)
+	}
+	return nil
+}
+
+// buryGroup ends and frees a container of which there is nothing but its cgroup.
+func buryGroup(t *driver.Task) error {
+	m, err := cgroupOf(t)
+	if err != nil {
+		return err
+	}
+	if err := cgroup.KillAll(m); err != nil {
+		return err
+	}
+	return m.Destroy()
+}
