@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # A session of kubectl against Tutti's Kubernetes API, with pods that run. On HOSTS virtual hosts (3),
-# one of which loses its power in between; with HOSTS=0 on this host alone. Needs root and kubectl.
+# one of which loses its power in between; with HOSTS=0 on this host alone. Needs root, kubectl, docker's command line and curl.
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
 HOSTS=${HOSTS:-3}
-command -v kubectl >/dev/null || { echo "e2e-kube: kubectl is not there" >&2; exit 1; }
+for program in kubectl docker curl; do
+	command -v "$program" >/dev/null || { echo "e2e-kube: $program is not there" >&2; exit 1; }
+done
 [[ $(id -u) = 0 ]] || { echo "e2e-kube: hosts need root" >&2; exit 1; }
 work=$(mktemp -d /var/tmp/tutti-kube.XXXXXX)
 export TUTTI_DATA_DIR=$work/data TUTTI_RUN_DIR=/run/${work##*/} KUBECACHEDIR=$work/cache HOME=$work
@@ -23,7 +25,7 @@ trap finish EXIT
 if ((HOSTS)); then
 	tutti up -d --hosts "$HOSTS" --kubernetes
 else
-	tutti up -d --port "${PORT:-7497}" --marathon-listen '' --kubernetes
+	tutti up -d --port "${PORT:-7497}" --marathon-listen "127.0.0.1:${MARATHON_PORT:-18081}" --kubernetes
 fi
 # env makes this shell talk to a server that answers.
 env() {
@@ -90,6 +92,8 @@ spec:
 Y
 tune() { printf 'apiVersion: tutti.run/v1\nkind: Tune\nmetadata: {name: %s}\nspec: {bars: %s}\n' "$1" "$2"; }
 k() { kubectl "$@"; }
+# refused runs a command that is to fail, or whose answer is looked at in any case.
+refused() { "$@" || true; }
 
 eventually '^default ' k get serviceaccounts
 want 'Server Version: v1\.[0-9]+\.[0-9]+$' k version
@@ -141,6 +145,7 @@ want '^yes' k auth can-i list pods -n other --as=system:serviceaccount:other:def
 want '^eyJ' k create token default
 want 'created' k create job once --image=web:1
 want 'created' k create cronjob hourly --image=web:1 --schedule='0 * * * *'
+eventually 'k8s/hourly +cron' tutti ls k8s
 want 'created' k create quota few --hard=pods=1 -n other
 want 'deleted' k delete job once
 want 'nodes "nowhere" not found' bash -c "kubectl taint nodes nowhere a=b:NoSchedule 2>&1 || true"
@@ -158,6 +163,26 @@ want 'exposed' k expose deployment cache --port=6379
 eventually '^PONG' k exec deployment/cache -- redis-cli -h cache ping
 eventually '^PONG' k exec deployment/cache -- redis-cli -h cache.default.svc.cluster.local ping
 want 'default/cache-|cache-' tutti ps
+
+# Deployments are workloads of every API, which scale them and change nothing else.
+eventually 'k8s/cache +service +ready +3/3 +redis:7' tutti ls k8s
+want 'cache-.* redis:7|cache-' tutti ps k8s/cache
+want 'Deployment cache of Kubernetes' tutti explain k8s/cache
+want 'k8s_cache +replicated +3/3 +redis:7' docker service ls
+want '^k8s_cache\.[123] Running' docker service ps --format '{{.Name}} {{.CurrentState}}' k8s_cache
+want 'Ready to accept connections' docker service logs k8s_cache
+want '"id":"/k8s/cache".*"tasksRunning":3' curl -sf "$MARATHON_URL/v2/apps//k8s/cache"
+want '' tutti scale k8s/cache 4
+want '^4$' k get deployment cache -o 'jsonpath={.spec.replicas}{"\n"}'
+want 'converged|scaled to 2' docker service scale k8s_cache=2
+eventually '^2$' k get deployment cache -o 'jsonpath={.status.readyReplicas}{"\n"}'
+want 'deploymentId' curl -sf -X PUT -H 'Content-Type: application/json' -d '{"instances":3}' "$MARATHON_URL/v2/apps//k8s/cache"
+eventually '^3$' k get deployment cache -o 'jsonpath={.status.readyReplicas}{"\n"}'
+eventually 'k8s/cache +service +ready +3/3' tutti ls k8s
+want 'Deployment cache of Kubernetes: here it can be scaled; for all else use kubectl' refused tutti rm k8s/cache
+want 'use kubectl' refused docker service rm k8s_cache
+want 'use kubectl' refused docker service update --image redis:8 k8s_cache
+want 'use kubectl' refused curl -s -X DELETE "$MARATHON_URL/v2/apps//k8s/cache"
 
 # Names that stand for others, addresses from outside, policies.
 want 'created' k create service externalname elsewhere --external-name=cache.default.svc.cluster.local
@@ -202,6 +227,8 @@ want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 want 'created' k create job hello --image=redis:7 -- redis-server --version
 want 'condition met' k wait --for=condition=complete --timeout=90s job/hello
 want 'Redis server v=' k logs job/hello
+eventually 'k8s/hello +job +completed' tutti ls k8s
+want 'a Job|Job hello of Kubernetes' refused tutti scale k8s/hello 3
 
 # What it uses, and who may see it.
 eventually 'cache-.* [0-9]+m +[0-9]+Mi' k top pods
@@ -244,6 +271,9 @@ want 'tutti-local \(default\) +tutti.run/local +Delete +Immediate' k get storage
 want 'created' k apply -f "$work/store.yaml"
 want 'roll out complete|partitioned|rolling update complete' k rollout status statefulset store --timeout=90s
 want 'data-store-1 +Bound' k get pvc
+eventually 'k8s/store +stateful +ready +2/2' tutti ls k8s
+want '' tutti scale k8s/store 1
+eventually '^1$' k get statefulset store -o 'jsonpath={.status.replicas}{"\n"}'
 want '^OK' k exec store-0 -- redis-cli set word kept
 want 'deleted' k delete pod store-0
 eventually '^kept' k exec store-0 -- redis-cli get word

@@ -15,6 +15,9 @@ import (
 
 // workload takes the next steps of one workload.
 func (p *pass) workload(w *model.Workload) error {
+	if w.Followed != nil {
+		return nil // another platform looks after it
+	}
 	if w.Type == model.CronWorkload {
 		p.cron(w)
 		return nil

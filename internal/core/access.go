@@ -84,6 +84,8 @@ var requirements = map[string]requirement{
 	"file remove":     {role: model.RoleOperator},
 	"file labels":     {role: model.RoleOperator},
 	"workload labels": {role: model.RoleOperator},
+	// What is told over and over of what another platform keeps; what people do to that is in its own log.
+	"follow": {role: model.RoleAdmin, cluster: true, silent: true},
 	// What other components keep, which may be anything, secrets as well.
 	"keys read": {role: model.RoleKeys, cluster: true, silent: true},
 	keysChange:  {role: model.RoleKeys, cluster: true},

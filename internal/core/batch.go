@@ -162,6 +162,9 @@ func removeListed(snap *store.Snapshot, cs *store.ChangeSet, a *act, ids []strin
 		if err := a.in(w.Namespace); err != nil {
 			return err
 		}
+		if err := w.Refusal(); err != nil {
+			return err
+		}
 		removeWorkload(snap, cs, w, nil)
 		removeServices(snap, cs, w)
 		event(cs, time.Now(), "workload removed", w, "by "+a.who.Name+" through "+a.who.Via)

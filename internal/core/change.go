@@ -22,7 +22,10 @@ func (c *Core) Scale(ctx context.Context, who Caller, ref string, count int) (er
 	if count < 0 {
 		return fault.New(fault.Invalid, "count %d is negative", count)
 	}
-	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+	return c.changeAny(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		if !w.Scalable() {
+			return w.Refusal()
+		}
 		switch w.Type {
 		case model.ServiceWorkload, model.StatefulWorkload, model.JobWorkload, model.CronWorkload:
 		default:
@@ -83,7 +86,17 @@ func setRevision(snap *store.Snapshot, cs *store.ChangeSet, w *model.Workload, n
 	keepRevision(snap, cs, w, hash, now)
 }
 
+// changeWorkload changes a workload, unless it belongs to another platform.
 func (c *Core) changeWorkload(ctx context.Context, a *act, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {
+	return c.changeAny(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
+		if err := w.Refusal(); err != nil {
+			return err
+		}
+		return change(w, snap, cs, now)
+	})
+}
+
+func (c *Core) changeAny(ctx context.Context, a *act, ref string, change func(*model.Workload, *store.Snapshot, *store.ChangeSet, time.Time) error) error {
 	return c.update(ctx, func(snap *store.Snapshot, cs *store.ChangeSet) error {
 		old, err := findWorkload(snap.Only(a.who.sees), a.who.namespace(), ref)
 		if err == nil {
@@ -127,10 +140,18 @@ func (c *Core) Remove(ctx context.Context, who Caller, ref string, withVolumes b
 		now := time.Now()
 		switch {
 		case f.Application != nil:
+			for w := range store.ByApplication[*model.Workload](snap, f.Application.Namespace, f.Application.Name) {
+				if err := w.Refusal(); err != nil {
+					return err
+				}
+			}
 			volumes = c.removeApplication(snap, cs, f.Application, &workloads)
 			event(cs, now, "application removed", f.Application, fmt.Sprintf("by %s through %s", who.Name, who.Via))
 		case f.Workload != nil:
 			w := f.Workload
+			if err := w.Refusal(); err != nil {
+				return err
+			}
 			workloads = append(workloads, w.ID)
 			removeWorkload(snap, cs, w, nil)
 			removeServices(snap, cs, w)

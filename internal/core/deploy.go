@@ -80,6 +80,9 @@ func checkDeployment(d *Deployment) error {
 		if w.Count < 0 {
 			bad("workload %s: count %d is negative", w.Name, w.Count)
 		}
+		if w.Followed != nil {
+			bad("workload %s: what another platform keeps is not deployed", w.Name)
+		}
 		if len(w.Template.Tasks) == 0 {
 			bad("workload %s has no task", w.Name)
 		}
@@ -376,6 +379,11 @@ func (p *planner) workloads() error {
 			w.PullLogin = sealed
 		}
 		old, ok := store.ByName[*model.Workload](p.snap, p.d.Namespace, p.d.Application, w.Name)
+		if ok && (w.Belongs == nil || old.Followed != nil) {
+			if err := old.Refusal(); err != nil {
+				return err
+			}
+		}
 		if ok && old.Type != w.Type && (old.Type == model.StatefulWorkload || w.Type == model.StatefulWorkload) {
 			return fault.New(fault.Conflict, "workload %s is of kind %s and cannot become %s: one writer in each slot could not be kept; remove it first, or give it another name",
 				w.Name, old.Type, w.Type)

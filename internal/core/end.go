@@ -30,6 +30,11 @@ func (c *Core) EndInstances(ctx context.Context, who Caller, ids []string, shrin
 			if err := a.in(i.Namespace); err != nil {
 				return err
 			}
+			if w, ok := store.Get[*model.Workload](snap, i.WorkloadID); ok {
+				if err := w.Refusal(); err != nil {
+					return err
+				}
+			}
 			if i.Desired != model.DesiredRun || i.Status.State.Final() && !shrink {
 				continue
 			}

@@ -38,7 +38,9 @@ func (c *Core) Explain(ctx context.Context, who Caller, ref string) (Explanation
 		e.workload(f.Workload)
 	case f.Application != nil:
 		for w := range store.ByApplication[*model.Workload](snap, f.Application.Namespace, f.Application.Name) {
-			e.workload(w)
+			if _, within := store.Within(snap, w); !within {
+				e.workload(w)
+			}
 		}
 		if e.out.State == "" {
 			e.out.State = "all is well"
@@ -76,7 +78,7 @@ func (e *explainer) workload(w *model.Workload) {
 	}
 	ready, wanted := 0, w.Count
 	var shown []*model.Instance
-	for i := range store.InstancesOfWorkload(e.snap, w.ID) {
+	for i := range store.InstancesOf(e.snap, w) {
 		if i.Serving() || (w.Type.Job() && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID) {
 			ready++
 		}
@@ -86,6 +88,18 @@ func (e *explainer) workload(w *model.Workload) {
 	}
 	if w.Type.PerNode() {
 		wanted = len(shown)
+	}
+	if f := w.Followed; f != nil {
+		e.say("%s is the %s %s of %s", w.FullName(), w.Belongs.Kind, w.Belongs.Name, w.Belongs.Platform)
+		if w.Type.Job() {
+			ready = f.Completed // what has completed may be gone
+		}
+		if f.Message != "" {
+			e.say("  %s", f.Message)
+		}
+		if f.Count != w.Count {
+			e.say("  %d instances are asked for here, of which %s is about to be told", w.Count, w.Belongs.Platform)
+		}
 	}
 	word := "ready"
 	if w.Type.Job() {
@@ -133,7 +147,15 @@ func (e *explainer) schedule(w *model.Workload) {
 	if zone == "" {
 		zone = "UTC"
 	}
-	e.say("%s starts a run at %s, %s; %d runs have not ended", w.FullName(), w.Cron.Schedule, zone, st.Active)
+	active := st.Active
+	if w.Followed != nil {
+		for run := range store.OwnedBy(e.snap, w.ID) {
+			if run.Followed != nil && !run.Followed.Failing && run.Followed.Completed < run.Count {
+				active++
+			}
+		}
+	}
+	e.say("%s starts a run at %s, %s; %d runs have not ended", w.FullName(), w.Cron.Schedule, zone, active)
 	switch {
 	case w.Status.Rollout.State == model.RolloutFailed:
 		e.out.State = "its schedule is not understood"
@@ -376,12 +398,15 @@ func (c *Core) Status(ctx context.Context, who Caller) (ClusterStatus, error) {
 		s.Applications++
 	}
 	for w := range store.List[*model.Workload](snap) {
+		if _, within := store.Within(snap, w); within {
+			continue // it counts with that
+		}
 		s.Workloads++
 		if w.Type == model.CronWorkload {
 			continue // its runs count by themselves
 		}
 		ready, pending := 0, 0
-		for i := range store.InstancesOfWorkload(snap, w.ID) {
+		for i := range store.InstancesOf(snap, w) {
 			if !i.WantsToRun() {
 				if w.Type.Job() && i.Status.State == model.InstanceCompleted && i.RevisionID == w.RevisionID {
 					ready++
@@ -400,6 +425,9 @@ func (c *Core) Status(ctx context.Context, who Caller) (ClusterStatus, error) {
 				s.Pending++
 				pending++
 			}
+		}
+		if f := w.Followed; f != nil && w.Type.Job() {
+			ready = f.Completed // what has completed may be gone
 		}
 		advice := "`tutti explain " + w.FullName() + "` says why"
 		switch {

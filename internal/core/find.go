@@ -164,7 +164,7 @@ func findNode(snap *store.Snapshot, ref string) (*model.Node, error) {
 func instancesOf(snap *store.Snapshot, f Found) []*model.Instance {
 	var out []*model.Instance
 	add := func(w *model.Workload) {
-		for i := range store.InstancesOfWorkload(snap, w.ID) {
+		for i := range store.InstancesOf(snap, w) {
 			out = append(out, i)
 		}
 	}

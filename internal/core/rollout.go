@@ -161,7 +161,7 @@ func (c *Core) Rollout(ctx context.Context, who Caller, ref string) (RolloutInfo
 	}
 	out := RolloutInfo{Workload: w.FullName(), Status: w.Status.Rollout, Plan: w.Plan, Paused: w.Paused, Suspended: w.Suspended, Revisions: []RevisionInfo{}}
 	running := map[string]int{}
-	for i := range store.InstancesOfWorkload(snap, w.ID) {
+	for i := range store.InstancesOf(snap, w) {
 		if !i.Status.State.Final() {
 			running[i.RevisionID]++
 		}

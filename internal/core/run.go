@@ -67,6 +67,9 @@ func (c *Core) RemoveWorkload(ctx context.Context, who Caller, id string, within
 		if err := a.in(w.Namespace); err != nil {
 			return err
 		}
+		if w.Followed != nil {
+			return w.Refusal()
+		}
 		removeWorkload(snap, cs, w, within)
 		removeServices(snap, cs, w)
 		event(cs, time.Now(), "workload removed", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))

@@ -55,6 +55,7 @@ func (w *Workload) Clone() *Workload {
 	c.Maintenance = slices.Clone(w.Maintenance)
 	c.StopWithin = clonePointer(w.StopWithin)
 	c.PullLogin = slices.Clone(w.PullLogin)
+	c.Belongs, c.Followed = clonePointer(w.Belongs), clonePointer(w.Followed)
 	return &c
 }
 

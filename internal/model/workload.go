@@ -74,8 +74,12 @@ type Workload struct {
 	Maintenance []Window `json:"maintenance,omitempty"`
 	// Unreachable says what becomes of instances whose node is down.
 	Unreachable UnreachablePolicy `json:"unreachable,omitzero"`
-	// OwnerID is the cron workload that a job is a run of.
+	// OwnerID is the cron workload that a job is a run of, or the followed workload that an instance of
+	// another platform is of.
 	OwnerID string `json:"ownerID,omitempty"`
+	// Belongs is what it is to another platform, which made it; Followed is how that keeps it.
+	Belongs  *Belonging `json:"belongs,omitempty"`
+	Followed *Followed  `json:"followed,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
 	// Paused freezes the workload: what runs is kept up, and no instance gets another revision.

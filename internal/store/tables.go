@@ -51,7 +51,8 @@ var kinds = func() map[model.Kind]*kindInfo {
 	for _, info := range []kindInfo{
 		kindOf[model.Node](kindInfo{observed: true}),
 		kindOf[model.Application](kindInfo{}),
-		kindOf[model.Workload](kindInfo{observed: true}),
+		kindOf[model.Workload](kindInfo{observed: true,
+			workload: func(m *model.Meta) string { return as[*model.Workload](m).OwnerID }}),
 		kindOf[model.Revision](kindInfo{repeats: true,
 			workload: func(m *model.Meta) string { return as[*model.Revision](m).WorkloadID }}),
 		kindOf[model.Instance](kindInfo{observed: true, repeats: true, over: overtaken,
@@ -263,6 +264,39 @@ func ByApplication[T model.Object](s *Snapshot, namespace, application string) i
 func InstancesOfWorkload(s *Snapshot, workloadID string) iter.Seq[*model.Instance] {
 	t := s.state.table(model.KindInstance)
 	return those[*model.Instance](s, t.byWorkload, inGroup(kinds[model.KindInstance].workload, workloadID))
+}
+
+// OwnedBy yields the workloads that a workload owns.
+func OwnedBy(s *Snapshot, workloadID string) iter.Seq[*model.Workload] {
+	t := s.state.table(model.KindWorkload)
+	return those[*model.Workload](s, t.byWorkload, inGroup(kinds[model.KindWorkload].workload, workloadID))
+}
+
+// InstancesOf yields the instances that people see of a workload: its own, or, of one that another platform
+// keeps, those of the workloads that it owns.
+func InstancesOf(s *Snapshot, w *model.Workload) iter.Seq[*model.Instance] {
+	if w.Followed == nil || w.Type == model.CronWorkload {
+		return InstancesOfWorkload(s, w.ID)
+	}
+	return func(yield func(*model.Instance) bool) {
+		for owned := range OwnedBy(s, w.ID) {
+			for i := range InstancesOfWorkload(s, owned.ID) {
+				if !yield(i) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// Within is the workload of another platform in whose place nobody wants to see w; false when w stands for
+// itself.
+func Within(s *Snapshot, w *model.Workload) (*model.Workload, bool) {
+	if w.OwnerID == "" || w.Followed != nil {
+		return nil, false
+	}
+	owner, ok := Get[*model.Workload](s, w.OwnerID)
+	return owner, ok && owner.Followed != nil
 }
 
 // InstancesOnNode yields the instances placed on a node, those that ended included.

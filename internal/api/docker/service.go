@@ -23,11 +23,11 @@ import (
 	"github.com/tutti-run/tutti/internal/store"
 )
 
-// servicesOf lists the workloads that Swarm knows as services: all but containers.
+// servicesOf lists the workloads that Swarm knows as services: all but containers, and what others stand for.
 func servicesOf(snap *store.Snapshot) []*model.Workload {
 	var out []*model.Workload
 	for w := range store.List[*model.Workload](snap) {
-		if !isContainer(w) {
+		if _, within := store.Within(snap, w); !within && !isContainer(w) {
 			out = append(out, w)
 		}
 	}
@@ -164,7 +164,7 @@ func serviceView(snap *store.Snapshot, w *model.Workload, status bool) swarm.Ser
 	if status {
 		s.ServiceStatus = &swarm.ServiceStatus{DesiredTasks: uint64(w.Count)}
 		nodes := 0
-		for i := range store.InstancesOfWorkload(snap, w.ID) {
+		for i := range store.InstancesOf(snap, w) {
 			switch {
 			case i.Status.State == model.InstanceRunning && i.Desired == model.DesiredRun:
 				s.ServiceStatus.RunningTasks++
@@ -299,6 +299,9 @@ func (a *API) updateForeign(w http.ResponseWriter, r *request, wl *model.Workloa
 	var u, v any
 	_, _ = json.Unmarshal(x, &u), json.Unmarshal(y, &v)
 	if fmt.Sprint(u) != fmt.Sprint(v) {
+		if err := wl.Refusal(); err != nil {
+			return err
+		}
 		return fault.New(fault.Unsupported, "service %s was made with another API of Tutti: here it can be scaled and restarted; change it where it was made", spec.Name)
 	}
 	if replicas != nil && replicas.Replicas != nil && int(*replicas.Replicas) != wl.Count {
@@ -317,6 +320,9 @@ func (a *API) updateForeign(w http.ResponseWriter, r *request, wl *model.Workloa
 func (a *API) serviceRemove(w http.ResponseWriter, r *request) error {
 	wl, err := findService(a.snapshot(), r.vars["id"])
 	if err != nil {
+		return err
+	}
+	if err := wl.Refusal(); err != nil {
 		return err
 	}
 	if err := a.Core.RemoveWorkload(r.Context(), r.who, wl.ID, nil); err != nil {

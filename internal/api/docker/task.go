@@ -27,7 +27,46 @@ func findTask(snap *store.Snapshot, ref string) (*model.Instance, *model.Workloa
 		return nil, nil, fault.New(fault.NotFound, "task %s not found", ref)
 	}
 	w, _ := store.Get[*model.Workload](snap, found[0].WorkloadID)
+	if owner, within := store.Within(snap, w); within {
+		for _, i := range tasksOf(snap, owner) {
+			if i.ID == found[0].ID {
+				return i, owner, nil
+			}
+		}
+	}
 	return found[0], w, nil
+}
+
+// tasksOf are the instances of a service. Those of one that another platform keeps have no slots: they are
+// numbered here, by their age.
+func tasksOf(snap *store.Snapshot, w *model.Workload) []*model.Instance {
+	list := slices.Collect(store.InstancesOf(snap, w))
+	if w.Followed == nil {
+		return list
+	}
+	slices.SortFunc(list, func(x, y *model.Instance) int {
+		return cmp.Or(x.Created.Compare(y.Created), strings.Compare(x.ID, y.ID))
+	})
+	slot := 0
+	for n, i := range list {
+		list[n] = i.Clone()
+		if i.WantsToRun() {
+			slot++
+			list[n].Slot = slot
+		}
+	}
+	for _, i := range list {
+		if !i.WantsToRun() {
+			slot++
+			i.Slot = slot
+		}
+	}
+	return list
+}
+
+// current reports whether an instance is of the template that its service has now, as far as that is known.
+func current(w *model.Workload, i *model.Instance) bool {
+	return i.RevisionID == w.RevisionID || w.Followed != nil
 }
 
 // taskState is the state of an instance in Swarm's words.
@@ -97,7 +136,7 @@ func taskView(snap *store.Snapshot, w *model.Workload, i *model.Instance) swarm.
 		t.Spec = taskSpecOf(&r.Template)
 	}
 	if w.Type.Job() {
-		if iteration := jobIteration(w); i.RevisionID == w.RevisionID {
+		if iteration := jobIteration(w); current(w, i) {
 			t.JobIteration = &iteration
 		} else {
 			t.JobIteration = &swarm.Version{}
@@ -172,13 +211,13 @@ func (a *API) taskList(w http.ResponseWriter, r *request) error {
 		if len(f["service"]) > 0 && !services[wl.ID] {
 			continue
 		}
-		for i := range store.InstancesOfWorkload(snap, wl.ID) {
+		for _, i := range tasksOf(snap, wl) {
 			t := taskView(snap, wl, i)
 			name := instanceName(wl, i)
 			desired := string(t.DesiredState)
 			switch {
 			case len(f["node"]) > 0 && !nodes[i.NodeID], !f.prefix("id", i.ID), !f.prefix("name", name, dockerName(&wl.Meta)), !f.exact("runtime", "container"),
-				upToDateAsked && upToDate != (i.RevisionID == wl.RevisionID), !f.labels("label", i.Labels):
+				upToDateAsked && upToDate != current(wl, i), !f.labels("label", i.Labels):
 				continue
 			case len(f["desired-state"]) > 0 && !f.exact("desired-state", desired) && !(desired == "complete" && f.exact("desired-state", "running")):
 				continue

@@ -258,6 +258,9 @@ func (a *API) scaleForeign(r *request, path string, o object) error {
 	_ = json.Unmarshal(data, &present)
 	for name, value := range rest {
 		if !sameJSON(value, present[name]) {
+			if err := e.workload.Refusal(); err != nil {
+				return err
+			}
 			return &invalid{message: "Object is not valid", status: http.StatusUnprocessableEntity, details: []detail{{
 				Path: "/" + name, Errors: []string{"this app was made with another API of Tutti: here it can be scaled, restarted and deleted; change it where it was made"},
 			}}}
@@ -460,6 +463,9 @@ func (a *API) appOfTask(r *request, id string) (*entry, error) {
 	instance, _ := instanceOf(id)
 	if i, ok := store.Get[*model.Instance](r.snap, instance); ok {
 		if w, ok := store.Get[*model.Workload](r.snap, i.WorkloadID); ok && w.Namespace == r.ns {
+			if owner, within := store.Within(r.snap, w); within {
+				w = owner
+			}
 			if e := a.entryOf(w); e != nil && !e.isPod() {
 				return e, nil
 			}

@@ -262,6 +262,9 @@ func (p *planned) app(path string, a *app, e *entry) error {
 			return fault.New(fault.Conflict, "A pod with id [%s] already exists.", path)
 		}
 		t.Action, t.WorkloadID, t.Before, t.Count = "Restart", e.workload.ID, e.kept, e.workload.Count
+		if err := e.workload.Refusal(); err != nil {
+			return err
+		}
 		if e.kept == nil {
 			return fault.New(fault.Unsupported, "%s was made with another API of Tutti: here it can be scaled, restarted and deleted; change it where it was made", path)
 		}

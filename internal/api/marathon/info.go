@@ -71,7 +71,7 @@ func (a *API) metrics(w http.ResponseWriter, r *request) error {
 	apps, tasks, staged := 0, 0, 0
 	for _, e := range a.entries(r.snap, r.ns) {
 		apps++
-		for i := range store.InstancesOfWorkload(r.snap, e.workload.ID) {
+		for i := range store.InstancesOf(r.snap, e.workload) {
 			switch node := nodeByID(r.snap, i.NodeID); {
 			case !launched(i, node):
 			case stateOf(i, node) == "TASK_RUNNING":

@@ -74,7 +74,7 @@ func (a *API) keptOf(w *model.Workload) *kept {
 func (a *API) entryOf(w *model.Workload) *entry {
 	k := a.keptOf(w)
 	switch {
-	case k != nil && k.Job != nil, w.OwnerID != "":
+	case k != nil && k.Job != nil, w.OwnerID != "": // of a schedule, or of what stands for it
 		return nil
 	case k != nil:
 		return &entry{k.ID, w, k}

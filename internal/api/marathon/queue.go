@@ -112,7 +112,7 @@ func (a *API) queue(w http.ResponseWriter, r *request) error {
 func (a *API) queued(r *request, e *entry, now time.Time, with bool) (item queueItem, waits bool, err error) {
 	unplaced, since := 0, time.Time{}
 	var until time.Time
-	for i := range store.InstancesOfWorkload(r.snap, e.workload.ID) {
+	for i := range store.InstancesOf(r.snap, e.workload) {
 		if i.Desired != model.DesiredRun {
 			continue
 		}
@@ -214,7 +214,7 @@ func (a *API) queueReset(w http.ResponseWriter, r *request) error {
 		return a.notFound("Application", path+" in tasks queue")
 	}
 	var ids []string
-	for i := range store.InstancesOfWorkload(r.snap, e.workload.ID) {
+	for i := range store.InstancesOf(r.snap, e.workload) {
 		if i.Desired == model.DesiredRun && i.Status.State == model.InstanceWaiting {
 			ids = append(ids, i.ID)
 		}

@@ -120,7 +120,7 @@ func (a *API) tasksOf(snap *store.Snapshot, e *entry) []task {
 		spec = e.kept.App
 	}
 	versions := map[string]string{}
-	for i := range store.InstancesOfWorkload(snap, e.workload.ID) {
+	for i := range store.InstancesOf(snap, e.workload) {
 		node, _ := store.Get[*model.Node](snap, i.NodeID)
 		if launched(i, node) {
 			out = append(out, taskView(snap, e, spec, i, node, versions))

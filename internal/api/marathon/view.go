@@ -124,7 +124,7 @@ func (a *API) info(r *request, e *entry, with embeds) *appInfo {
 	out := &appInfo{app: *a.spec(snap, e)}
 	var failure *model.Instance
 	versions := map[string]string{}
-	for i := range store.InstancesOfWorkload(snap, e.workload.ID) {
+	for i := range store.InstancesOf(snap, e.workload) {
 		st := &i.Status
 		node, _ := store.Get[*model.Node](snap, i.NodeID)
 		if st.State == model.InstanceFailed || st.State == model.InstanceLost || st.Restarts > 0 {
@@ -216,7 +216,7 @@ func (a *API) stats(snap *store.Snapshot, e *entry) map[string]any {
 		}
 		g.ages = append(g.ages, now.Sub(i.Created).Seconds())
 	}
-	for i := range store.InstancesOfWorkload(snap, e.workload.ID) {
+	for i := range store.InstancesOf(snap, e.workload) {
 		node, _ := store.Get[*model.Node](snap, i.NodeID)
 		if !launched(i, node) {
 			continue

@@ -50,6 +50,7 @@ func New(d Deps) http.Handler {
 	s.registryRoutes(mux)
 	s.volumeRoutes(mux)
 	s.instanceRoutes(mux)
+	s.followRoutes(mux)
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		writeError(w, fault.New(fault.NotFound, "%s %s is not part of this API", r.Method, r.URL.Path))
 	})

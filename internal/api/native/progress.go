@@ -60,6 +60,9 @@ type Progress struct {
 
 // ProgressOf derives the progress of a workload from its instances.
 func ProgressOf(w *model.Workload, instances []*model.Instance) Progress {
+	if w.Followed != nil {
+		return followedProgress(w, instances)
+	}
 	p := Progress{Probed: true}
 	places := placesOf(w, instances)
 	switch {

@@ -121,7 +121,10 @@ func applications(snap *store.Snapshot) []ApplicationView {
 	for a := range store.List[*model.Application](snap) {
 		v := ApplicationView{Application: *a, Standing: StandingReady}
 		for w := range store.ByApplication[*model.Workload](snap, a.Namespace, a.Name) {
-			p := ProgressOf(w, slices.Collect(store.InstancesOfWorkload(snap, w.ID)))
+			if _, within := store.Within(snap, w); within {
+				continue
+			}
+			p := ProgressOf(w, slices.Collect(store.InstancesOf(snap, w)))
 			v.Workloads++
 			v.Wanted += p.Wanted
 			v.Ready += p.Ready + p.Completed
@@ -132,7 +135,7 @@ func applications(snap *store.Snapshot) []ApplicationView {
 	return byFullName(out, func(v *ApplicationView) *model.Meta { return &v.Meta })
 }
 
-// workloads lists those of an application, or all when it is empty.
+// workloads lists those of an application, or all when it is empty; none that another one stands for.
 func workloads(snap *store.Snapshot, namespace, application string) []WorkloadView {
 	out := []WorkloadView{}
 	list := store.List[*model.Workload](snap)
@@ -140,7 +143,9 @@ func workloads(snap *store.Snapshot, namespace, application string) []WorkloadVi
 		list = store.ByApplication[*model.Workload](snap, namespace, application)
 	}
 	for w := range list {
-		out = append(out, WorkloadView{Workload: *w, Progress: ProgressOf(w, slices.Collect(store.InstancesOfWorkload(snap, w.ID)))})
+		if _, within := store.Within(snap, w); !within {
+			out = append(out, WorkloadView{Workload: *w, Progress: ProgressOf(w, slices.Collect(store.InstancesOf(snap, w)))})
+		}
 	}
 	return byFullName(out, func(v *WorkloadView) *model.Meta { return &v.Workload.Meta })
 }
@@ -171,7 +176,7 @@ func (s *server) instances(who core.Caller, snap *store.Snapshot, c InstanceChoi
 
 func (s *server) choose(who core.Caller, snap *store.Snapshot, c InstanceChoice) ([]*model.Instance, error) {
 	if c.Application != "" {
-		return slices.Collect(store.ByApplication[*model.Instance](snap, namespaceOf(who), c.Application)), nil
+		return instancesOfApplication(snap, namespaceOf(who), c.Application), nil
 	}
 	if c.Ref == "" {
 		return slices.Collect(store.List[*model.Instance](snap)), nil
@@ -182,13 +187,24 @@ func (s *server) choose(who core.Caller, snap *store.Snapshot, c InstanceChoice)
 	}
 	switch {
 	case f.Application != nil:
-		return slices.Collect(store.ByApplication[*model.Instance](snap, f.Application.Namespace, f.Application.Name)), nil
+		return instancesOfApplication(snap, f.Application.Namespace, f.Application.Name), nil
 	case f.Workload != nil:
-		return slices.Collect(store.InstancesOfWorkload(snap, f.Workload.ID)), nil
+		return slices.Collect(store.InstancesOf(snap, f.Workload)), nil
 	case f.Node != nil:
 		return slices.Collect(store.InstancesOnNode(snap, f.Node.ID)), nil
 	}
 	return []*model.Instance{f.Instance}, nil
+}
+
+// instancesOfApplication are its own, and those that its workloads stand for.
+func instancesOfApplication(snap *store.Snapshot, namespace, application string) []*model.Instance {
+	out := slices.Collect(store.ByApplication[*model.Instance](snap, namespace, application))
+	for w := range store.ByApplication[*model.Workload](snap, namespace, application) {
+		if w.Followed != nil {
+			out = append(out, slices.Collect(store.InstancesOf(snap, w))...)
+		}
+	}
+	return out
 }
 
 // names looks up, once for a whole list, what instances refer to.

@@ -3,6 +3,7 @@ package apiserver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -135,6 +136,39 @@ func TestAnAPIServerOnTheKeySpace(t *testing.T) {
 		pods, err := k.CoreV1().Pods("default").List(t.Context(), metav1.ListOptions{LabelSelector: "app=web"})
 		if err == nil && len(pods.Items) != 1 {
 			err = errors.New("there are none")
+		}
+		return err
+	})
+	tutti := native.Dial(c.Socket)
+	defer tutti.Close()
+	shown := func() (*native.WorkloadView, error) {
+		list, err := tutti.Workloads(t.Context(), "")
+		if err != nil {
+			return nil, err
+		}
+		if len(list) != 1 || list[0].FullName() != "k8s/web" {
+			return nil, fmt.Errorf("workloads are %d, the first of %+v", len(list), list)
+		}
+		return &list[0], nil
+	}
+	eventually(t, "the deployment is a workload, and its pods a part of that", func() error {
+		w, err := shown()
+		if err == nil && (w.Count != 1 || w.Belongs.Kind != "Deployment") {
+			err = fmt.Errorf("it is %+v", w)
+		}
+		return err
+	})
+	if err := tutti.Scale(t.Context(), "k8s/web", 2); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "scaling it is scaling the deployment", func() error {
+		d, err := k.AppsV1().Deployments("default").Get(t.Context(), "web", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		w, err := shown()
+		if err == nil && (*d.Spec.Replicas != 2 || d.Status.Replicas != 2 || w.Count != 2 || w.Followed.Count != 2) {
+			err = fmt.Errorf("the deployment has %d, of %d, and the workload %d", d.Status.Replicas, *d.Spec.Replicas, w.Count)
 		}
 		return err
 	})

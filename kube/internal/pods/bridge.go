@@ -41,6 +41,8 @@ type Tutti interface {
 	RemoveWorkload(ctx context.Context, req native.RemoveWorkload) error
 	RemoveService(ctx context.Context, id string) error
 	LabelWorkload(ctx context.Context, req native.LabelWorkload) error
+	Follow(ctx context.Context, f core.Following) error
+	Unfollow(ctx context.Context, id string) error
 	Policies(ctx context.Context) ([]model.Policy, error)
 	RemovePolicy(ctx context.Context, id string) error
 	RemoveVolume(ctx context.Context, id string) error
@@ -88,6 +90,7 @@ type bridge struct {
 	volumes  corelisters.PersistentVolumeLister
 	classes  storagelisters.StorageClassLister
 	runtimes nodelisters.RuntimeClassLister
+	makers   makers
 
 	ingresses      networkinglisters.IngressLister
 	ingressClasses networkinglisters.IngressClassLister
@@ -100,6 +103,7 @@ type bridge struct {
 	failed  map[string]string   // UID → why it could not be made
 	keys    map[string]string   // UID → key of the Pod
 
+	scaled    map[string]passed // by UID of what makes Pods
 	addresses map[string]string // of services of type LoadBalancer, by namespace/name
 	answering map[string]bool   // nodes, by ID, that answer Ingresses
 }
@@ -131,7 +135,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 		Config: c, client: client, seen: newMirror(),
 		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
 		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{},
-		addresses: map[string]string{}, answering: map[string]bool{},
+		scaled: map[string]passed{}, addresses: map[string]string{}, answering: map[string]bool{},
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
@@ -175,6 +179,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.follow(v1.PersistentVolumes().Informer(), func(o metav1.Object) { b.queue.Add("volume/" + o.GetName()) })
 	b.follow(factory.Storage().V1().StorageClasses().Informer(), func(metav1.Object) {})
 	b.follow(factory.Node().V1().RuntimeClasses().Informer(), func(metav1.Object) {})
+	b.followMakers(factory)
 	factory.Start(ctx.Done())
 	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
 		if !ok {
@@ -236,16 +241,9 @@ func (b *bridge) watch(ctx context.Context) {
 				first = false
 				b.forgetOthers(fresh)
 			}
-			workload, node, foreign := b.seen.take(&s)
-			if foreign != "" {
-				b.queue.Add("mirror/" + foreign)
-			}
-			if node != "" {
-				b.queue.Add("node/" + node)
+			b.told(b.seen.take(&s))
+			if s.Kind == model.KindNode {
 				b.nodeSeen(&s)
-			}
-			if workload != "" {
-				b.instanceChanged(workload)
 			}
 			return nil
 		})
@@ -256,6 +254,22 @@ func (b *bridge) watch(ctx context.Context) {
 			case <-time.After(200 * time.Millisecond):
 			}
 		}
+	}
+}
+
+// told has what the core tells of looked at.
+func (b *bridge) told(n news) {
+	if n.foreign != "" {
+		b.queue.Add("mirror/" + n.foreign)
+	}
+	if n.node != "" {
+		b.queue.Add("node/" + n.node)
+	}
+	if n.workload != "" {
+		b.instanceChanged(n.workload)
+	}
+	if n.followed != nil {
+		b.workloadChanged(n.followed)
 	}
 }
 
@@ -292,13 +306,7 @@ func (b *bridge) forgetOthers(fresh map[string]bool) {
 		}
 		b.seen.mu.Unlock()
 		for _, id := range gone {
-			workload, _, foreign := b.seen.take(&core.Seen{Kind: kind, ID: id})
-			if workload != "" {
-				b.instanceChanged(workload)
-			}
-			if foreign != "" {
-				b.queue.Add("mirror/" + foreign)
-			}
+			b.told(b.seen.take(&core.Seen{Kind: kind, ID: id}))
 		}
 	}
 }
@@ -393,6 +401,9 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 		return b.syncPod(ctx, namespace, name)
 	case "mirror":
 		return b.syncMirror(ctx, rest)
+	case "maker":
+		of, name, _ := strings.Cut(name, "/")
+		return b.syncMaker(ctx, namespace, of, name)
 	case "gone":
 		return b.syncGone(ctx, rest)
 	case "node":
@@ -412,6 +423,9 @@ func (b *bridge) sync(ctx context.Context, key string) error {
 	case "left-overs":
 		for _, s := range b.seen.ourServices() {
 			b.queue.Add("service/" + s.Namespace + "/" + s.Labels["kubernetes.io/service"])
+		}
+		for _, w := range b.seen.allFollowed() {
+			b.workloadChanged(w)
 		}
 		for _, uid := range b.seen.made() {
 			b.queue.Add("gone/" + uidOf(uid))

@@ -19,6 +19,7 @@ import (
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -31,6 +32,7 @@ type fakeTutti struct {
 	deployed []core.Deployment
 	removed  []string
 	emptied  []string // volumes
+	refused  []string // why a number of instances was
 	refuse   error
 }
 
@@ -82,6 +84,31 @@ func (f *fakeTutti) RemoveWorkload(_ context.Context, req native.RemoveWorkload)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.removed = append(f.removed, req.ID)
+	return nil
+}
+
+func (f *fakeTutti) Follow(_ context.Context, following core.Following) error {
+	w := following.Workload.Clone()
+	f.mu.Lock()
+	for _, s := range f.all {
+		if o := s.Workload; o != nil && o.ID != w.ID && o.Namespace == w.Namespace && o.Application == w.Application && o.Name == w.Name {
+			f.mu.Unlock()
+			return fault.New(fault.Conflict, "the name %s is taken", w.FullName())
+		}
+	}
+	if old := f.all[w.ID].Workload; old != nil && old.Count != old.Followed.Count && (following.Told == nil || *following.Told != old.Count) {
+		w.Count = old.Count
+	}
+	if following.Refused != "" {
+		f.refused = append(f.refused, following.Refused)
+	}
+	f.mu.Unlock()
+	f.tell(core.Seen{Kind: model.KindWorkload, ID: w.ID, Workload: w})
+	return nil
+}
+
+func (f *fakeTutti) Unfollow(_ context.Context, id string) error {
+	f.tell(core.Seen{Kind: model.KindWorkload, ID: id})
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/tutti-run/tutti/internal/core"
@@ -26,9 +27,15 @@ func newMirror() *mirror {
 	}
 }
 
-// take takes over what was told and returns what it is about: a workload of the bridge's, a node, or an
-// instance of others.
-func (m *mirror) take(s *core.Seen) (workloadID, nodeID, foreignID string) {
+// news is what something that was told is about: by ID a workload of the bridge's, a node, or an instance of
+// others; or a workload that shows what makes Pods.
+type news struct {
+	workload, node, foreign string
+	followed                *model.Workload
+}
+
+// take takes over what was told.
+func (m *mirror) take(s *core.Seen) (n news) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch s.Kind {
@@ -39,11 +46,16 @@ func (m *mirror) take(s *core.Seen) (workloadID, nodeID, foreignID string) {
 		if s.Node != nil {
 			m.nodes[s.ID] = s.Node
 		}
-		return "", s.ID, ""
+		n.node = s.ID
 	case model.KindWorkload:
+		before := m.owners[s.ID]
 		delete(m.owners, s.ID)
 		if s.Workload != nil && s.Workload.Application != application {
 			m.owners[s.ID] = s.Workload
+			before = s.Workload
+		}
+		if before != nil && before.Followed != nil {
+			n.followed = before
 		}
 	case model.KindService:
 		delete(m.services, s.ID)
@@ -57,12 +69,14 @@ func (m *mirror) take(s *core.Seen) (workloadID, nodeID, foreignID string) {
 			if m.workloads[old.WorkloadID] == s.ID {
 				delete(m.workloads, old.WorkloadID)
 			}
-			return old.WorkloadID, "", ""
+			n.workload = old.WorkloadID
+			return n
 		}
 		if s.Instance != nil && s.Instance.Application == application {
 			m.instances[s.ID] = s.Instance
 			m.workloads[s.Instance.WorkloadID] = s.ID
-			return s.Instance.WorkloadID, "", ""
+			n.workload = s.Instance.WorkloadID
+			return n
 		}
 		_, known := m.foreign[s.ID]
 		delete(m.foreign, s.ID)
@@ -70,10 +84,36 @@ func (m *mirror) take(s *core.Seen) (workloadID, nodeID, foreignID string) {
 			m.foreign[s.ID] = s.Instance
 		}
 		if known || s.Instance != nil {
-			return "", "", s.ID
+			n.foreign = s.ID
 		}
 	}
-	return "", "", ""
+	return n
+}
+
+// workload is one of others, or one that shows what makes Pods; nil when there is none of the ID.
+func (m *mirror) workload(id string) *model.Workload {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.owners[id]
+}
+
+// allFollowed are the workloads that show what makes Pods.
+func (m *mirror) allFollowed() (out []*model.Workload) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, w := range m.owners {
+		if w.Followed != nil {
+			out = append(out, w)
+		}
+	}
+	return out
+}
+
+// followed are those of them that show what has a name.
+func (m *mirror) followed(kind, namespace, name string) []*model.Workload {
+	return slices.DeleteFunc(m.allFollowed(), func(w *model.Workload) bool {
+		return w.Belongs.Kind != kind || w.Namespace != namespace || w.Belongs.Name != name
+	})
 }
 
 // others returns an instance of another API's workload, with that; nil when there is none.

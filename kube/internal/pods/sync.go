@@ -69,7 +69,7 @@ func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
 	if inst.NodeID == "" {
 		return b.unscheduled(ctx, pod, inst)
 	}
-	return b.told(ctx, pod, inst)
+	return b.running(ctx, pod, inst)
 }
 
 // make hands a Pod over to the core.
@@ -156,6 +156,7 @@ func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePo
 		}
 		return rc.Handler, nil
 	}
+	s.owner = b.ownerOf(ctx, pod)
 	if pod.Spec.Priority != nil {
 		s.priority = int(*pod.Spec.Priority)
 	}
@@ -245,8 +246,8 @@ func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.I
 	return b.putStatus(ctx, pod, unplaced(pod, b.now(), corev1.PodReasonUnschedulable, inst.Reason))
 }
 
-// told takes over what the core tells of a Pod that has a node.
-func (b *bridge) told(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
+// running takes over what the core tells of a Pod that has a node.
+func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
 	n := b.seen.node(inst.NodeID)
 	if pod.Spec.NodeName == "" {
 		if n == nil {

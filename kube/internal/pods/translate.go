@@ -40,6 +40,8 @@ type surroundings struct {
 	// namespaces that a selector means.
 	namespaces func(matches func(labels map[string]string) bool) []string
 	priority   int
+	// owner is the workload that the Pod's is a part of.
+	owner string
 	// runtime is what a RuntimeClass calls the OCI runtime.
 	runtime func(class string) (string, error)
 }
@@ -78,7 +80,8 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 	w := &model.Workload{
 		Meta:  model.Meta{ID: string(pod.UID), Name: nameOf(pod.Name), Labels: labelsOf(pod)},
 		Type:  model.SingleWorkload,
-		Count: 1, Exclusive: exclusive(pod),
+		Count: 1, Exclusive: exclusive(pod), OwnerID: around.owner,
+		Belongs: &model.Belonging{Platform: "Kubernetes", Tool: "kubectl", Kind: "Pod", Name: pod.Name},
 	}
 	w.Template = model.Template{
 		Separate: true, HostNetwork: s.HostNetwork, HostPIDs: s.HostPID, HostIPC: s.HostIPC,
