@@ -172,7 +172,7 @@ want 'k8s_cache +replicated +3/3 +redis:7' docker service ls
 want '^k8s_cache\.[123] Running' docker service ps --format '{{.Name}} {{.CurrentState}}' k8s_cache
 want 'Ready to accept connections' docker service logs k8s_cache
 want '"id":"/k8s/cache".*"tasksRunning":3' curl -sf "$MARATHON_URL/v2/apps//k8s/cache"
-want '' tutti scale k8s/cache 4
+want '' tutti scale k8s/cache=4
 want '^4$' k get deployment cache -o 'jsonpath={.spec.replicas}{"\n"}'
 want 'converged|scaled to 2' docker service scale k8s_cache=2
 eventually '^2$' k get deployment cache -o 'jsonpath={.status.readyReplicas}{"\n"}'
@@ -228,7 +228,7 @@ want 'created' k create job hello --image=redis:7 -- redis-server --version
 want 'condition met' k wait --for=condition=complete --timeout=90s job/hello
 want 'Redis server v=' k logs job/hello
 eventually 'k8s/hello +job +completed' tutti ls k8s
-want 'a Job|Job hello of Kubernetes' refused tutti scale k8s/hello 3
+want 'a Job|Job hello of Kubernetes' refused tutti scale k8s/hello=3
 
 # What it uses, and who may see it.
 eventually 'cache-.* [0-9]+m +[0-9]+Mi' k top pods
@@ -272,7 +272,7 @@ want 'created' k apply -f "$work/store.yaml"
 want 'roll out complete|partitioned|rolling update complete' k rollout status statefulset store --timeout=90s
 want 'data-store-1 +Bound' k get pvc
 eventually 'k8s/store +stateful +ready +2/2' tutti ls k8s
-want '' tutti scale k8s/store 1
+want '' tutti scale k8s/store=1
 eventually '^1$' k get statefulset store -o 'jsonpath={.status.replicas}{"\n"}'
 want '^OK' k exec store-0 -- redis-cli set word kept
 want 'deleted' k delete pod store-0

@@ -31,32 +31,47 @@ egressSelections:
 // leadPatience at most, is taken to lead on.
 const leadEvery, leadPatience = 250 * time.Millisecond, 3 * time.Second
 
-// nodes answers what the API server asks of nodes, and runs the Pods while this host's server leads the
-// cluster.
-func (c *Config) nodes(ctx context.Context, log *slog.Logger) error {
+// nodes has two parts: what answers the API server in place of nodes, on every server, and what runs the
+// Pods, on the one that leads.
+type nodes struct {
+	work    pods.Config
+	kubelet *pods.Kubelet
+	listen  net.Listener
+	tutti   *native.Client
+}
+
+// newNodes is there before the API server is, which looks for the metrics as soon as it begins and would
+// tell everybody that there are none.
+func (c *Config) newNodes(log *slog.Logger) (*nodes, error) {
 	config, err := clientcmd.BuildConfigFromFlags("", c.path(AdminKubeconfig))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	config.QPS, config.Burst = 1000, 2000
-	tutti := native.Dial(c.Socket)
-	defer tutti.Close()
-	work := pods.Config{Rest: config, Tutti: tutti, Log: log}
-	kubelet, err := pods.NewKubelet(work)
-	if err != nil {
-		return err
+	n := &nodes{tutti: native.Dial(c.Socket)}
+	n.work = pods.Config{Rest: config, Tutti: n.tutti, Log: log}
+	if n.kubelet, err = pods.NewKubelet(n.work); err == nil {
+		n.listen, err = net.Listen("unix", c.path("nodes.sock"))
 	}
-	l, err := net.Listen("unix", c.path("nodes.sock"))
 	if err != nil {
-		return fmt.Errorf("listen for what is asked of nodes: %w", err)
+		n.tutti.Close()
+		return nil, fmt.Errorf("prepare for what is asked of nodes: %w", err)
 	}
+	return n, nil
+}
+
+// answer answers what the API server asks of nodes until ctx is done.
+func (n *nodes) answer(ctx context.Context) error {
+	defer n.tutti.Close()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return kubelet.Serve(ctx) })
-	g.Go(func() error { return kubelet.ServeConnect(ctx, l) })
-	g.Go(func() error {
-		return whileLeading(ctx, tutti, c.Name, func(ctx context.Context) error { return pods.Run(ctx, work) }, log)
-	})
+	g.Go(func() error { return n.kubelet.Serve(ctx) })
+	g.Go(func() error { return n.kubelet.ServeConnect(ctx, n.listen) })
 	return g.Wait()
+}
+
+// run runs the Pods while this host's server leads the cluster.
+func (n *nodes) run(ctx context.Context, name string) error {
+	return whileLeading(ctx, n.tutti, name, func(ctx context.Context) error { return pods.Run(ctx, n.work) }, n.work.Log)
 }
 
 // whileLeading runs something while the server of a host leads its cluster.

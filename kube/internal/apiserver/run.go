@@ -72,15 +72,20 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("listen for the API server: %w", err)
 	}
-	listener, err := listenAt(c.Address, "127.0.0.1", c.Port)
+	nodes, err := c.newNodes(log)
 	if err != nil {
 		return errors.Join(err, etcd.Close())
 	}
+	listener, err := listenAt(c.Address, "127.0.0.1", c.Port)
+	if err != nil {
+		return errors.Join(err, etcd.Close(), nodes.listen.Close())
+	}
 	// What is used outlives what uses it: the controllers end first, then the API server, then the
-	// storage.
+	// storage, and what answers in place of nodes.
 	storageCtx, closeStorage := context.WithCancel(context.WithoutCancel(ctx))
 	below, storageCtx := errgroup.WithContext(storageCtx)
 	below.Go(func() error { return storage.New(storage.Deps{Keys: keys, Log: log}).Serve(storageCtx, etcd) })
+	below.Go(func() error { return nodes.answer(storageCtx) })
 	work, ctx := errgroup.WithContext(ctx)
 	serverCtx, closeServer := context.WithCancel(storageCtx)
 	work.Go(func() error { return ended(ctx, "the API server", c.serve(serverCtx, listener)) })
@@ -98,7 +103,7 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 		if err := c.awaitReady(ctx); err != nil {
 			return err
 		}
-		return ended(ctx, "the pods' part", c.nodes(ctx, log))
+		return ended(ctx, "the pods' part", nodes.run(ctx, c.Name))
 	})
 	err = work.Wait()
 	closeStorage()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -103,6 +104,7 @@ type bridge struct {
 	failed  map[string]string   // UID → why it could not be made
 	keys    map[string]string   // UID → key of the Pod
 
+	contents  uint64            // grows with every change of a ConfigMap or a Secret
 	scaled    map[string]passed // by UID of what makes Pods
 	addresses map[string]string // of services of type LoadBalancer, by namespace/name
 	answering map[string]bool   // nodes, by ID, that answer Ingresses
@@ -159,11 +161,11 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 		if o.GetNamespace() == metav1.NamespaceSystem && o.GetName() == addressesMap {
 			b.addressesChanged()
 		}
-		b.contentChanged(o.GetNamespace())
+		b.contentChanged(o, ofConfigMap)
 	})
 	b.follow(v1.Secrets().Informer(), func(o metav1.Object) {
 		b.secretChanged(o)
-		b.contentChanged(o.GetNamespace())
+		b.contentChanged(o, ofSecret)
 	})
 	networking := factory.Networking().V1()
 	b.ingresses, b.ingressClasses, b.policies = networking.Ingresses().Lister(), networking.IngressClasses().Lister(), networking.NetworkPolicies().Lister()
@@ -339,22 +341,58 @@ func (b *bridge) podChanged(o metav1.Object) {
 	}
 }
 
-// contentChanged looks at the Pods of a namespace again whose volumes follow a ConfigMap or a Secret, and
-// at those that wait for one.
-func (b *bridge) contentChanged(namespace string) {
-	list, err := b.pods.Pods(namespace).List(everything)
+// contentChanged looks at the Pods again whose volumes follow a ConfigMap or a Secret, and at those of its
+// namespace that wait, maybe for one.
+func (b *bridge) contentChanged(o metav1.Object, of func(v *corev1.Volume) []string) {
+	b.mu.Lock()
+	b.contents++
+	b.mu.Unlock()
+	list, err := b.pods.Pods(o.GetNamespace()).List(everything)
 	if err != nil {
 		return
 	}
 	for _, p := range list {
 		b.mu.Lock()
 		made := b.made[string(p.UID)]
-		if made != nil && made.files {
+		waits := made == nil
+		follows := made != nil && made.files && slices.ContainsFunc(p.Spec.Volumes, func(v corev1.Volume) bool { return slices.Contains(of(&v), o.GetName()) })
+		if follows {
 			made.refresh = time.Time{}
 		}
 		b.mu.Unlock()
-		b.queue.AddAfter("pod/"+p.Namespace+"/"+p.Name, 100*time.Millisecond)
+		if waits || follows {
+			b.queue.AddAfter("pod/"+p.Namespace+"/"+p.Name, 100*time.Millisecond)
+		}
 	}
+}
+
+// ofConfigMap are the names of the ConfigMaps, and ofSecret those of the Secrets, that a volume shows.
+func ofConfigMap(v *corev1.Volume) (names []string) {
+	if v.ConfigMap != nil {
+		names = append(names, v.ConfigMap.Name)
+	}
+	if v.Projected != nil {
+		for _, s := range v.Projected.Sources {
+			if s.ConfigMap != nil {
+				names = append(names, s.ConfigMap.Name)
+			}
+		}
+	}
+	return names
+}
+
+func ofSecret(v *corev1.Volume) (names []string) {
+	if v.Secret != nil {
+		names = append(names, v.Secret.SecretName)
+	}
+	if v.Projected != nil {
+		for _, s := range v.Projected.Sources {
+			if s.Secret != nil {
+				names = append(names, s.Secret.Name)
+			}
+		}
+	}
+	return names
 }
 
 func (b *bridge) allPods() []*corev1.Pod {

@@ -96,8 +96,11 @@ func (f *fakeTutti) Follow(_ context.Context, following core.Following) error {
 			return fault.New(fault.Conflict, "the name %s is taken", w.FullName())
 		}
 	}
-	if old := f.all[w.ID].Workload; old != nil && old.Count != old.Followed.Count && (following.Told == nil || *following.Told != old.Count) {
-		w.Count = old.Count
+	if old := f.all[w.ID].Workload; old != nil {
+		if old.Count != old.Followed.Count && (following.Told == nil || *following.Told != old.Count) {
+			w.Count = old.Count
+		}
+		w.Generation = old.Generation + 1
 	}
 	if following.Refused != "" {
 		f.refused = append(f.refused, following.Refused)

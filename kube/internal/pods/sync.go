@@ -80,15 +80,28 @@ func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
 			return err
 		}
 	}
+	b.mu.Lock()
+	contents := b.contents
+	b.mu.Unlock()
 	made, err := b.deploy(ctx, pod)
 	if err != nil {
 		return b.notMade(ctx, pod, err)
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.made[string(pod.UID)] = made
 	delete(b.failed, string(pod.UID))
-	b.mu.Unlock()
+	b.outrun(pod, made, contents)
 	return nil
+}
+
+// outrun has what a Pod's volumes hold handed over anew if ConfigMaps or Secrets have changed since they were
+// read. The lock is held.
+func (b *bridge) outrun(pod *corev1.Pod, made *madePod, contents uint64) {
+	if made.files && b.contents != contents {
+		made.refresh = time.Time{}
+		b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, 100*time.Millisecond)
+	}
 }
 
 func (b *bridge) deploy(ctx context.Context, pod *corev1.Pod) (*madePod, error) {
@@ -333,7 +346,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		b.made[uid] = made
 	}
 	due := made.files && (!made.refresh.After(b.now()) || made.meta != followed(pod))
-	left := made.refresh.Sub(b.now())
+	left, contents := made.refresh.Sub(b.now()), b.contents
 	b.mu.Unlock()
 	if !due {
 		if made.files && left < time.Hour {
@@ -354,8 +367,9 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		}
 	}
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.made[uid] = next
-	b.mu.Unlock()
+	b.outrun(pod, next, contents)
 	return nil
 }
 
