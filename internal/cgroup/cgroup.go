@@ -32,6 +32,24 @@ func Hierarchies() ([]string, error) {
 	return out, nil
 }
 
+// Has reports whether cgroups here have a controller.
+func Has(controller string) bool {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return false
+	}
+	return slices.ContainsFunc(mounts, func(m *mountinfo.Info) bool {
+		if m.FSType == "cgroup" {
+			return slices.Contains(strings.Split(m.VFSOptions, ","), controller)
+		}
+		if m.Mountpoint != "/sys/fs/cgroup" { // those of a hybrid host are not used
+			return false
+		}
+		text, err := os.ReadFile(filepath.Join(m.Mountpoint, "cgroup.controllers"))
+		return err == nil && slices.Contains(strings.Fields(string(text)), controller)
+	})
+}
+
 // Remove removes a cgroup, such as "/tutti", with all below it, in every hierarchy. What still
 // runs in it is killed. A cgroup that does not exist is no error.
 func Remove(cgroup string) error {

@@ -1,12 +1,15 @@
 package compose
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/compose-spec/compose-go/v2/types"
+	"github.com/docker/go-units"
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -179,6 +182,49 @@ func (o *one) tuning(task *model.TaskSpec) {
 	if !u.Nothing() {
 		task.Tuning = &u
 	}
+}
+
+// extraTuning is what Compose has no word for.
+func (o *one) extraTuning(x *extras, task *model.TaskSpec) {
+	if len(x.HugePages) == 0 && x.Clocks == nil {
+		return
+	}
+	u := task.Tuning.Clone()
+	if u == nil {
+		u = &model.Tuning{}
+	}
+	for size, value := range x.HugePages {
+		n, err := units.RAMInBytes(fmt.Sprint(value))
+		if err != nil || n < 0 {
+			o.invalid(tuttiKey+".hugepages", "%v is no amount of memory such as 64m", value)
+			continue
+		}
+		if u.HugePages == nil {
+			u.HugePages = map[string]uint64{}
+		}
+		u.HugePages[size] = uint64(n)
+	}
+	if c := x.Clocks; c != nil {
+		u.Clocks = &model.Clocks{Monotonic: o.offset("monotonic", c.Monotonic), Boot: o.offset("boottime", c.Boottime)}
+		if task.Runtime != "" {
+			o.invalid(tuttiKey+".clocks", "they are for the built-in OCI runtime; leave runtime out")
+		}
+	}
+	if why := u.Problem(); why != "" {
+		o.invalid(tuttiKey, "%s", why)
+	}
+	task.Tuning = u
+}
+
+func (o *one) offset(clock, text string) time.Duration {
+	if text == "" {
+		return 0
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		o.invalid(tuttiKey+".clocks."+clock, "%q is not like 72h or -90s", text)
+	}
+	return d
 }
 
 // securityOpts leaves out what asks for what happens anyway. A seccomp profile is read where the command runs.

@@ -87,6 +87,7 @@ func ApplyLabels(labels map[string]string, w *model.Workload, svc *model.Service
 	o.extraRollout(&x)
 	o.extraRebalance(&x)
 	o.extraAutoscale(&x)
+	o.extraTuning(&x, &w.Template.Tasks[0])
 	o.dependsOn()
 	return labelFailure(o.notes)
 }

@@ -32,6 +32,8 @@ func TestLabelsAskForWhatAnAPIHasNoWordFor(t *testing.T) {
 		"tutti.priority":   "7",
 		"tutti.spread":     "[node.hostname]",
 		"tutti.balance":    "{sticky: 3h}",
+		"tutti.hugepages":  "{2MB: 64m}",
+		"tutti.clocks":     "{monotonic: 72h}",
 	}, w, s)
 	if err != nil {
 		t.Fatal(err)
@@ -41,6 +43,7 @@ func TestLabelsAskForWhatAnAPIHasNoWordFor(t *testing.T) {
 	case !w.Rebalance, w.Autoscale == nil || w.Autoscale.Max != 8 || w.Autoscale.DownAfter != 10*time.Minute || w.Count != 2,
 		len(s.Routes) != 2 || s.Routes[0].Path != "/api" || s.Routes[0].Target != 80 || !s.Routes[1].Insecure,
 		len(w.DependsOn) != 2 || w.DependsOn[1].Condition != model.DependencyHealthy || w.DependsOn[1].Optional || !w.DependsOn[0].Optional,
+		task.Tuning == nil || task.Tuning.HugePages["2MB"] != 64<<20 || task.Tuning.Clocks == nil || task.Tuning.Clocks.Monotonic != 72*time.Hour,
 		!task.Privileged, len(task.Devices) != 2 || task.Devices[1] != model.Device{Host: "/dev/sda", Container: "/dev/xvda", Permissions: "r"},
 		w.Template.Placement.Priority != 7, strings.Join(w.Template.Placement.Spread, " ") != "node.labels.zone node.hostname", s.Balance.Sticky != 3*time.Hour:
 		t.Errorf("workload %+v, service %+v", w, s)
@@ -62,6 +65,9 @@ func TestLabelsThatMeanNothingAreNamed(t *testing.T) {
 		"tutti.devices=fuse":                          "is not a list",
 		"tutti.devices=[fuse]":                        `"fuse" is not a path`,
 		"tutti.privileged=perhaps":                    "perhaps is neither true nor false",
+		"tutti.hugepages={2M: 64m}":                   "huge pages of \"2M\": a size is one that the kernel has, such as 2MB or 1GB",
+		"tutti.hugepages={2MB: some}":                 "some is no amount of memory such as 64m",
+		"tutti.clocks={monotonic: 3 days}":            "\"3 days\" is not like 72h or -90s",
 		"tutti.parallelism=3":                         "it is for jobs",
 	} {
 		w, s := service()

@@ -38,6 +38,9 @@ func (o *one) process(x *extras) {
 	o.isProcess = true
 	t := &o.w.Template.Tasks[0]
 	t.Driver = "process"
+	if len(x.HugePages) > 0 || x.Clocks != nil {
+		at("hugepages", "neither it nor clocks are for a process of the host; remove them, or run a container")
+	}
 	if len(o.Entrypoint)+len(o.Command) == 0 {
 		o.invalid("", "a process has no image that says what to run; give command")
 	}

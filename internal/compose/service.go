@@ -50,6 +50,7 @@ func (t *translation) service(s *types.ServiceConfig) {
 	o.template()
 	o.extraJob(&extra)
 	o.process(&extra)
+	o.extraTuning(&extra, &o.w.Template.Tasks[0])
 	o.placement()
 	o.extraPlacement(&extra)
 	o.restart()

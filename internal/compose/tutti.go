@@ -62,6 +62,9 @@ var tuttiRules = keys{
 	"kind": well, "start": well,
 	"schedule": well, "time_zone": well, "overlap": well, "start_within": well, "keep_completed": well, "keep_failed": well,
 
+	"hugepages": well,
+	"clocks":    within(keys{"monotonic": well, "boottime": well}),
+
 	"process":   well,
 	"artifacts": within(artifactRules),
 	"umask":     well,
@@ -120,6 +123,12 @@ type extras struct {
 	StartWithin   string `json:"start_within"`
 	KeepCompleted int    `json:"keep_completed"`
 	KeepFailed    int    `json:"keep_failed"`
+
+	HugePages map[string]any `json:"hugepages"`
+	Clocks    *struct {
+		Monotonic string `json:"monotonic"`
+		Boottime  string `json:"boottime"`
+	} `json:"clocks"`
 
 	Process   bool            `json:"process"`
 	Artifacts []artifactEntry `json:"artifacts"`

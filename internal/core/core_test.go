@@ -504,6 +504,12 @@ func TestDeployRefuses(t *testing.T) {
 		"image":  {func(d *core.Deployment) { d.Workloads[0].Template.Tasks[0].Image = "missing:1" }, fault.NotFound, "workload web: image missing:1 does not exist"},
 		"too large": {func(d *core.Deployment) { d.Workloads[1].Template.Tasks[0].Reserve.MemoryBytes = 5 << 30 }, fault.Invalid,
 			"workload db can run on no node: 2 of 2 nodes have too little memory"},
+		"clocks": {func(d *core.Deployment) {
+			d.Workloads[0].Template.Tasks[0].Runtime, d.Workloads[0].Template.Tasks[0].Tuning = "runc", &model.Tuning{Clocks: &model.Clocks{Boot: 1}}
+		}, fault.Invalid, "workload web: clocks of its own (a time namespace) are for the built-in OCI runtime; it names runc"},
+		"huge pages": {func(d *core.Deployment) {
+			d.Workloads[0].Template.Tasks[0].Tuning = &model.Tuning{HugePages: map[string]uint64{"2M": 1}}
+		}, fault.Invalid, `workload web: huge pages of "2M": a size is one that the kernel has`},
 		"port twice": {func(d *core.Deployment) { d.Services[0].Ports[0].Published = 9090 }, fault.Conflict,
 			"service web: port 9090/tcp is already published by other"},
 		"both publish": {func(d *core.Deployment) {

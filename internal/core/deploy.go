@@ -119,6 +119,9 @@ func checkDeployment(d *Deployment) error {
 			if why := t.Tuning.Problem(); why != "" {
 				bad("workload %s: %s", w.Name, why)
 			}
+			if t.Tuning != nil && t.Tuning.Clocks != nil && t.Runtime != "" {
+				bad("workload %s: clocks of its own (a time namespace) are for the built-in OCI runtime; it names %s", w.Name, t.Runtime)
+			}
 		}
 		switch {
 		case w.Exclusive && w.Type != model.SingleWorkload:

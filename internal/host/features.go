@@ -35,7 +35,7 @@ func Features(users error) []model.HostFeature {
 	}
 	add("cgroup namespace", exists("/proc/self/ns/cgroup"), "containers see their own cgroup alone", "containers see the host's cgroups, read-only")
 	add("user namespace", users, "instances can have users of their own", "instances cannot have users of their own")
-	add("time namespace", exists("/proc/self/ns/time"), "the kernel has it", "containers have the host's clocks since boot")
+	add("time namespace", exists("/proc/self/ns/time"), "containers can have clocks of their own", "containers have the host's clocks since boot")
 	add("openat2", openat2(), "files of containers are copied without leaving them", "files of containers cannot be copied")
 	add("checkpoint of filters", filters(), "a seccomp profile is compiled once", "each container compiles its profile, which takes 30 ms more")
 	add("pressure stall information", exists("/proc/pressure/memory"), "the kernel has it", "pressure is judged by what is left, as everywhere")

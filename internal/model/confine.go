@@ -2,9 +2,12 @@ package model
 
 import (
 	"fmt"
+	"maps"
+	"math"
 	"reflect"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -163,8 +166,19 @@ type Tuning struct {
 	IO         []IO    `json:"io,omitempty"`
 	// DeviceRules are what the task may do with devices besides, such as "c 13:* rwm".
 	DeviceRules []string `json:"deviceRules,omitempty"`
+	// HugePages bounds the memory in huge pages, in bytes, by the size of the pages, such as 2MB.
+	HugePages map[string]uint64 `json:"hugePages,omitempty"`
+	// Clocks, unless nil, is by how much the task's clocks differ from the node's.
+	Clocks *Clocks `json:"clocks,omitempty"`
 	// Paths takes the place of the paths below /proc and /sys that are hidden or read-only.
 	Paths *SystemPaths `json:"paths,omitempty"`
+}
+
+// Clocks are offsets of the clocks that count from the node's start, in a time namespace. There is none for the time of
+// day.
+type Clocks struct {
+	Monotonic time.Duration `json:"monotonic,omitempty"`
+	Boot      time.Duration `json:"boot,omitempty"` // which goes on while the node is suspended
 }
 
 // IO is about the traffic with a disk; 0 is no bound.
@@ -239,6 +253,8 @@ var DeviceRule = lazily(`^[abc] ([0-9]+|\*):([0-9]+|\*) [rwm]{1,3}$`)
 
 var numberList = lazily(`^[0-9]+(-[0-9]+)?(,[0-9]+(-[0-9]+)?)*$`)
 
+var pageSize = lazily(`^[1-9][0-9]*[KMG]B$`)
+
 // Problem says what is wrong with it, "" when nothing is.
 func (t *Tuning) Problem() string {
 	if t == nil {
@@ -268,6 +284,14 @@ func (t *Tuning) Problem() string {
 			return fmt.Sprintf("%q is not the path of a device", d.Device)
 		}
 	}
+	for size, bytes := range t.HugePages {
+		if !pageSize().MatchString(size) {
+			return fmt.Sprintf("huge pages of %q: a size is one that the kernel has, such as 2MB or 1GB", size)
+		}
+		if bytes > math.MaxInt64 {
+			return fmt.Sprintf("%d bytes in huge pages of %s are more than any node has", bytes, size)
+		}
+	}
 	for _, r := range t.DeviceRules {
 		if !DeviceRule().MatchString(r) {
 			return fmt.Sprintf("device rule %q is not like \"c 13:* rwm\"", r)
@@ -284,6 +308,7 @@ func (t *Tuning) Clone() *Tuning {
 	}
 	c.Swappiness = clonePointer(t.Swappiness)
 	c.IO, c.DeviceRules = slices.Clone(t.IO), slices.Clone(t.DeviceRules)
+	c.HugePages, c.Clocks = maps.Clone(t.HugePages), clonePointer(t.Clocks)
 	if c.Paths = clonePointer(t.Paths); c.Paths != nil {
 		c.Paths.Hidden, c.Paths.ReadOnly = slices.Clone(t.Paths.Hidden), slices.Clone(t.Paths.ReadOnly)
 	}

@@ -1,18 +1,22 @@
 package oci
 
 import (
+	"cmp"
 	"fmt"
+	"maps"
 	"os"
 	"runtime"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/moby/profiles/seccomp"
 	"github.com/opencontainers/cgroups"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -34,6 +38,7 @@ func namespaces(t *driver.Task) []specs.LinuxNamespace {
 	add(specs.IPCNamespace, t.HostIPC, t.IPCNS)
 	add(specs.NetworkNamespace, t.NetNS == "", t.NetNS)
 	_, err := os.Stat("/proc/self/ns/cgroup")
+	add(specs.TimeNamespace, t.Tuning == nil || t.Tuning.Clocks == nil, "")
 	add(specs.CgroupNamespace, err != nil || t.HostCgroups || t.Privileged && !t.OwnCgroups, "")
 	return out
 }
@@ -190,6 +195,15 @@ func tune(t *model.Tuning, r *specs.LinuxResources) error {
 			r.Memory.DisableOOMKiller = &t.NoOOMKill
 		}
 	}
+	for _, size := range slices.Sorted(maps.Keys(t.HugePages)) {
+		if known := cgroups.HugePageSizes(); !slices.Contains(known, size) {
+			return fault.New(fault.Unsupported, "this host has no huge pages of %s; it has those of %s", size, cmp.Or(strings.Join(known, ", "), "no size"))
+		}
+		if !cgroup.Has("hugetlb") {
+			return fault.New(fault.Unsupported, "memory in huge pages cannot be bounded on this host: it has no cgroups of the controller hugetlb")
+		}
+		r.HugepageLimits = append(r.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: size, Limit: t.HugePages[size]})
+	}
 	for _, text := range t.DeviceRules {
 		rule, err := deviceRule(text)
 		if err != nil {
@@ -248,6 +262,25 @@ func deviceRule(text string) (specs.LinuxDeviceCgroup, error) {
 	}
 	rule.Major, rule.Minor = number(major), number(minor)
 	return rule, nil
+}
+
+// clocks gives a task its own clocks.
+func clocks(t *driver.Task, s *specs.Spec) error {
+	if t.Tuning == nil || t.Tuning.Clocks == nil {
+		return nil
+	}
+	if _, err := os.Stat("/proc/self/ns/time"); err != nil {
+		return fault.New(fault.Unsupported, "a task cannot have clocks of its own here: the kernel of this host has no time namespaces")
+	}
+	s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{}
+	for clock, offset := range map[string]time.Duration{"monotonic": t.Tuning.Clocks.Monotonic, "boottime": t.Tuning.Clocks.Boot} {
+		whole := offset.Truncate(time.Second)
+		if offset < whole {
+			whole -= time.Second // the rest is never negative
+		}
+		s.Linux.TimeOffsets[clock] = specs.LinuxTimeOffset{Secs: int64(whole / time.Second), Nanosecs: uint32(offset - whole)}
+	}
+	return nil
 }
 
 // devices adds host devices, and the right to use them.

@@ -70,6 +70,9 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 		},
 	}
 	s.Linux.Namespaces = namespaces(t)
+	if err := clocks(t, s); err != nil {
+		return nil, err
+	}
 	if t.HostNames { // they are not ours to set
 		s.Hostname, s.Domainname = "", ""
 	}
