@@ -16,11 +16,12 @@ import (
 	"github.com/tutti-run/tutti/internal/balance/names"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/driver/process"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 	"github.com/tutti-run/tutti/internal/provision"
 )
 
 func main() {
-	if oci.Reexec(os.Args) || process.Reexec(os.Args) || names.Reexec(os.Args) || ingress.Reexec(os.Args) || provision.Reexec(os.Args) {
+	if oci.Reexec(os.Args) || process.Reexec(os.Args) || names.Reexec(os.Args) || ingress.Reexec(os.Args) || wireguard.Reexec(os.Args) || provision.Reexec(os.Args) {
 		return
 	}
 	os.Exit(run(os.Args[1:]))

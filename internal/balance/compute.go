@@ -23,6 +23,7 @@ type Desired struct {
 	Frontends []Frontend     // none has the key of another
 	Subnets   []netip.Prefix // one per network: inside one, everybody reaches everybody
 	Internal  []netip.Prefix // subnets without a way out
+	Encrypted []netip.Prefix // subnets of which nothing goes from node to node in the clear
 	Local     []netip.Addr   // addresses of instances on this node
 	Policies  policies
 }
@@ -82,6 +83,9 @@ func shapeOf(n *wire.Network, nodeID string, f *family) (d Desired, err error) {
 		if net.Internal {
 			d.Internal = append(d.Internal, p)
 		}
+		if net.Encrypted {
+			d.Encrypted = append(d.Encrypted, p)
+		}
 	}
 	if f == ipv6 && len(d.Subnets) == 0 {
 		return Desired{}, nil
@@ -90,6 +94,7 @@ func shapeOf(n *wire.Network, nodeID string, f *family) (d Desired, err error) {
 	slices.SortFunc(d.Subnets, netip.Prefix.Compare)
 	d.Subnets = slices.Compact(d.Subnets)
 	slices.SortFunc(d.Internal, netip.Prefix.Compare)
+	slices.SortFunc(d.Encrypted, netip.Prefix.Compare)
 	return d, nil
 }
 

@@ -30,6 +30,7 @@ const (
 	nowhere         = "nowhere"          // virtual IPs without endpoints
 	networksSet     = "networks"
 	internalSet     = "internal"
+	encryptedSet    = "encrypted"
 	pairsSet        = "same-network"
 	selfSet         = "self"
 	// What policies come to; see type policies.
@@ -207,6 +208,7 @@ func ranges(set string, list []netip.Prefix) (out []element) {
 // elements are those that do not belong to a frontend.
 func (d *Desired) elements() (out []element) {
 	out = append(ranges(networksSet, d.Networks), ranges(internalSet, merge(d.Internal))...)
+	out = append(out, ranges(encryptedSet, merge(d.Encrypted))...)
 	for _, s := range d.Subnets {
 		from, to := raw(s.Masked().Addr()), raw(lastOf(s))
 		out = append(out, element{set: pairsSet, key: from + from, end: to + to})

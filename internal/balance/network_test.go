@@ -23,12 +23,18 @@ import (
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 	"github.com/tutti-run/tutti/internal/wire"
 	"github.com/tutti-run/tutti/test/apart"
 )
 
 // TestMain runs the tests in network and mount namespaces of their own.
-func TestMain(m *testing.M) { apart.Main(m, syscall.CLONE_NEWNS|syscall.CLONE_NEWNET) }
+func TestMain(m *testing.M) {
+	if wireguard.Reexec(os.Args) {
+		return
+	}
+	apart.Main(m, syscall.CLONE_NEWNS|syscall.CLONE_NEWNET)
+}
 
 // lan is three hosts on a switch: two nodes and one that is outside of the cluster.
 type lan struct {

@@ -19,6 +19,7 @@ const (
 	markPublished = 0x7475
 	linkPrefix    = "tv"       // instance links, see package overlay
 	tunnel        = "tutti.vx" // likewise
+	tunnels       = "tutti."   // begins its name, and that of the one for encrypted networks
 )
 
 // The registers that expressions use: one of 16 bytes, or those of 4 bytes, from which keys and
@@ -238,6 +239,7 @@ func (b *table) sets() map[string]*nftables.Set {
 	add(nowhere, b.addr, nil)
 	add(networksSet, b.addr, nil).Interval = true
 	add(internalSet, b.addr, nil).Interval = true
+	add(encryptedSet, b.addr, nil).Interval = true
 	add(pairsSet, concat(b.addr, b.addr), nil).Interval = true
 	add(selfSet, concat(b.addr, b.addr), nil)
 	for _, name := range []string{policyFrom, policyTo, policyClass, policyRanges} {
@@ -435,7 +437,7 @@ func (b *table) sources(post *nftables.Chain, d *Desired) {
 	// A published port whose instance is elsewhere: the answer must come back through this node.
 	rule(
 		meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)),
-		meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, ifname(tunnel)),
+		meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, []byte(tunnels)),
 	)
 	if b.family == ipv4 { // the node itself, from its loopback
 		rule(
@@ -447,7 +449,7 @@ func (b *table) sources(post *nftables.Chain, d *Desired) {
 	b.rule(post,
 		load(b.src, b.size, word0), in(networksSet, word0),
 		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, []byte(linkPrefix)),
-		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, ifname(tunnel)),
+		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, []byte(tunnels)),
 		meta(expr.MetaKeyOIFNAME, reg1), different(reg1, ifname("lo")),
 		&expr.Masq{},
 	)
@@ -471,14 +473,20 @@ func (b *table) within(offset uint32, p netip.Prefix) []expr.Any {
 func (b *table) isolation(forward *nftables.Chain, d *Desired) {
 	instances := b.conn.AddChain(&nftables.Chain{Name: "instances", Table: b.t})
 	b.begun(forward)
-	links := [][]byte{[]byte(linkPrefix), ifname(tunnel)}
+	links := [][]byte{[]byte(linkPrefix), []byte(tunnels)}
 	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
 		for _, name := range links {
 			b.rule(forward, meta(key, reg1), equal(reg1, name), &expr.Verdict{Kind: expr.VerdictGoto, Chain: instances.Name})
 		}
 	}
+	// What is to be encrypted comes and goes by WireGuard, or not at all.
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		for _, at := range []uint32{b.src, b.dst} {
+			b.rule(instances, meta(key, reg1), equal(reg1, ifname(tunnel)), load(at, b.size, word0), in(encryptedSet, word0), verdict(expr.VerdictDrop))
+		}
+	}
 	// Other nodes speak for clients of published ports, which they let in, and for themselves.
-	fromNodes := append([]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, ifname(tunnel))}, b.within(b.src, d.NodePool)...)
+	fromNodes := append([]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, []byte(tunnels))}, b.within(b.src, d.NodePool)...)
 	b.rule(instances, append(fromNodes, verdict(expr.VerdictAccept))...)
 	b.rule(instances, load(b.src, 2*b.size, word0), in(selfSet, word0), verdict(expr.VerdictAccept)) // with itself
 	for _, chain := range []string{chainPolicyOut, chainPolicyIn} {

@@ -97,8 +97,8 @@ var networkRules = keys{
 	"driver": no("networks of this driver are not supported; leave it out, or write overlay or bridge, which both give an overlay over all nodes, or macvlan",
 		"overlay", "bridge", "macvlan", "default", ""),
 	"driver_opts": {
-		keys: keys{optionMTU: well, "parent": well, "macvlan_mode": well},
-		each: no("this option of a network driver is not supported; " + optionMTU + " is, and parent and macvlan_mode are. Networks are not encrypted: that takes WireGuard in the kernel of every host"),
+		keys: keys{optionMTU: well, optionEncrypted: well, "parent": well, "macvlan_mode": well},
+		each: no("this option of a network driver is not supported; " + optionMTU + " is, and encrypted, parent and macvlan_mode are"),
 	},
 	"enable_ipv4": no("networks are IPv4 networks", "true"),
 	"enable_ipv6": well,
@@ -111,7 +111,10 @@ var networkRules = keys{
 	}),
 }
 
-const optionMTU = "com.docker.network.driver.mtu"
+const (
+	optionMTU       = "com.docker.network.driver.mtu"
+	optionEncrypted = "encrypted"
+)
 
 // serviceRules is the table of the keys of a service.
 var serviceRules = keys{

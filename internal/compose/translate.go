@@ -231,6 +231,13 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 		}
 		out.MTU = mtu
 	}
+	if text, ok := n.DriverOpts[optionEncrypted]; ok {
+		said, err := encrypted(text)
+		if err != nil {
+			t.invalid(path+".driver_opts."+optionEncrypted, "%v", err)
+		}
+		out.Encrypted = said
+	}
 	out.IPv6 = n.EnableIPv6 != nil && *n.EnableIPv6
 	for _, pool := range n.Ipam.Config {
 		if pool == nil || pool.Subnet == "" {
@@ -271,6 +278,18 @@ func (t *translation) network(key string, n *types.NetworkConfig) *model.Network
 		}
 	}
 	return out
+}
+
+// encrypted reads the option of that name, which is said by being there.
+func encrypted(text string) (bool, error) {
+	if text == "" {
+		return true, nil
+	}
+	said, err := strconv.ParseBool(text)
+	if err != nil {
+		return false, fmt.Errorf("%q is neither true nor false, nor empty, which is true", text)
+	}
+	return said, nil
 }
 
 // overlayOnly is why an overlay network does not have what networks of hosts have.

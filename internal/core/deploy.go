@@ -270,7 +270,7 @@ func (p *planner) networks() error {
 			return err
 		}
 		if before != nil && !n.SameUnderlay(before) {
-			return fault.New(fault.Conflict, "network %s: where it is cannot be changed; remove it, or give the other one another name", n.Name)
+			return fault.New(fault.Conflict, "network %s: where it is, and whether it is encrypted, cannot be changed; remove it, or give the other one another name", n.Name)
 		}
 		p.networksOf[n.ID] = n
 	}
@@ -487,8 +487,8 @@ func (p *planner) resolveTemplate(w *model.Workload) error {
 			return err
 		}
 		w.Template.Networks[i].Network, w.Template.Networks[i].Link = id, nil
-		if n := p.networkOf(id); n != nil && n.Underlay != nil {
-			w.Template.Networks[i].Link = &model.Link{Driver: n.Driver, Parent: n.Underlay.Parent}
+		if n := p.networkOf(id); n != nil {
+			w.Template.Networks[i].Link = n.Link()
 		}
 	}
 	for _, tasks := range [][]model.TaskSpec{w.Template.InitTasks, w.Template.Tasks} {

@@ -301,7 +301,7 @@ func (n *network) partOf(snap *store.Snapshot, kind model.Kind, id string) (p pa
 		if n, found := store.Get[*model.Node](snap, id); found && n.OverlayAddress != "" {
 			v = wire.NetworkNode{
 				ID: n.ID, Name: n.Name, HostAddress: n.HostAddress,
-				OverlayAddress: n.OverlayAddress, Down: n.Status.State == model.NodeDown,
+				OverlayAddress: n.OverlayAddress, TunnelKey: n.Attributes[model.WireGuardKeyAttribute], Down: n.Status.State == model.NodeDown,
 			}
 		}
 	case model.KindNetwork:

@@ -114,6 +114,8 @@ type Network struct {
 	Driver string `json:"driver,omitempty"`
 	// Underlay is the network of hosts that instances are on, of the drivers that need one.
 	Underlay *Underlay `json:"underlay,omitempty"`
+	// Encrypted has what passes between nodes go through WireGuard, or not at all.
+	Encrypted bool `json:"encrypted,omitempty"`
 	// MTU is 0 for the largest that fits.
 	MTU    int           `json:"mtu,omitempty"`
 	Status NetworkStatus `json:"status"`

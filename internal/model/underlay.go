@@ -15,6 +15,12 @@ const (
 	DriverMacvlan = "macvlan"
 )
 
+// Attributes of nodes that can be on encrypted networks: how (kernel or userspace), and by which key others know them.
+const (
+	WireGuardAttribute    = "wireguard"
+	WireGuardKeyAttribute = "wireguard.key"
+)
+
 // Underlay puts the instances of a network on one that hosts are on already: each has a link of its own to it, and
 // what it sends there passes no rule of the node's. So there are addresses and names, and no virtual IPs,
 // published ports or policies.
@@ -40,6 +46,8 @@ func (n *Network) CheckUnderlay() error {
 	switch {
 	case !known && u == nil:
 		return nil
+	case n.Encrypted:
+		return refuse("networks of driver %s cannot be encrypted: nodes do not see what passes there; those of driver overlay can be", n.Driver)
 	case !known:
 		return refuse("a parent is for networks of the driver macvlan, not %q", n.Driver)
 	case u == nil || u.Parent == "":
@@ -93,14 +101,31 @@ func (n *Network) WayOut() netip.Addr {
 // SameUnderlay reports whether two networks put instances in the same place.
 func (n *Network) SameUnderlay(other *Network) bool {
 	a, b := n.Underlay, other.Underlay
+	if n.Encrypted != other.Encrypted {
+		return false
+	}
 	if a == nil || b == nil {
 		return a == b
 	}
 	return n.Driver == other.Driver && a.Parent == b.Parent && a.Mode == b.Mode && n.Subnet == other.Subnet && n.Gateway == other.Gateway
 }
 
-// Carries reports whether a node has an interface that networks of a driver can be on.
+// Link is what the hosts of a network's instances must have for it; nil: nothing.
+func (n *Network) Link() *Link {
+	switch {
+	case n.Underlay != nil:
+		return &Link{Driver: n.Driver, Parent: n.Underlay.Parent}
+	case n.Encrypted:
+		return &Link{Driver: WireGuardAttribute}
+	}
+	return nil
+}
+
+// Carries reports whether a node has an interface that networks of a driver can be on, or can encrypt.
 func (n *Node) Carries(driver, parent string) bool {
+	if driver == WireGuardAttribute {
+		return n.Attributes[WireGuardKeyAttribute] != ""
+	}
 	return slices.Contains(strings.Split(n.Attributes[driver], ","), parent)
 }
 
@@ -114,8 +139,16 @@ func (t *Template) Links() (out []Link) {
 	return out
 }
 
-// Link is what a host must have to be on a network of hosts.
+// Link is what a host must have to be on a network of hosts, or on one that is encrypted.
 type Link struct {
 	Driver string `json:"driver"`
 	Parent string `json:"parent"`
+}
+
+// Lack says what is wrong with hosts that do not have it.
+func (l Link) Lack() string {
+	if l.Driver == WireGuardAttribute {
+		return "have neither WireGuard nor TUN devices, which encrypted networks need"
+	}
+	return "have no interface " + l.Parent + " that networks of the driver " + l.Driver + " can be on"
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cdi"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 	"github.com/tutti-run/tutti/internal/server"
 	"github.com/tutti-run/tutti/internal/userns"
 )
@@ -173,8 +174,28 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return c.measure()
+	if err := c.measure(); err != nil {
+		return err
+	}
+	return c.openTunnel()
 }
+
+// openTunnel finds out whether this host can be on encrypted networks, and gives it a key.
+func (c *Config) openTunnel() error {
+	way, err := wireguard.Way()
+	if err != nil {
+		c.Log.Debug("this host cannot be on encrypted networks", "error", err)
+		return nil
+	}
+	private, public, err := wireguard.Key(filepath.Join(c.DataDir, "wireguard.key"))
+	if err != nil {
+		return err
+	}
+	c.features.sealed, c.features.tunnelKey = wireguard.New(c.tunnelDir(), way, private, c.Log), public
+	return nil
+}
+
+func (c *Config) tunnelDir() string { return filepath.Join(c.RunDir, "wireguard") }
 
 // ownAddress is the one that leads to the rest of the world, or loopback on a host without one.
 func ownAddress() (string, error) {

@@ -15,6 +15,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 )
 
 // features are what this host has for some containers only: OCI runtimes, and devices with names. They come and
@@ -23,6 +24,9 @@ type features struct {
 	runtimes oci.Runtimes
 	devices  *cdi.Host
 	users    func() error // why instances cannot have users of their own; found out once
+
+	sealed    *wireguard.Tunnel // for encrypted networks; nil: this host can have none
+	tunnelKey string            // by which others know it
 
 	mu       sync.Mutex
 	versions map[string]string // of programs, by path and time of change
@@ -37,6 +41,9 @@ func (f *features) describe(n *model.Node) (problem error) {
 	}
 	if f.users() == nil {
 		n.Attributes[model.UsersAttribute] = "true"
+	}
+	if f.sealed != nil {
+		n.Attributes[model.WireGuardAttribute], n.Attributes[model.WireGuardKeyAttribute] = f.sealed.Way, f.tunnelKey
 	}
 	if parents := overlay.Parents(); len(parents) > 0 {
 		n.Attributes[model.DriverMacvlan] = strings.Join(parents, ",")

@@ -19,6 +19,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/overlay"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 )
 
 // stopPatience is how long tasks have to end by themselves when their host is taken down.
@@ -46,7 +47,7 @@ func teardown(ctx context.Context, cfg Config, within bool) error {
 	note("stop the names responder", namesProcess(&cfg).Remove(ctx))
 	note("stop the ingress", ingressProcess(&cfg, "").Remove(ctx))
 	if _, err := os.Stat(filepath.Join(cfg.RunDir, "netns")); err == nil {
-		links := &overlay.Overlay{Config: overlay.Config{RunDir: cfg.RunDir, Log: cfg.Log}}
+		links := &overlay.Overlay{Config: overlay.Config{RunDir: cfg.RunDir, Sealed: wireguard.New(cfg.tunnelDir(), "", "", cfg.Log), Log: cfg.Log}}
 		note("remove links", links.Remove(ctx))
 		note("remove rules", balance.New(balance.Config{Log: cfg.Log}).Remove(ctx))
 	}

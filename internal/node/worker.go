@@ -73,7 +73,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 	if err != nil {
 		return nil, err
 	}
-	links, err := overlay.New(overlay.Config{NodeID: id.NodeID, HostAddress: netip.MustParseAddr(cfg.Address), RunDir: cfg.RunDir, Log: cfg.Log})
+	links, err := overlay.New(overlay.Config{NodeID: id.NodeID, HostAddress: netip.MustParseAddr(cfg.Address), RunDir: cfg.RunDir, Sealed: cfg.features.sealed, Log: cfg.Log})
 	if err != nil {
 		return nil, err
 	}

@@ -326,6 +326,9 @@ func (e *end) answerBy(number int, gw, ip netip.Addr) error {
 // make makes a link, with an address and nothing that leads there.
 func (o *Overlay) make(e *end, ns netns.NsHandle, itf *Interface, name, inner string) error {
 	mtu := o.mtu
+	if itf.Network.Encrypted {
+		mtu = o.sealedMTU()
+	}
 	if itf.Network.MTU > 0 {
 		mtu = min(mtu, itf.Network.MTU)
 	}

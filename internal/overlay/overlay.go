@@ -25,6 +25,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -55,7 +56,9 @@ type Config struct {
 	NodeID      string
 	HostAddress netip.Addr // in the network that joins the hosts
 	RunDir      string     // namespaces are kept below it
-	Log         *slog.Logger
+	// Sealed is the tunnel for networks that are encrypted; nil: this host can have none.
+	Sealed *wireguard.Tunnel
+	Log    *slog.Logger
 }
 
 // Overlay owns the links, routes and namespaces of this node.
@@ -66,11 +69,14 @@ type Overlay struct {
 	own   netip.Addr            // the node's address in the overlay; invalid until known
 	own6  netip.Addr            // likewise; invalid while no network has IPv6
 	vxlan int                   // index of the device
+	wg    int                   // likewise, of the one of WireGuard; 0: no network is encrypted
 	fdb   map[netip.Addr]string // other nodes that the tunnel knows: overlay → host address
 
-	where   *places                                // as routes are in force; nil: they are to be looked at anew
-	singles map[string]map[netip.Prefix]netip.Addr // routes that instances have for themselves
-	checked time.Time                              // when all routes were last compared with the kernel's
+	where   *places                         // as routes are in force; nil: they are to be looked at anew
+	blocks  map[netip.Prefix]hop            // routes to nodes and to what they hold
+	singles map[string]map[netip.Prefix]hop // routes that instances have for themselves
+	checked time.Time                       // when all routes were last compared with the kernel's
+	state   *wire.Network                   // that is in force
 }
 
 // checkEvery is how long routes are taken to be as they were made.
@@ -162,11 +168,27 @@ func underlayMTU(a netip.Addr) int {
 func (o *Overlay) Sync(ctx context.Context, n *wire.Network) error {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if c := n.Changes; c != nil && !c.Shape && o.where != nil && time.Since(o.checked) < checkEvery {
+	o.state = n
+	if c := n.Changes; c != nil && !c.Shape && o.where != nil && time.Since(o.checked) < checkEvery && !o.broken() {
 		if _, err := netlink.LinkByIndex(o.vxlan); err == nil {
-			return o.moveRoutes(n)
+			return o.moveRoutes(ctx, n)
 		}
 	}
+	return o.sync(ctx, n)
+}
+
+// Keep has a tunnel that ended be there again.
+func (o *Overlay) Keep(ctx context.Context) error {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.state == nil || !o.broken() {
+		return nil
+	}
+	o.Log.Warn("the tunnel of encrypted networks has ended, and is made again")
+	return o.sync(ctx, o.state)
+}
+
+func (o *Overlay) sync(ctx context.Context, n *wire.Network) error {
 	nodes := map[string]wire.NetworkNode{}
 	addresses := map[string]netip.Addr{}
 	var own netip.Addr
@@ -200,7 +222,7 @@ func (o *Overlay) Sync(ctx context.Context, n *wire.Network) error {
 	if err := o.syncPeers(nodes, addresses, pool6); err != nil {
 		return err
 	}
-	return o.syncRoutes(n, addresses, pool6)
+	return o.syncRoutes(ctx, n, nodes, addresses, pool6)
 }
 
 // pool6 is where nodes have their addresses of IPv6; invalid while no network has any.
@@ -239,6 +261,9 @@ func (o *Overlay) Remove(ctx context.Context) error {
 	var errs []error
 	for _, id := range all {
 		errs = append(errs, o.Detach(ctx, id))
+	}
+	if o.Sealed != nil {
+		errs = append(errs, o.Sealed.Remove(ctx))
 	}
 	if l, err := netlink.LinkByName(Device); err == nil {
 		errs = append(errs, netlink.LinkDel(l))

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"maps"
@@ -163,6 +164,22 @@ func both(a netip.Addr, pool6 netip.Prefix) []netip.Addr {
 	return []netip.Addr{a, model.Embed(pool6, a)}
 }
 
+// hop is where a route leads.
+type hop struct {
+	node netip.Addr // the one that is reached by it, by its address of IPv4
+	via  netip.Addr // the gateway; invalid where the node is reached directly
+	by   way
+}
+
+// way is the device of a route.
+type way uint8
+
+const (
+	plainly way = iota
+	sealed      // by WireGuard
+	closed      // nowhere: it would have to be sealed, and this host cannot
+)
+
 // places is where instances are, as routes need it.
 type places struct {
 	nodeID    string
@@ -171,6 +188,16 @@ type places struct {
 	blocks    map[string][]netip.Prefix // by node and network
 	subnets6  map[string]netip.Prefix   // of networks
 	onHosts   map[string]bool           // networks that the tunnel does not lead to
+	encrypted map[string]bool           // networks
+	seals     way                       // how what is encrypted goes
+}
+
+// to is a hop to a node, for what is on a network.
+func (p *places) to(node, via netip.Addr, network string) hop {
+	if p.encrypted[network] {
+		return hop{node: node, by: p.seals}
+	}
+	return hop{node: node, via: via}
 }
 
 // via is the node that a route leads to; none leads to the node itself.
@@ -180,16 +207,16 @@ func (p *places) via(nodeID string) (netip.Addr, bool) {
 }
 
 // single are the routes that an instance needs for itself: what lies outside of its node's blocks.
-func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Addr) {
+func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]hop) {
 	to, ok := p.via(in.NodeID)
 	if !ok {
 		return nil
 	}
-	add := func(a, via netip.Addr) {
+	add := func(a, via netip.Addr, network string) {
 		if out == nil {
-			out = map[netip.Prefix]netip.Addr{}
+			out = map[netip.Prefix]hop{}
 		}
-		out[netip.PrefixFrom(a, a.BitLen())] = via
+		out[netip.PrefixFrom(a, a.BitLen())] = p.to(to, via, network)
 	}
 	for _, addr := range in.Addresses {
 		a, err := netip.ParseAddr(addr.IP)
@@ -198,11 +225,11 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Ad
 		}
 		covered := slices.ContainsFunc(p.blocks[in.NodeID+addr.Network], func(b netip.Prefix) bool { return b.Contains(a) })
 		if !covered {
-			add(a, to)
+			add(a, to, addr.Network)
 		}
 		s, has := p.subnets6[addr.Network]
 		if a6, err := netip.ParseAddr(addr.IP6); err == nil && has && (!covered || a6 != model.Embed(s, a)) {
-			add(a6, model.Embed(p.pool6, to))
+			add(a6, model.Embed(p.pool6, to), addr.Network)
 		}
 	}
 	return out
@@ -210,15 +237,33 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]netip.Ad
 
 // syncRoutes routes the blocks of other nodes through the tunnel, and what lies outside of its
 // node's blocks one by one.
-func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
-	o.where, o.singles = nil, map[string]map[netip.Prefix]netip.Addr{}
-	p := &places{nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}, onHosts: map[string]bool{}}
-	wanted := map[netip.Prefix]netip.Addr{}
+func (o *Overlay) syncRoutes(ctx context.Context, n *wire.Network, nodes map[string]wire.NetworkNode, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
+	o.where, o.blocks, o.singles = nil, map[netip.Prefix]hop{}, map[string]map[netip.Prefix]hop{}
+	p := &places{
+		nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}, onHosts: map[string]bool{},
+		encrypted: map[string]bool{}, seals: sealed,
+	}
+	if o.Sealed == nil {
+		p.seals = closed
+	}
+	for _, net := range n.Networks {
+		if net.Encrypted {
+			p.encrypted[net.ID] = true
+		}
+	}
+	wanted := map[netip.Prefix]hop{}
 	for id := range addresses {
-		if a, ok := p.via(id); ok {
-			for _, ip := range both(a, pool6) {
-				wanted[netip.PrefixFrom(ip, ip.BitLen())] = netip.Addr{}
-			}
+		a, ok := p.via(id)
+		if !ok {
+			continue
+		}
+		// What instances of encrypted networks answer to a node is encrypted, too.
+		to := hop{node: a}
+		if len(p.encrypted) > 0 && p.seals == sealed && nodes[id].TunnelKey != "" {
+			to.by = sealed
+		}
+		for _, ip := range both(a, pool6) {
+			wanted[netip.PrefixFrom(ip, ip.BitLen())] = to
 		}
 	}
 	for _, net := range n.Networks {
@@ -238,21 +283,27 @@ func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, p
 			if !ok {
 				continue
 			}
-			wanted[block] = to
+			wanted[block] = p.to(to, to, net.ID)
 			if s, has := p.subnets6[net.ID]; has {
-				wanted[model.EmbedPrefix(s, block)] = model.Embed(pool6, to)
+				wanted[model.EmbedPrefix(s, block)] = p.to(to, model.Embed(pool6, to), net.ID)
 			}
 		}
 	}
+	o.blocks = maps.Clone(wanted)
 	for i := range n.Instances {
 		if routes := p.single(&n.Instances[i]); routes != nil {
 			o.singles[n.Instances[i].ID] = routes
 			maps.Copy(wanted, routes)
 		}
 	}
+	if err := o.seal(ctx, n, p); err != nil {
+		return err
+	}
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
-		if err := o.dropRoutes(family, wanted); err != nil {
-			return err
+		for _, by := range []way{plainly, sealed, closed} {
+			if err := o.dropRoutes(family, by, wanted); err != nil {
+				return err
+			}
 		}
 	}
 	if err := o.addRoutes(wanted); err != nil {
@@ -263,22 +314,24 @@ func (o *Overlay) syncRoutes(n *wire.Network, addresses map[string]netip.Addr, p
 }
 
 // moveRoutes follows instances that came, went or are elsewhere.
-func (o *Overlay) moveRoutes(n *wire.Network) error {
+func (o *Overlay) moveRoutes(ctx context.Context, n *wire.Network) error {
 	where := o.where
 	o.where = nil // until it is known to have gone well
+	moved := false
 	for id := range n.Changes.Instances {
 		old := o.singles[id]
-		var now map[netip.Prefix]netip.Addr
+		var now map[netip.Prefix]hop
 		if in := n.Instance(id); in != nil {
 			now = where.single(in)
 		}
 		if maps.Equal(old, now) {
 			continue
 		}
+		moved = true
 		if delete(o.singles, id); now != nil {
 			o.singles[id] = now
 		}
-		for p := range old {
+		for p, to := range old {
 			if _, stays := now[p]; stays {
 				continue
 			}
@@ -287,7 +340,7 @@ func (o *Overlay) moveRoutes(n *wire.Network) error {
 					continue
 				}
 			}
-			if err := netlink.RouteDel(&netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p)}); err != nil && !errors.Is(err, unix.ESRCH) {
+			if err := netlink.RouteDel(o.route(p, to)); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("remove the route to %s: %w", p, err)
 			}
 		}
@@ -295,20 +348,39 @@ func (o *Overlay) moveRoutes(n *wire.Network) error {
 			return err
 		}
 	}
+	if moved {
+		if err := o.seal(ctx, n, where); err != nil {
+			return err
+		}
+	}
 	o.where = where
 	return nil
 }
 
-func (o *Overlay) addRoutes(wanted map[netip.Prefix]netip.Addr) error {
-	for p, via := range wanted {
-		r := &netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p), Src: o.own.AsSlice()}
-		if p.Addr().Is6() {
-			r.Src = o.own6.AsSlice()
-		}
-		if via.IsValid() {
-			r.Gw, r.Flags = via.AsSlice(), int(netlink.FLAG_ONLINK)
-		} else {
-			r.Scope = unix.RT_SCOPE_LINK
+// route is one as the kernel has it, without what is between here and there.
+func (o *Overlay) route(p netip.Prefix, to hop) *netlink.Route {
+	r := &netlink.Route{LinkIndex: o.vxlan, Protocol: protocol, Dst: ipNet(p)}
+	switch to.by {
+	case sealed:
+		r.LinkIndex = o.wg
+	case closed:
+		r.LinkIndex, r.Type = 0, unix.RTN_UNREACHABLE
+	}
+	return r
+}
+
+func (o *Overlay) addRoutes(wanted map[netip.Prefix]hop) error {
+	for p, to := range wanted {
+		r := o.route(p, to)
+		if to.by != closed {
+			if r.Src = o.own.AsSlice(); p.Addr().Is6() {
+				r.Src = o.own6.AsSlice()
+			}
+			if to.via.IsValid() {
+				r.Gw, r.Flags = to.via.AsSlice(), int(netlink.FLAG_ONLINK)
+			} else {
+				r.Scope = unix.RT_SCOPE_LINK
+			}
 		}
 		if err := netlink.RouteReplace(r); err != nil {
 			return fmt.Errorf("add the route to %s: %w", p, err)
@@ -318,8 +390,17 @@ func (o *Overlay) addRoutes(wanted map[netip.Prefix]netip.Addr) error {
 }
 
 // dropRoutes removes the routes that are not wanted, and takes those off the list that are there.
-func (o *Overlay) dropRoutes(family int, wanted map[netip.Prefix]netip.Addr) error {
-	have, err := netlink.RouteListFiltered(family, &netlink.Route{Protocol: protocol, LinkIndex: o.vxlan}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF)
+func (o *Overlay) dropRoutes(family int, by way, wanted map[netip.Prefix]hop) error {
+	like, filter := &netlink.Route{Protocol: protocol, LinkIndex: o.vxlan}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_OIF
+	switch by {
+	case sealed:
+		if like.LinkIndex = o.wg; o.wg == 0 {
+			return nil
+		}
+	case closed:
+		like, filter = &netlink.Route{Protocol: protocol, Type: unix.RTN_UNREACHABLE}, netlink.RT_FILTER_PROTOCOL|netlink.RT_FILTER_TYPE
+	}
+	have, err := netlink.RouteListFiltered(family, like, filter)
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}
@@ -332,9 +413,9 @@ func (o *Overlay) dropRoutes(family int, wanted map[netip.Prefix]netip.Addr) err
 		ones, _ := r.Dst.Mask.Size()
 		via, _ := netip.AddrFromSlice(r.Gw)
 		p, via := netip.PrefixFrom(a.Unmap(), ones), via.Unmap()
-		if want, ok := wanted[p]; ok && want == via {
+		if want, ok := wanted[p]; ok && want.via == via && want.by == by {
 			delete(wanted, p)
-		} else if !ok {
+		} else if !ok || want.by != by {
 			if err := netlink.RouteDel(r); err != nil && !errors.Is(err, unix.ESRCH) {
 				return fmt.Errorf("remove the route to %s: %w", p, err)
 			}

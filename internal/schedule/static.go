@@ -106,7 +106,7 @@ func (f *filters) reject(n *model.Node) string {
 	}
 	for _, l := range f.links {
 		if !n.Carries(l.Driver, l.Parent) {
-			return "have no interface " + l.Parent + " that networks of the driver " + l.Driver + " can be on"
+			return l.Lack()
 		}
 	}
 	for _, key := range f.required {

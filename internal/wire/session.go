@@ -154,6 +154,7 @@ type NetworkNode struct {
 	Name           string `json:"name"`
 	HostAddress    string `json:"hostAddress"`
 	OverlayAddress string `json:"overlayAddress"`
+	TunnelKey      string `json:"tunnelKey,omitempty"` // by which it is known to WireGuard; "": it has none
 	Down           bool   `json:"down,omitempty"`
 }
 

@@ -36,7 +36,7 @@ var house = map[string][]string{
 	"internal/node": {
 		"internal/agent", "internal/api/...", "internal/artifact", "internal/backup", "internal/balance/...", "internal/cgroup", "internal/consensus",
 		"internal/cdi", "internal/control", "internal/core", "internal/dispatch", "internal/driver/...", "internal/image",
-		"internal/host", "internal/overlay", "internal/userns", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
+		"internal/host", "internal/overlay", "internal/overlay/wireguard", "internal/userns", "internal/secret", "internal/server", "internal/store", "internal/trust", "internal/volume", "internal/wire",
 	},
 	// Its server half, which the simulation runs without the rest.
 	"internal/server": {
@@ -77,21 +77,23 @@ var house = map[string][]string{
 	"internal/wire":       {},
 
 	// Node work.
-	"internal/agent":       {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/userns", "internal/volume", "internal/secret", "internal/wire"},
-	"internal/cdi":         {},
-	"internal/driver":      {"internal/userns"},
-	"internal/driver/...":  {"internal/driver/...", "internal/cgroup", "internal/userns"},
-	"internal/artifact":    {},
-	"internal/image":       {"internal/userns"},
-	"internal/overlay":     {},
-	"internal/balance/...": {"internal/balance/beside"},
-	"internal/volume":      {},
-	"internal/secret":      {},
-	"internal/cgroup":      {},
-	"internal/host":        {},
-	"internal/files":       {"internal/userns"},
-	"internal/userns":      {},
-	"internal/provision":   {"internal/autoscale", "internal/cgroup"},
+	"internal/agent":      {"internal/files", "internal/driver", "internal/driver/users", "internal/image", "internal/overlay", "internal/balance", "internal/userns", "internal/volume", "internal/secret", "internal/wire"},
+	"internal/cdi":        {},
+	"internal/driver":     {"internal/userns"},
+	"internal/driver/...": {"internal/driver/...", "internal/cgroup", "internal/userns"},
+	"internal/artifact":   {},
+	"internal/image":      {"internal/userns"},
+	"internal/overlay":    {"internal/overlay/wireguard"},
+	// The tunnel of encrypted networks, of which the packets may pass a process beside the agent.
+	"internal/overlay/wireguard": {"internal/balance/beside"},
+	"internal/balance/...":       {"internal/balance/beside"},
+	"internal/volume":            {},
+	"internal/secret":            {},
+	"internal/cgroup":            {},
+	"internal/host":              {},
+	"internal/files":             {"internal/userns"},
+	"internal/userns":            {},
+	"internal/provision":         {"internal/autoscale", "internal/cgroup"},
 
 	// Ground.
 	"internal/model":      {},

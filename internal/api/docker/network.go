@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -82,6 +83,9 @@ func networkView(n *model.Network) network.Network {
 	}
 	if u := n.Underlay; u != nil && v.Options["parent"] == "" {
 		v.Options["parent"] = u.Parent
+	}
+	if _, said := v.Options["encrypted"]; n.Encrypted && !said {
+		v.Options["encrypted"] = ""
 	}
 	return v
 }
@@ -274,7 +278,15 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 	if req.Driver == model.DriverMacvlan {
 		n.Driver, n.Underlay = req.Driver, &model.Underlay{Parent: req.Options["parent"], Mode: req.Options["macvlan_mode"]}
 	}
-	for key := range req.Options {
+	for key, value := range req.Options {
+		if key == "encrypted" {
+			said, err := strconv.ParseBool(cmp.Or(value, "true"))
+			if err != nil {
+				return nil, fault.New(fault.Invalid, "network option encrypted: %q is neither true nor false, nor empty, which is true", value)
+			}
+			n.Encrypted = said
+			continue
+		}
 		if n.Underlay == nil || key != "parent" && key != "macvlan_mode" {
 			return nil, notHonoured("network option", key)
 		}
