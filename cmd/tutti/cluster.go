@@ -53,6 +53,7 @@ func (f *nodeFlags) add(c *cobra.Command) {
 	c.Flags().StringVar(&f.config.KubernetesBinary, "kubernetes-binary", "", "the program that answers Kubernetes' API beside a server, where the cluster wants that (default: tutti-kube beside this program)")
 	c.Flags().Var((*bytesFlag)(&f.config.ImageBytes), "image-limit", "how much images may take on the disk before those that nothing uses are removed, such as 20g (default: any amount)")
 	c.Flags().StringToStringVar(&f.config.Runtimes, "oci-runtime", nil, "a further OCI runtime of this host, NAME=PATH; may be repeated (runc, crun, youki, runsc and kata-runtime are found by themselves)")
+	c.Flags().StringSliceVar(&f.config.IngressProxies, "ingress-proxies", nil, "addresses or ranges of the load balancers in front of this host that begin each connection to ports 80 and 443 by the PROXY protocol")
 	c.Flags().StringSliceVar(&f.config.CDIDirs, "cdi-spec-dir", nil, "where the files are that describe devices for CDI; may be repeated (default: /etc/cdi and /var/run/cdi)")
 	c.Flags().DurationVar(&f.config.CertificateLife, "certificate-life", wire.CertificateLife, "how long certificates that this server signs for nodes are valid")
 	c.Flags().StringVar(&f.config.LogLevel, "log-level", "info", "debug, info, warn or error")

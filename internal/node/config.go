@@ -68,6 +68,8 @@ type Config struct {
 	KubernetesBinary string `json:"kubernetesBinary,omitempty"`
 	// Runtimes are OCI runtimes of this host besides those that are found by name, name → path.
 	Runtimes map[string]string `json:"runtimes,omitempty"`
+	// IngressProxies are ranges of addresses from which load balancers connect to ports 80 and 443, with the PROXY protocol.
+	IngressProxies []string `json:"ingressProxies,omitempty"`
 	// CDIDirs are where the files are that describe devices; nil is where they usually are.
 	CDIDirs []string `json:"cdiDirs,omitempty"`
 	// ImageBytes is how much images may take on the disk before those that nothing uses are removed; 0 is any amount.
@@ -162,6 +164,13 @@ func (c *Config) complete() error {
 	for name, path := range c.Runtimes {
 		if model.CheckName(name) != nil || !filepath.IsAbs(path) || name == model.BuiltInRuntime {
 			return fault.New(fault.Invalid, "OCI runtime %s=%s: a name other than %s and the absolute path of a program are accepted", name, path, model.BuiltInRuntime)
+		}
+	}
+	for i, text := range c.IngressProxies {
+		if a, err := netip.ParseAddr(text); err == nil {
+			c.IngressProxies[i] = netip.PrefixFrom(a, a.BitLen()).String()
+		} else if _, err := netip.ParsePrefix(text); err != nil {
+			return fault.New(fault.Invalid, "load balancers at %q: an address or a range such as 192.0.2.0/28 is accepted", text)
 		}
 	}
 	if c.CDIDirs == nil {

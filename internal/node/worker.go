@@ -141,6 +141,11 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 func ingressProcess(cfg *Config, nodeID string) *ingress.Process {
 	p := ingress.New(filepath.Join(cfg.RunDir, "ingress"), nodeID, ":80", ":443", cfg.Log)
 	p.Logs = filepath.Join(cfg.DataDir, "ingress")
+	for _, text := range cfg.IngressProxies {
+		if r, err := netip.ParsePrefix(text); err == nil { // which was looked at before
+			p.Proxies = append(p.Proxies, r.Masked())
+		}
+	}
 	return p
 }
 

@@ -19,6 +19,8 @@ type Config struct {
 	Certificates []string `json:"certificates,omitempty"`
 	// Challenges are what servers of ACME want to hear, by token.
 	Challenges map[string]string `json:"challenges,omitempty"`
+	// Proxies are where load balancers are that begin each connection by the PROXY protocol, as ranges of addresses.
+	Proxies []netip.Prefix `json:"proxies,omitempty"`
 	// Logs is the directory of the access log; "": no route has one.
 	Logs string `json:"logs,omitempty"`
 }

@@ -280,14 +280,25 @@ func (p *loop) accept() {
 	default: // somebody else has it, or it is gone
 		return
 	}
-	c := &client{first: true, session: session{l: p.l, remote: &net.TCPAddr{}}}
-	c.end.fd = fd
+	var at netip.AddrPort
 	switch a := from.(type) {
 	case *unix.SockaddrInet4:
-		c.remote = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port)))
+		at = netip.AddrPortFrom(netip.AddrFrom4(a.Addr), uint16(a.Port))
 	case *unix.SockaddrInet6:
-		c.remote = net.TCPAddrFromAddrPort(netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port)))
+		at = netip.AddrPortFrom(netip.AddrFrom16(a.Addr).Unmap(), uint16(a.Port))
 	}
+	remote := net.TCPAddrFromAddrPort(at)
+	if p.l.p.trusts(at.Addr()) {
+		if conn, err := asConn(fd); err == nil {
+			s := &session{l: p.l, tcp: conn, conn: conn, remote: remote}
+			s.name()
+			s.enter()
+			go s.announced()
+		}
+		return
+	}
+	c := &client{first: true, session: session{l: p.l, remote: remote}}
+	c.end.fd = fd
 	c.acquire()
 	c.name()
 	if to := p.l.leastUsed(p); to != p {
@@ -406,7 +417,12 @@ func (p *loop) session(c *client) {
 func (p *loop) release(e *end) (*net.TCPConn, error) {
 	p.ends[e.fd] = nil
 	unix.EpollCtl(p.epoll, unix.EPOLL_CTL_DEL, e.fd, nil) // which would follow its duplicate
-	f := os.NewFile(uintptr(e.fd), "")
+	return asConn(e.fd)
+}
+
+// asConn makes a descriptor of a connection one of the runtime's, whatever comes of that.
+func asConn(fd int) (*net.TCPConn, error) {
+	f := os.NewFile(uintptr(fd), "")
 	defer f.Close()
 	c, err := net.FileConn(f)
 	if err != nil {

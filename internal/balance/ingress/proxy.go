@@ -33,6 +33,7 @@ type proxy struct {
 	unrouted   *count
 	challenges atomic.Pointer[map[string]string]
 	access     atomic.Pointer[accessLog] // nil: no route has had one yet
+	trusted    atomic.Pointer[[]netip.Prefix]
 
 	mu     sync.Mutex // of what changes keep
 	pools  map[string]*pool

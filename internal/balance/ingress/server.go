@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -128,6 +129,7 @@ func (in *ingress) put(c *Config) {
 	if c.Logs != "" && in.access.Load() == nil {
 		in.access.Store(openAccessLog(c.Logs))
 	}
+	in.trusted.Store(&c.Proxies)
 	in.proxy.put(c.Routes, c.Challenges)
 }
 
@@ -197,7 +199,9 @@ func (in *ingress) listen(plain, secure string, failed chan<- error) (servers []
 type Process struct {
 	*beside.Process
 	// Logs is the directory of the access log, of which there is something only once a route has one.
-	Logs    string
+	Logs string
+	// Proxies are where load balancers are that say by the PROXY protocol for whom they connect.
+	Proxies []netip.Prefix
 	nodeID  string
 	written []byte
 }
@@ -218,6 +222,7 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 	if slices.ContainsFunc(c.Routes, func(r Route) bool { return r.AccessLog }) {
 		c.Logs = p.Logs
 	}
+	c.Proxies = p.Proxies
 	data, err := json.Marshal(c)
 	if err != nil {
 		return fmt.Errorf("write routes: %w", err)

@@ -106,6 +106,15 @@ func (s *session) requests(first bool) {
 
 // begin makes a connection ready for requests.
 func (s *session) begin() bool {
+	if s.l.p.trusts(addressOf(s.remote).Addr()) {
+		if !s.hearProxy() {
+			return false
+		}
+		if s.l.tls != nil {
+			s.conn = &replay{Conn: s.tcp, rest: bytes.Clone(s.in[s.r:s.w]), from: s.remote}
+			s.r, s.w = 0, 0
+		}
+	}
 	if s.l.tls != nil {
 		c := tls.Server(s.conn, s.l.tls)
 		ctx, cancel := context.WithTimeout(context.Background(), headPatience)
@@ -126,14 +135,14 @@ func (s *session) begin() bool {
 // resume goes on with a client that a loop had, and with the request that it had begun, if any; such a client goes back.
 func (s *session) resume(x *exchange, first bool) {
 	defer s.leave()
-	if x != nil && (!x.complete() || s.goBack()) {
+	if x != nil && (!x.complete() || s.goBack(false)) {
 		return
 	}
 	s.requests(first)
 }
 
-// goBack leaves the client to a loop again.
-func (s *session) goBack() bool {
+// goBack leaves the client to a loop, which it may not have asked anything yet.
+func (s *session) goBack(first bool) bool {
 	if s.l.closing.Load() {
 		return false
 	}
@@ -141,7 +150,7 @@ func (s *session) goBack() bool {
 	if err != nil {
 		return false
 	}
-	c := &client{session: session{l: s.l, remote: s.remote, client: s.client, in: s.in, r: s.r, w: s.w}}
+	c := &client{first: first, session: session{l: s.l, remote: s.remote, client: s.client, in: s.in, r: s.r, w: s.w}}
 	var duplicated error
 	if err := raw.Control(func(fd uintptr) { c.fd, duplicated = unix.FcntlInt(fd, unix.F_DUPFD_CLOEXEC, 3) }); err != nil || duplicated != nil {
 		return false
