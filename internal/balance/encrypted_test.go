@@ -150,7 +150,7 @@ func TestEncryptedNetworks(t *testing.T) {
 	t.Logf("WireGuard is the %s's", way)
 	l.state.AddressPool6 = "fd74:1::/48"
 	vault, front := network("vault", "10.99.1.0/24", false), network("front", "10.99.2.0/24", false)
-	vault.Encrypted, vault.Status.Subnet6 = true, "fd74:1:0:1::/64"
+	vault.Encrypted, vault.Status.Subnet6, front.Status.Subnet6 = true, "fd74:1:0:1::/64", "fd74:1:0:2::/64"
 	vault.Status.Blocks = []model.Block{{NodeID: "a", CIDR: "10.99.1.0/28"}, {NodeID: "b", CIDR: "10.99.1.16/28"}}
 	front.Status.Blocks = []model.Block{{NodeID: "a", CIDR: "10.99.2.0/28"}, {NodeID: "b", CIDR: "10.99.2.16/28"}}
 	l.state.Networks = []*model.Network{vault, front}
@@ -187,6 +187,7 @@ func TestEncryptedNetworks(t *testing.T) {
 		{"virtual IP", client, "10.99.1.200:80", false},
 		{"the node itself", l.a.ns, "10.99.1.18:80", false},
 		{"another network", client, "10.99.2.18:80", true},
+		{"another network, IPv6", client, "[" + l.at("front=10.99.2.18")[0].IP6 + "]:80", true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			l := l.of(t)
