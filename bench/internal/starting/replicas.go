@@ -107,8 +107,11 @@ type tuttiNode struct {
 func startNode(ctx context.Context, j job) (*tuttiNode, error) {
 	data := filepath.Join(j.Dir, "node")
 	n := &tuttiNode{
-		config: node.Config{Name: "bench", DataDir: data, RunDir: "/run/bench-tutti", Address: hostAddress, Cgroup: cgroupParent + "/tutti"},
-		log:    filepath.Join(j.Dir, "node.log"),
+		config: node.Config{ // as `tutti up` makes it
+			Name: "bench", DataDir: data, RunDir: "/run/bench-tutti", Address: hostAddress, Cgroup: cgroupParent + "/tutti",
+			MarathonListen: node.DefaultMarathonListen, RegistryListen: node.DefaultRegistryListen,
+		},
+		log: filepath.Join(j.Dir, "node.log"),
 	}
 	text, err := json.Marshal(n.config)
 	if err != nil {

@@ -17,7 +17,8 @@ import (
 
 // stay says how much stands, and for how long it is looked at.
 type stay struct {
-	idle    time.Duration // of a node without containers
+	idle    time.Duration // of a node without containers, before it is looked at
+	looked  time.Duration // for so long
 	running int           // containers whose cost is compared
 	watched time.Duration // while they run
 	many    int           // containers with which a node is still to answer
@@ -26,9 +27,9 @@ type stay struct {
 
 func stayOf(brief bool) stay {
 	if brief {
-		return stay{idle: 20 * time.Second, running: 20, watched: 5 * time.Second, many: 40, asked: 10}
+		return stay{idle: 20 * time.Second, looked: 10 * time.Second, running: 20, watched: 5 * time.Second, many: 40, asked: 10}
 	}
-	return stay{idle: 10 * time.Minute, running: 100, watched: 20 * time.Second, many: 500, asked: 40}
+	return stay{idle: 10 * time.Minute, looked: 2 * time.Minute, running: 100, watched: 20 * time.Second, many: 500, asked: 40}
 }
 
 // standing is what was found.
@@ -144,7 +145,12 @@ func tuttiStanding(ctx context.Context, sheet *report.Sheet, j job) (s standing,
 	defer func() { err = errors.Join(err, n.stop()) }()
 	sheet.Say("a node of Tutti without containers, for %s", y.idle)
 	own := func() []process { return which(false) }
-	idle, err := share(ctx, own, y.idle)
+	select {
+	case <-ctx.Done():
+		return s, ctx.Err()
+	case <-time.After(y.idle):
+	}
+	idle, err := share(ctx, own, y.looked)
 	if err != nil {
 		return s, err
 	}
@@ -154,7 +160,7 @@ func tuttiStanding(ctx context.Context, sheet *report.Sheet, j job) (s standing,
 	err = errors.Join(
 		sheet.AddAlone("standing/idle/rss", rss/megabyte, "MB", counted+"; budget 64"),
 		sheet.AddAlone("standing/idle/rss-of-the-node", server/megabyte, "MB", "the node's process alone of that"),
-		sheet.AddAlone("standing/idle/cpu", max(idle*100, 0.001), "% of a core", counted+"; budget 1"),
+		sheet.AddAlone("standing/idle/cpu", max(idle*100, 0.001), "% of a core", fmt.Sprintf("%s, over %s; budget 1", counted, y.looked)),
 	)
 	if err != nil {
 		return s, err
