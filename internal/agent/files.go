@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path"
 	"runtime"
 	"slices"
@@ -133,8 +134,11 @@ func assembleHere(rootfs string, mounts []driver.Mount, theirs *userns.Users) (*
 			continue // what was in memory has gone
 		}
 		at, err := unix.Openat2(base, strings.TrimPrefix(m.Target, "/"), &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT})
+		if errors.Is(err, unix.ENOENT) && theirs == nil && isDir(m.Source) { // it was never run
+			at, err = makeDir(base, m.Target)
+		}
 		if errors.Is(err, unix.ENOENT) {
-			continue // it was never run
+			continue
 		}
 		if err != nil {
 			return nil, fmt.Errorf("find %s: %w", m.Target, err)
@@ -160,6 +164,30 @@ func assembleHere(rootfs string, mounts []driver.Mount, theirs *userns.Users) (*
 		}
 	}
 	return files.Open(rootfs)
+}
+
+func isDir(path string) bool {
+	st, err := os.Stat(path)
+	return err == nil && st.IsDir()
+}
+
+// makeDir makes a directory below an open root, and those above it, as a runtime does for what is to be mounted there.
+func makeDir(base int, path string) (at int, err error) {
+	how := &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT}
+	above := "."
+	for name := range strings.SplitSeq(strings.Trim(path, "/"), "/") {
+		parent, err := unix.Openat2(base, above, how)
+		if err != nil {
+			return -1, err
+		}
+		err = unix.Mkdirat(parent, name, 0o755)
+		unix.Close(parent)
+		if err != nil && !errors.Is(err, unix.EEXIST) {
+			return -1, err
+		}
+		above += "/" + name
+	}
+	return unix.Openat2(base, above, how)
 }
 
 func (a *Agent) fileStat(ctx context.Context, r wire.FilesRequest) (wire.FileStat, error) {

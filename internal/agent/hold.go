@@ -18,6 +18,12 @@ func (w *worker) mayHold() bool {
 	return d == model.DesiredRun || d == model.DesiredHold
 }
 
+// laidOut reports whether an instance is to be made and kept before it is started for the first time. Its lock is held.
+func (w *worker) laidOut() bool {
+	i := w.assignment.Instance
+	return !w.removing && w.assignment.Template.KeepEnded && i.Desired == model.DesiredHold && i.Starts == 0
+}
+
 // startedAnew reports whether people started the instance again since its latest run began.
 func (w *worker) startedAnew() bool {
 	w.mu.Lock()
@@ -34,16 +40,19 @@ func (w *worker) countStarts(restarts *restartCount) {
 	w.mu.Unlock()
 }
 
-// hold keeps an instance whose tasks have ended, or are ended here, until it is started again. It
+// hold keeps an instance whose tasks have ended, are ended here or were never started, until it is started. It
 // returns false when it is to end for good, and has, or when ctx is done. An instance that was held
 // already keeps its status.
 func (w *worker) hold(ctx context.Context, p *prepared, o outcome, already bool) bool {
 	if !already {
 		w.stopTasks(ctx, p)
 		w.set(func(st *model.InstanceStatus) {
-			st.State, st.Health, st.Message, st.Finished = model.InstanceHeld, model.HealthNone, o.message, time.Now()
+			st.State, st.Health, st.Message = model.InstanceHeld, model.HealthNone, o.message
+			if len(st.Tasks) > 0 {
+				st.Finished = time.Now()
+			}
 		})
-		w.log.Info("instance ended, and is kept", "reason", o.message)
+		w.log.Info("instance is kept", "reason", o.message)
 	}
 	for {
 		w.followLinks(ctx)

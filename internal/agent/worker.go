@@ -231,17 +231,21 @@ func (w *worker) live(ctx context.Context) {
 	if !w.adopted {
 		w.starts = w.assignment.Instance.Starts
 	}
+	laid := w.laidOut()
 	w.mu.Unlock()
 	for {
 		var outcome outcome
-		if !held {
+		switch {
+		case laid:
+			outcome.message = "not started yet"
+		case !held:
 			outcome = w.runOnce(ctx, p, w.adopted)
 		}
 		w.adopted = false
 		if ctx.Err() != nil {
 			return
 		}
-		if !held && w.startedAnew() { // it was told to run once more while it ran
+		if !held && !laid && w.startedAnew() { // it was told to run once more while it ran
 			w.countStarts(restarts)
 			continue
 		}
@@ -257,11 +261,11 @@ func (w *worker) live(ctx context.Context) {
 		as, _, _ := w.desired()
 		restarts.policy = as.Template.Restart
 		again, delay := restarts.next(outcome)
-		if held || w.mayHold() && (!want || !again) {
+		if held || laid || w.mayHold() && (!want || !again) {
 			if !w.hold(ctx, p, outcome, held) {
 				return
 			}
-			held = false
+			held, laid = false, false
 			w.countStarts(restarts)
 			continue
 		}
@@ -304,7 +308,10 @@ func (w *worker) live(ctx context.Context) {
 func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 	for attempt := 0; ; attempt++ {
 		as, want, _ := w.desired()
-		if !want {
+		w.mu.Lock()
+		laid := w.laidOut()
+		w.mu.Unlock()
+		if !want && !laid {
 			// What an earlier agent left running is stopped as it should be, prepared or not.
 			p, running := w.unprepared(ctx, as)
 			o := outcome{message: "stopped before it was started", clean: true}
@@ -347,7 +354,17 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 				st.State, st.Message = model.InstancePreparing, err.Error()
 			})
 		}
-		if !w.sleep(ctx, time.Second<<min(attempt, 4)) && ctx.Err() != nil {
+		again := time.Second << min(attempt, 4)
+		if laid { // wanted, though not to run
+			select {
+			case <-ctx.Done():
+			case <-time.After(again):
+			case <-w.wake:
+			}
+		} else {
+			w.sleep(ctx, again)
+		}
+		if ctx.Err() != nil {
 			return nil, false
 		}
 	}

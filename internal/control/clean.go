@@ -153,7 +153,7 @@ func (p *pass) endedForGood(w *model.Workload) bool {
 	for i := range store.InstancesOfWorkload(p.snap, w.ID) {
 		st := &i.Status
 		switch {
-		case i.Starts < w.Starts:
+		case i.Starts < w.Starts, st.State == model.InstanceHeld && len(st.Tasks) == 0: // it has not run yet
 		case st.State == model.InstanceHeld && (w.Suspended || i.Desired == model.DesiredRun),
 			st.State == model.InstanceCompleted, st.State == model.InstanceFailed:
 			ended++

@@ -376,6 +376,9 @@ func (p *pass) assign(i *model.Instance, t *model.Template, n *model.Node, reaso
 		return err
 	}
 	i.NodeID, i.Reason, i.Addresses, i.HostPorts = n.ID, reason, addresses, ports
+	if w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID); ok && w.LaidOut && w.Suspended && i.Starts == 0 {
+		i.Desired = model.DesiredHold // it has nothing to run yet
+	}
 	return nil
 }
 

@@ -62,6 +62,7 @@ var requirements = map[string]requirement{
 	"exec":     {role: model.RoleOperator},
 
 	"start":           {role: model.RoleOperator},
+	"lay out":         {role: model.RoleOperator},
 	"end":             {role: model.RoleOperator},
 	"stop":            {role: model.RoleOperator},
 	"pause":           {role: model.RoleOperator},

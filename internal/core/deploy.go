@@ -399,7 +399,7 @@ func (p *planner) workloads() error {
 		w.RevisionID = model.RevisionIDOf(w.ID, hash)
 		var previous string
 		err := settle(p, w, func(old *model.Workload) {
-			w.Generation, w.Suspended, w.Paused = old.Generation, old.Suspended, old.Paused
+			w.Generation, w.Suspended, w.Paused, w.LaidOut = old.Generation, old.Suspended, old.Paused, old.LaidOut
 			w.Proceed, w.Promoted = old.Proceed, old.Promoted
 			if w.Autoscale != nil && old.Autoscale != nil { // the cluster has chosen it
 				w.Count = old.Count

@@ -26,7 +26,7 @@ func (c *Core) Start(ctx context.Context, who Caller, ref string) (err error) {
 	}
 	defer a.end(&err)
 	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
-		w.Suspended, w.StopWithin = false, nil
+		w.Suspended, w.StopWithin, w.LaidOut = false, nil, false
 		w.Starts++
 		for i := range store.InstancesOfWorkload(snap, w.ID) {
 			w.Starts = max(w.Starts, i.Starts+1)
@@ -47,6 +47,23 @@ func (c *Core) Stop(ctx context.Context, who Caller, ref string, within *time.Du
 	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, snap *store.Snapshot, cs *store.ChangeSet, now time.Time) error {
 		w.Suspended, w.StopWithin = true, within
 		event(cs, now, "workload stopped", w, fmt.Sprintf("by %s through %s", who.Name, who.Via))
+		return nil
+	})
+}
+
+// LayOut gives a workload that was never started, and keeps what ended, its instances: they have nodes, and files there, and
+// run nothing. One that was started has them already.
+func (c *Core) LayOut(ctx context.Context, who Caller, ref string, laidOut bool) (err error) {
+	a, err := c.begin(who, "lay out", ref)
+	if err != nil {
+		return err
+	}
+	defer a.end(&err)
+	return c.changeWorkload(ctx, a, ref, func(w *model.Workload, _ *store.Snapshot, _ *store.ChangeSet, _ time.Time) error {
+		if !w.Suspended || w.Starts > 0 || !w.Template.KeepEnded {
+			return fault.New(fault.Conflict, "%s was started, or is to be", w.FullName())
+		}
+		w.LaidOut = laidOut
 		return nil
 	})
 }

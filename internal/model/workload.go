@@ -82,6 +82,9 @@ type Workload struct {
 	Followed *Followed  `json:"followed,omitempty"`
 	// Suspended scales to zero and remembers the count.
 	Suspended bool `json:"suspended,omitempty"`
+	// LaidOut gives a suspended workload that keeps what ended (Template.KeepEnded) its instances before it was ever started:
+	// they have nodes, and files there, and are held.
+	LaidOut bool `json:"laidOut,omitempty"`
 	// Paused freezes the workload: what runs is kept up, and no instance gets another revision.
 	Paused bool `json:"paused,omitempty"`
 	// Proceed grows when people want an update that failed to go on; Promoted is how far they let

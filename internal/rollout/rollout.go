@@ -418,8 +418,13 @@ func (p *plan) endAll(cause string, lists ...[]*model.Instance) {
 
 func (p *plan) empty(s *slot) {
 	if p.Workload.Suspended && p.Workload.Template.KeepEnded && s.counts {
+		laidOut := p.Workload.LaidOut && p.Workload.Starts == 0
+		if laidOut && !p.Held && s.vacant() && len(s.going)+len(s.dead) == 0 {
+			p.do(Action{Type: Create, Slot: s.number, NodeID: s.nodeID, RevisionID: p.Workload.RevisionID})
+		}
 		for _, i := range slices.Concat(s.current, s.old, s.leaving) {
 			switch {
+			case i.NodeID == "" && laidOut && i.RevisionID == p.Workload.RevisionID:
 			case i.NodeID == "":
 				p.end(i, "the workload is suspended")
 			case i.Desired != model.DesiredHold:

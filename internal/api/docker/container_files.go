@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"compress/bzip2"
 	"compress/gzip"
+	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"io/fs"
 	"net/http"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // filesOf finds the container of a request, and says which files of it are meant.
@@ -25,10 +28,50 @@ func (a *API) filesOf(r *request) (*box, core.Files, error) {
 	if err != nil {
 		return nil, core.Files{}, err
 	}
-	if b.instance == nil || b.instance.NodeID == "" {
-		return nil, core.Files{}, fault.New(fault.Unsupported, "container %s has not been started: it has no files before it has a node", b.name)
+	if b, err = a.laidOut(r, b); err != nil {
+		return nil, core.Files{}, err
 	}
 	return b, core.Files{Ref: b.instance.ID, Task: b.spec().Name, Path: r.query.Get("path")}, nil
+}
+
+// laidOut gives a container that was never started a node, and files there.
+func (a *API) laidOut(r *request, b *box) (*box, error) {
+	there := func(b *box) bool {
+		return b.instance != nil && b.instance.NodeID != "" && b.instance.Status.State != model.InstancePending && b.instance.Status.State != model.InstancePreparing
+	}
+	if b.made == nil || there(b) {
+		return b, nil
+	}
+	for b.workload.Suspended && b.workload.Starts == 0 && !b.workload.LaidOut {
+		err := a.Core.LayOut(r.Context(), r.who, b.workload.ID, true)
+		if err != nil && !fault.Is(err, fault.Conflict) {
+			return nil, err
+		}
+		if b = a.boxByID(a.snapshot(), b.id); b == nil {
+			return nil, fault.New(fault.NotFound, "No such container: %s", r.vars["name"])
+		}
+	}
+	var last *box
+	for {
+		ctx, cancel := context.WithTimeout(r.Context(), unplacedFor)
+		err := a.await(ctx, b.id, func(now *box) bool { last = now; return now == nil || there(now) })
+		cancel()
+		switch {
+		case err == nil && last == nil:
+			return nil, fault.New(fault.NotFound, "No such container: %s", r.vars["name"])
+		case err == nil && last.instance.Status.State.Final():
+			return nil, fault.New(fault.Unavailable, "container %s has no files: %s", b.name, last.instance.Status.Message)
+		case err == nil:
+			return last, nil
+		case r.Context().Err() != nil || !errors.Is(err, context.DeadlineExceeded):
+			return nil, err
+		case last.instance != nil && last.instance.NodeID == "" && last.instance.Reason != "":
+			if err := a.Core.LayOut(context.WithoutCancel(r.Context()), r.who, b.workload.ID, false); err != nil && !fault.Is(err, fault.Conflict) {
+				return nil, err
+			}
+			return nil, fault.New(fault.Conflict, "container %s has no files before it has a node, and no node can run it: %s", b.name, last.instance.Reason)
+		}
+	}
 }
 
 func archivePath(r *request) error {

@@ -106,7 +106,12 @@ func (b *box) state() container.ContainerState {
 		return container.StateRunning
 	case model.InstanceWaiting:
 		return container.StateRestarting
-	case model.InstanceHeld, model.InstanceCompleted, model.InstanceFailed:
+	case model.InstanceHeld:
+		if i.Starts == 0 && b.run() == nil {
+			return container.StateCreated
+		}
+		return container.StateExited
+	case model.InstanceCompleted, model.InstanceFailed:
 		return container.StateExited
 	case model.InstanceLost:
 		return container.StateDead

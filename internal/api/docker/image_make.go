@@ -150,8 +150,8 @@ func (a *API) commit(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if b.instance == nil || b.instance.NodeID == "" {
-		return fault.New(fault.Unsupported, "container %s has not been started: it has changed nothing of its image; tag that", b.name)
+	if b, err = a.laidOut(r, b); err != nil {
+		return err
 	}
 	own, _ := a.configs(r.Context(), b)
 	o.Settings = settingsOf(own)
