@@ -14,6 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/store"
 )
 
 func (a *API) containerStart(w http.ResponseWriter, r *request) error {
@@ -41,6 +43,9 @@ const unplacedFor = 5 * time.Second
 
 // start starts a container and waits until it runs, or has run, or cannot.
 func (a *API) start(r *request, b *box) error {
+	if err := a.joined(b); err != nil {
+		return err
+	}
 	before := b.runKey()
 	if err := a.Core.Start(r.Context(), r.who, b.workload.ID); err != nil {
 		return err
@@ -258,6 +263,12 @@ func (a *API) containerRename(w http.ResponseWriter, r *request) error {
 		return fault.New(fault.Invalid, "Renaming a container with the same name as its current name")
 	case b.made == nil:
 		return fault.New(fault.Unsupported, "container %s belongs to the service %s, whose name it has", b.name, dockerName(&b.workload.Meta))
+	}
+	full := b.workload.Application + "/" + b.workload.Name
+	for w := range store.List[*model.Workload](a.snapshot()) {
+		if slices.Contains(w.Template.Shared().Joins(), full) {
+			return fault.New(fault.Unsupported, "container %s shares what %s has, and knows it by its name: it cannot be renamed meanwhile", dockerName(&w.Meta), b.name)
+		}
 	}
 	if err := a.Core.Rename(r.Context(), r.who, b.workload.ID, name); err != nil {
 		if fault.Is(err, fault.Conflict) {

@@ -51,6 +51,16 @@ func (t *translation) sharing() error {
 	default:
 		return fault.New(fault.Invalid, "invalid PID mode: %v", h.PidMode)
 	}
+	if h.NetworkMode.IsContainer() {
+		if err := conflictsOfShared(c, h); err != nil {
+			return err
+		}
+		b, err := t.otherBox(h.NetworkMode.ConnectedContainer())
+		if err != nil {
+			return err
+		}
+		s.NetworkOf, h.NetworkMode = b.workload.Application+"/"+b.workload.Name, container.NetworkMode("container:"+b.id)
+	}
 	switch {
 	case h.IpcMode == "", h.IpcMode.IsPrivate():
 	case h.IpcMode.IsHost():
@@ -91,17 +101,76 @@ func (t *translation) sharing() error {
 	return nil
 }
 
+// conflictsOfShared names what a container cannot have that shares the network of another one, in the Engine's words.
+func conflictsOfShared(c *container.Config, h *container.HostConfig) error {
+	for _, x := range []struct {
+		said bool
+		what string
+	}{
+		{h.NetworkMode.ConnectedContainer() == "", "invalid container format container:<name|id>"},
+		{c.Hostname != "", "conflicting options: hostname and the network mode"},
+		{len(h.Links) > 0, "conflicting options: container type network can't be used with links. This would result in undefined behavior"},
+		{len(h.DNS) > 0, "conflicting options: dns and the network mode"},
+		{len(h.ExtraHosts) > 0, "conflicting options: custom host-to-IP mapping and the network mode"},
+		{len(h.PortBindings) > 0 || h.PublishAllPorts, "conflicting options: port publishing and the container type network mode"},
+		{len(c.ExposedPorts) > 0, "conflicting options: port exposing and the container type network mode"},
+	} {
+		if x.said {
+			return fault.New(fault.Invalid, "%s", x.what)
+		}
+	}
+	return nil
+}
+
+// joined refuses to start a container that shares what another one has that does not run.
+func (a *API) joined(b *box) error {
+	if b.made == nil {
+		return nil
+	}
+	h, snap := b.made.HostConfig, a.snapshot()
+	for _, j := range []struct {
+		ref  string
+		what string
+	}{
+		{map[bool]string{true: h.NetworkMode.ConnectedContainer()}[h.NetworkMode.IsContainer()], "cannot join network of a non running container: %s"},
+		{map[bool]string{true: h.PidMode.Container()}[h.PidMode.IsContainer()], "cannot join PID of a non running container: %s"},
+		{map[bool]string{true: h.IpcMode.Container()}[h.IpcMode.IsContainer()], "cannot join IPC of a non running container: %s"},
+	} {
+		if j.ref == "" {
+			continue
+		}
+		other, err := a.findBox(snap, j.ref)
+		if err != nil {
+			return err
+		}
+		if !other.running() {
+			return fault.New(fault.Conflict, j.what, other.id)
+		}
+	}
+	return nil
+}
+
 // other is the workload behind a container whose namespaces another one enters.
 func (t *translation) other(ref string) (string, error) {
-	snap := t.api.snapshot()
-	b, err := t.api.findBox(snap, ref)
+	b, err := t.otherBox(ref)
 	if err != nil {
 		return "", err
 	}
-	if b.workload.Count > 1 || b.workload.Type.PerNode() || b.task > 0 {
-		return "", notHonoured("joining one of several containers of "+b.workload.FullName(), ref)
-	}
 	return b.workload.Application + "/" + b.workload.Name, nil
+}
+
+func (t *translation) otherBox(ref string) (*box, error) {
+	b, err := t.api.findBox(t.api.snapshot(), ref)
+	if fault.Is(err, fault.NotFound) { // clients take that status for an image that they have to pull
+		err = fault.New(fault.Invalid, "%w", err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if b.workload.Count > 1 || b.workload.Type.PerNode() || b.task > 0 {
+		return nil, notHonoured("joining one of several containers of "+b.workload.FullName(), ref)
+	}
+	return b, nil
 }
 
 func tuningOf(h *container.HostConfig) (*model.Tuning, error) {

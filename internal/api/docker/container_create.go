@@ -211,7 +211,7 @@ func (t *translation) container() error {
 		}
 	}
 	tpl.Tasks = []model.TaskSpec{task}
-	if tpl.Hostname == "" && !tpl.HostNetwork && !tpl.Shared().HostNames {
+	if tpl.Hostname == "" && !tpl.HostNetwork && !tpl.Shared().HostNames && tpl.Shared().NetworkOf == "" {
 		tpl.Hostname = t.hostname()
 	}
 	w := &t.workload
@@ -231,7 +231,6 @@ func refuseContainer(c *container.Config, h *container.HostConfig) error {
 		{"--cgroup-parent", h.CgroupParent, h.CgroupParent != ""},
 		{"HostConfig.Cgroup", h.Cgroup, h.Cgroup != ""},
 		{"--volume-driver", h.VolumeDriver, h.VolumeDriver != "" && h.VolumeDriver != "local"},
-		{"--network", h.NetworkMode, h.NetworkMode.IsContainer()},
 		{"--storage-opt", h.StorageOpt, len(h.StorageOpt) > 0},
 		{"--annotation", h.Annotations, len(h.Annotations) > 0},
 		{"HostConfig.Umask", "", h.Umask != nil},

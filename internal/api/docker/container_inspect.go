@@ -174,6 +174,12 @@ func (a *API) configs(ctx context.Context, b *box) (*container.Config, *containe
 	s := a.settings(ctx, t)
 	if b.made != nil {
 		config, host := *b.made.Config, *b.made.HostConfig
+		if host.NetworkMode.IsContainer() {
+			if other := a.boxByID(a.snapshot(), host.NetworkMode.ConnectedContainer()); other != nil && other.id != b.id {
+				theirs, _ := a.configs(ctx, other)
+				config.Hostname = theirs.Hostname
+			}
+		}
 		if config.Hostname == "" {
 			config.Hostname = shortID(b.id)
 		}

@@ -325,6 +325,12 @@ func (t *translation) networks(*model.TaskSpec) error {
 			endpoints[name] = e
 		}
 	}
+	if h.NetworkMode.IsContainer() {
+		if len(endpoints) > 0 {
+			return fault.New(fault.Invalid, "conflicting options: cannot attach both user-defined and non-user-defined network-modes")
+		}
+		return nil
+	}
 	mode := string(h.NetworkMode)
 	switch mode {
 	case network.NetworkHost:
@@ -419,7 +425,7 @@ func (a *API) attachment(r *request, ref string, e *network.EndpointSettings) (m
 // publish publishes ports on every host of the cluster; they lead to the container, wherever it is.
 func (t *translation) publish(*model.TaskSpec) error {
 	h, tpl := t.made.HostConfig, &t.workload.Template
-	if tpl.HostNetwork || tpl.NoNetwork {
+	if tpl.HostNetwork || tpl.NoNetwork || h.NetworkMode.IsContainer() {
 		if tpl.HostNetwork && len(h.PortBindings) > 0 {
 			t.warnings = append(t.warnings, "Published ports are discarded when using host network mode")
 		}

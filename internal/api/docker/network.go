@@ -378,7 +378,7 @@ func (a *API) rewirable(ref string) (*box, error) {
 	switch {
 	case b.made == nil:
 		return nil, fault.New(fault.Unsupported, "container %s belongs to the service %s, which says on which networks it is: docker service update --network-add and --network-rm", b.name, dockerName(&b.workload.Meta))
-	case b.made.HostConfig.NetworkMode.IsHost():
+	case b.made.HostConfig.NetworkMode.IsHost(), b.made.HostConfig.NetworkMode.IsContainer():
 		return nil, fault.New(fault.Invalid, "container sharing network namespace with another container or host cannot be connected to any other network")
 	case b.made.HostConfig.NetworkMode.IsNone():
 		return nil, fault.New(fault.Invalid, "container cannot be connected to multiple networks with one of the networks in private (none) mode")

@@ -564,6 +564,9 @@ func (s *suite) bounds() {
 			s.Errorf("a task that was bounded to %d MB may use %d bytes; before it was %d", megabytes, got, before)
 		}
 		s.d = s.h.Reopen()
+		if code, err := s.d.Exec(s.ctx, "i.a.1", driver.ExecSpec{Args: []string{s.program, "lines", "1", "3"}}, driver.Streams{}); err != nil || code != 3 {
+			s.Errorf("exec in a task that was bounded anew ended with %d, %v", code, err)
+		}
 	}
 	s.wantKind(s.d.Update(s.ctx, "i.b.1", model.Bounds{}), fault.NotFound, "bound a task that is not known")
 	if err := s.d.Kill(s.ctx, "i.a.1"); err != nil {

@@ -325,7 +325,8 @@ func (c *container) update(t *driver.Task, set func(*cgroups.Resources) error) e
 	if err != nil {
 		return fault.New(fault.Invalid, "bound the container: %w", err)
 	}
-	cg.Resources.SkipDevices = true // they stay as they are
+	// They stay as they are; left out, libcontainer would execute nothing in the container any more.
+	cg.Resources.Devices = c.config.Cgroups.Resources.Devices
 	if err := set(cg.Resources); err != nil {
 		return fault.New(fault.Conflict, "bound the container: %w", err)
 	}
