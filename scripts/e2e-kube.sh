@@ -297,6 +297,40 @@ want 'unlabeled' k label node "$node" disk-
 want 'Capacity:' k describe node "$node"
 want 'successfully rolled out' k rollout status deployment cache --timeout=90s
 
+# More important Pods get the room of others: each of these fills more than half of a node.
+cpu=$(k get node "$node" -o 'jsonpath={.status.allocatable.cpu}')
+[[ $cpu = *m ]] && cpu=${cpu%m} || cpu=$((cpu * 1000))
+# large NAME COUNT CLASS makes a Deployment of such Pods.
+large() {
+	printf 'apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: %s}\nspec: {replicas: %s, selector: {matchLabels: {app: %s}}, template: {metadata: {labels: {app: %s}}, spec: {priorityClassName: %s, terminationGracePeriodSeconds: 1, containers: [{name: app, image: "redis:7", resources: {requests: {cpu: %sm}}}]}}}\n' \
+		"$1" "$2" "$1" "$1" "$3" $((cpu * 6 / 10)) | kubectl apply -f -
+}
+want 'created' k create priorityclass minor --value=10
+want 'created' k create priorityclass major --value=1000
+want 'created' large minor $((HOSTS ? HOSTS : 1)) minor
+want 'successfully rolled out' k rollout status deployment minor --timeout=90s
+want 'created' large major 1 major
+want 'successfully rolled out' k rollout status deployment major --timeout=90s
+eventually 'Preempted .*pod/minor-' k get events
+eventually 'FailedScheduling .*pod/minor-' k get events
+eventually 'minor-.* Pending' k get pods
+want 'deleted' k delete deployment minor major
+want 'deleted' k delete priorityclass minor major
+
+# What others made shows as a mirror pod, whose use is known; a drain by Tutti moves it, and evicts Pods.
+want '^[a-z0-9]+' docker service create -d --name tally redis:7
+eventually '^tally-1-.* 1/1 +Running' k get pods
+eventually '^tally-1-.* [0-9]+m +[0-9]+Mi' k top pods
+if ((HOSTS >= 3)); then
+	node=$(k get pods -l tutti.run/workload=tally -o 'jsonpath={.items[0].spec.nodeName}')
+	want '' tutti node drain "$node"
+	eventually '^moved$' bash -c "kubectl get pods -o wide --no-headers | awk -v node=$node '/^tally-1-/ && \$3 == \"Running\" && \$7 != node { up = 1 } \$7 == node && \$3 == \"Running\" { left = 1 } END { print up && !left ? \"moved\" : \"not yet\" }'"
+	want '' tutti node activate "$node"
+	want 'successfully rolled out' k rollout status deployment cache --timeout=90s
+fi
+want 'tally' docker service rm tally
+eventually '^gone$' bash -c "kubectl get pods -o name | grep -q tally || echo gone"
+
 if ((HOSTS >= 3)); then
 	before=$KUBECONFIG
 	tutti host kill host-1 || failed=$((failed + 1))

@@ -183,6 +183,10 @@ func (c *Config) serverArgs() []string {
 // and of the pods on them, is the core's business.
 var leftOut = []string{"node-ipam-controller", "node-lifecycle-controller", "persistentvolume-attach-detach-controller"}
 
+// controllerQPS is how many requests a controller may make in a second; of 20, which is the default, many Pods
+// would have to wait for each other. The API server of this process has bounds of its own.
+const controllerQPS = 1000
+
 // controllerArgs are those of kube-controller-manager.
 func (c *Config) controllerArgs() []string {
 	return []string{
@@ -193,6 +197,7 @@ func (c *Config) controllerArgs() []string {
 		"--service-account-private-key-file=" + c.path("service-accounts.key"), "--use-service-account-credentials=true",
 		"--service-cluster-ip-range=" + c.ServicePool, "--secure-port=0", "--profiling=false",
 		"--controllers=*,-" + strings.Join(leftOut, ",-"),
+		fmt.Sprintf("--kube-api-qps=%d", controllerQPS), fmt.Sprintf("--kube-api-burst=%d", 2*controllerQPS),
 		"--leader-elect=false", // whose turn it is, the cluster's own leader says
 		fmt.Sprintf("--v=%d", c.Verbosity),
 	}
