@@ -106,8 +106,9 @@ func (o *Overlay) syncPeers(nodes map[string]wire.NetworkNode, addresses map[str
 		o.fdb = map[netip.Addr]string{}
 		keep := map[netip.Addr]bool{}
 		for a := range wanted {
-			for _, ip := range neighbours(a, pool6) {
-				keep[ip] = true
+			keep[a] = true
+			if pool6.IsValid() {
+				keep[model.Embed(pool6, a)] = true
 			}
 		}
 		old, err := netlink.NeighList(o.vxlan, netlink.FAMILY_ALL)
@@ -133,7 +134,7 @@ func (o *Overlay) syncPeers(nodes map[string]wire.NetworkNode, addresses map[str
 		}); err != nil {
 			return fmt.Errorf("point the tunnel to %s: %w", host, err)
 		}
-		for _, ip := range neighbours(a, pool6) {
+		for _, ip := range both(a, pool6) {
 			if err := netlink.NeighSet(&netlink.Neigh{
 				LinkIndex: o.vxlan, Family: familyOf(ip), State: netlink.NUD_PERMANENT, IP: ip.AsSlice(), HardwareAddr: tunnelMAC(a),
 			}); err != nil {
@@ -147,25 +148,12 @@ func (o *Overlay) syncPeers(nodes map[string]wire.NetworkNode, addresses map[str
 			continue
 		}
 		netlink.NeighDel(&netlink.Neigh{LinkIndex: o.vxlan, Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: net.ParseIP(host), HardwareAddr: tunnelMAC(a)})
-		for _, ip := range neighbours(a, pool6) {
+		for _, ip := range both(a, pool6) {
 			netlink.NeighDel(&netlink.Neigh{LinkIndex: o.vxlan, Family: familyOf(ip), IP: ip.AsSlice(), HardwareAddr: tunnelMAC(a)})
 		}
 		delete(o.fdb, a)
 	}
 	return nil
-}
-
-// neighbours are the addresses by which a node is known in the tunnel. By the last one it is the gateway of routes of IPv6: the
-// kernel refuses one to which another route leads, as the one by WireGuard does.
-func neighbours(a netip.Addr, pool6 netip.Prefix) []netip.Addr {
-	if !pool6.IsValid() {
-		return []netip.Addr{a}
-	}
-	return append(both(a, pool6), gatewayOf6(a))
-}
-
-func gatewayOf6(a netip.Addr) netip.Addr {
-	return model.Embed(netip.MustParsePrefix("fe80::7475:7474:0:0/96"), a)
 }
 
 // both is an address and, where there is a pool of IPv6, the one that belongs to it.
@@ -196,6 +184,7 @@ const (
 type places struct {
 	nodeID    string
 	addresses map[string]netip.Addr     // of nodes in the overlay
+	pool6     netip.Prefix              // where nodes have theirs of IPv6
 	blocks    map[string][]netip.Prefix // by node and network
 	subnets6  map[string]netip.Prefix   // of networks
 	onHosts   map[string]bool           // networks that the tunnel does not lead to
@@ -240,7 +229,7 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]hop) {
 		}
 		s, has := p.subnets6[addr.Network]
 		if a6, err := netip.ParseAddr(addr.IP6); err == nil && has && (!covered || a6 != model.Embed(s, a)) {
-			add(a6, gatewayOf6(to), addr.Network)
+			add(a6, model.Embed(p.pool6, to), addr.Network)
 		}
 	}
 	return out
@@ -251,7 +240,7 @@ func (p *places) single(in *wire.NetworkInstance) (out map[netip.Prefix]hop) {
 func (o *Overlay) syncRoutes(ctx context.Context, n *wire.Network, nodes map[string]wire.NetworkNode, addresses map[string]netip.Addr, pool6 netip.Prefix) error {
 	o.where, o.blocks, o.singles = nil, map[netip.Prefix]hop{}, map[string]map[netip.Prefix]hop{}
 	p := &places{
-		nodeID: o.NodeID, addresses: addresses, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}, onHosts: map[string]bool{},
+		nodeID: o.NodeID, addresses: addresses, pool6: pool6, blocks: map[string][]netip.Prefix{}, subnets6: map[string]netip.Prefix{}, onHosts: map[string]bool{},
 		encrypted: map[string]bool{}, seals: sealed,
 	}
 	if o.Sealed == nil {
@@ -274,6 +263,9 @@ func (o *Overlay) syncRoutes(ctx context.Context, n *wire.Network, nodes map[str
 			to.by = sealed
 		}
 		for _, ip := range both(a, pool6) {
+			if ip.Is6() { // it is the gateway of other routes, which the kernel wants to be by the same device
+				to.by = plainly
+			}
 			wanted[netip.PrefixFrom(ip, ip.BitLen())] = to
 		}
 	}
@@ -296,7 +288,7 @@ func (o *Overlay) syncRoutes(ctx context.Context, n *wire.Network, nodes map[str
 			}
 			wanted[block] = p.to(to, to, net.ID)
 			if s, has := p.subnets6[net.ID]; has {
-				wanted[model.EmbedPrefix(s, block)] = p.to(to, gatewayOf6(to), net.ID)
+				wanted[model.EmbedPrefix(s, block)] = p.to(to, model.Embed(pool6, to), net.ID)
 			}
 		}
 	}
