@@ -12,8 +12,10 @@ import (
 // boundsIn are a task's as an assignment has them by now, with those of this node where it says nothing.
 func (w *worker) boundsIn(as *wire.Assignment, t *model.TaskSpec) model.Bounds {
 	b := t.Bounds()
-	if i := slices.IndexFunc(as.Template.Tasks, func(now model.TaskSpec) bool { return now.Name == t.Name }); i >= 0 {
-		b = as.Template.Tasks[i].Bounds()
+	for _, list := range [][]model.TaskSpec{as.Template.InitTasks, as.Template.Tasks} {
+		if i := slices.IndexFunc(list, func(now model.TaskSpec) bool { return now.Name == t.Name }); i >= 0 {
+			b = list[i].Bounds()
+		}
 	}
 	return w.agent.bounded(b)
 }
@@ -38,8 +40,9 @@ func (w *worker) follow(as *wire.Assignment, t *model.TaskSpec) model.Bounds {
 // followBounds bounds the tasks that run as the instance's assignment says by now.
 func (w *worker) followBounds(ctx context.Context) {
 	as, _, _ := w.desired()
-	for i := range as.Template.Tasks {
-		t := &as.Template.Tasks[i]
+	all := slices.Concat(as.Template.InitTasks, as.Template.Tasks)
+	for i := range all {
+		t := &all[i]
 		w.mu.Lock()
 		before, known := w.bounded[t.Name]
 		w.mu.Unlock()

@@ -48,6 +48,13 @@ func (w *worker) prepareMounts(ctx context.Context, as *wire.Assignment, p *prep
 				return err
 			}
 			dm.Source = path
+		case model.MountImage:
+			dm.ReadOnly = true
+			at, err := w.imageMount(ctx, p, t, &m, i)
+			if err != nil {
+				return err
+			}
+			dm.Source = at
 		case model.MountSecret, model.MountConfig:
 			dm.ReadOnly = true
 			if m.Folder == "" {
@@ -122,6 +129,28 @@ func (w *worker) volume(ctx context.Context, as *wire.Assignment, p *prepared, t
 		return "", fmt.Errorf("sub-path %q of volume %s: %w", m.SubPath, v.Name, err)
 	}
 	return sub, nil
+}
+
+// imageMount makes what an image holds visible on this host.
+func (w *worker) imageMount(ctx context.Context, p *prepared, t *model.TaskSpec, m *model.Mount, index int) (string, error) {
+	root, err := w.mountImage(ctx, m.Source, m.Content, imageMountKey(w.id, t.Name, index), p)
+	if err != nil || m.SubPath == "" {
+		return root.path, err
+	}
+	tree, err := os.OpenRoot(root.path)
+	if err != nil {
+		return "", err
+	}
+	defer tree.Close()
+	sub := strings.TrimPrefix(filepath.Clean("/"+m.SubPath), "/")
+	if _, err := tree.Stat(sub); err != nil { // keeps symlinks from leading out of it
+		return "", fault.New(fault.Unavailable, "sub-path %q of image %s: %w", m.SubPath, m.Source, err)
+	}
+	return filepath.EvalSymlinks(filepath.Join(root.path, sub))
+}
+
+func imageMountKey(instance, task string, index int) string {
+	return instance + "." + task + ".mount" + strconv.Itoa(index)
 }
 
 // within is a path in a directory, made a directory if there is nothing.

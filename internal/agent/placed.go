@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -60,12 +61,15 @@ func (w *worker) fillInRoom(text string) string {
 }
 
 // placedRecord is a record of those files in a tar archive in which what is known of the instance is filled in, as in
-// its environment.
-const placedRecord = "TUTTI.placed"
+// its environment; awaitedRecord one of those without which nothing of the instance starts, and whose content is to come.
+const (
+	placedRecord  = "TUTTI.placed"
+	awaitedRecord = "TUTTI.awaited"
+)
 
 // fillInFolders fills in what is known of the instance in the files of an archive that are marked so.
 func (w *worker) fillInFolders(i *model.Instance, archive []byte) ([]byte, error) {
-	if !bytes.Contains(archive, []byte(placedRecord)) {
+	if !bytes.Contains(archive, []byte(placedRecord)) && !bytes.Contains(archive, []byte(awaitedRecord)) {
 		return archive, nil
 	}
 	var b bytes.Buffer
@@ -82,6 +86,9 @@ func (w *worker) fillInFolders(i *model.Instance, archive []byte) ([]byte, error
 		data, err := io.ReadAll(in)
 		if err != nil {
 			return nil, err
+		}
+		if h.PAXRecords[awaitedRecord] != "" {
+			return nil, fault.New(fault.Unavailable, "the content of file %s %s", h.Name, model.Awaited)
 		}
 		if h.PAXRecords[placedRecord] != "" {
 			data = []byte(w.fillInRoom(w.place(i, string(data))))

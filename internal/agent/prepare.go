@@ -209,7 +209,7 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 	}
 	resolv := "nameserver " + ResolverAddress + "\n"
 	switch {
-	case as.Template.HostNetwork && len(as.Template.DNS.Servers) > 0:
+	case (as.Template.HostNetwork || as.Template.DNS.Direct) && len(as.Template.DNS.Servers) > 0:
 		resolv = ""
 		for _, server := range as.Template.DNS.Servers {
 			resolv += "nameserver " + server + "\n"
@@ -225,7 +225,7 @@ func (w *worker) writeFiles(as *wire.Assignment, p *prepared) ([]driver.Mount, e
 		resolv += "search " + strings.Join(as.Template.DNS.Search, " ") + "\n"
 	}
 	options := as.Template.DNS.Options
-	if len(options) == 0 && !as.Template.HostNetwork {
+	if len(options) == 0 && !as.Template.HostNetwork && !as.Template.DNS.Direct {
 		options = []string{"ndots:0"}
 	}
 	if len(options) > 0 {
@@ -391,27 +391,41 @@ func numericID(s, target string) (int, error) {
 func secretFile(task string, mount int) string { return task + "." + strconv.Itoa(mount) }
 
 func (w *worker) prepareRoot(ctx context.Context, p *prepared, t *model.TaskSpec) error {
+	root, err := w.mountImage(ctx, t.Image, t.Digest, w.id+"."+t.Name, p)
+	if err != nil {
+		return err
+	}
+	p.images[t.Name], p.digests[t.Name], p.rootfs[t.Name] = &root.image, root.image.Digest, root.path
+	return nil
+}
+
+// mounted is an image that is mounted.
+type mounted struct {
+	image image.Info
+	path  string
+}
+
+// mountImage fetches an image and mounts it under a key.
+func (w *worker) mountImage(ctx context.Context, name, digest, key string, p *prepared) (mounted, error) {
 	var got fetched
-	info, err := w.agent.Images.Ensure(ctx, t.Image, t.Digest, func(pr image.Progress) {
+	info, err := w.agent.Images.Ensure(ctx, name, digest, func(pr image.Progress) {
 		w.set(func(st *model.InstanceStatus) {
 			if st.State == model.InstancePreparing {
-				st.Message = got.text(t.Image, pr)
+				st.Message = got.text(name, pr)
 			}
 		})
 	})
 	if err != nil {
-		return err
+		return mounted{}, err
 	}
 	if info.Elsewhere {
-		return fault.New(fault.Unsupported, "image %s has nothing for the platform of this node, %s/%s", t.Image, runtime.GOOS, runtime.GOARCH)
+		return mounted{}, fault.New(fault.Unsupported, "image %s has nothing for the platform of this node, %s/%s", name, runtime.GOOS, runtime.GOARCH)
 	}
-	p.images[t.Name], p.digests[t.Name] = &info, info.Digest
-	root, err := w.agent.Images.Mount(ctx, w.id+"."+t.Name, info.Digest, p.users)
+	root, err := w.agent.Images.Mount(ctx, key, info.Digest, p.users)
 	if err != nil {
-		return fmt.Errorf("mount image %s: %w", t.Image, err)
+		return mounted{}, fmt.Errorf("mount image %s: %w", name, err)
 	}
-	p.rootfs[t.Name] = root
-	return nil
+	return mounted{info, root}, nil
 }
 
 // fetched is how far an image has come.
@@ -449,6 +463,11 @@ func (w *worker) free(ctx context.Context) {
 	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
 		if driverName(&t) == "oci" {
 			note("root file system", w.agent.Images.Unmount(ctx, w.id+"."+t.Name))
+		}
+		for i, m := range t.Mounts {
+			if m.Type == model.MountImage {
+				note("image", w.agent.Images.Unmount(ctx, imageMountKey(w.id, t.Name, i)))
+			}
 		}
 	}
 	note("users", w.agent.users.Release(w.id))

@@ -61,6 +61,7 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 	for {
 		w.followFolders()
 		w.followLinks(ctx)
+		w.followBounds(ctx)
 		if _, want, _ := w.desired(); !want {
 			because = "stopped"
 			s.end()

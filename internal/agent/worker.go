@@ -362,7 +362,10 @@ func (w *worker) prepareUntilDone(ctx context.Context) (*prepared, bool) {
 			case <-w.wake:
 			}
 		} else {
-			w.sleep(ctx, again)
+			w.sleepUntil(ctx, again, func() bool { // what it was lacking may have come
+				now, _, _ := w.desired()
+				return now != as
+			})
 		}
 		if ctx.Err() != nil {
 			return nil, false
@@ -402,11 +405,19 @@ func (w *worker) unprepared(ctx context.Context, as *wire.Assignment) (p *prepar
 
 // sleep waits; it returns false early when the instance should no longer run or ctx is done.
 func (w *worker) sleep(ctx context.Context, d time.Duration) bool {
+	return w.sleepUntil(ctx, d, func() bool { return false })
+}
+
+// sleepUntil is sleep, but for not longer than until something holds of which the worker is woken.
+func (w *worker) sleepUntil(ctx context.Context, d time.Duration, holds func() bool) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	for {
 		if _, want, _ := w.desired(); !want {
 			return false
+		}
+		if holds() {
+			return true
 		}
 		select {
 		case <-ctx.Done():

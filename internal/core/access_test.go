@@ -29,7 +29,7 @@ var needs = map[string]string{
 
 	"Deploy": "namespace operator", "DeployTogether": "namespace operator", "EndInstances": "namespace operator", "Refusals": "namespace viewer", "Scale": "namespace operator", "RestartWorkload": "namespace operator",
 	"Start": "namespace operator", "LayOut": "namespace operator", "Stop": "namespace operator", "Suspend": "namespace operator", "Pause": "namespace operator", "Bound": "namespace operator", "Usage": "namespace viewer", "Processes": "namespace viewer", "Rename": "namespace operator",
-	"Signal": "namespace operator", "Attach": "namespace operator", "Dial": "namespace operator", "RemoveService": "namespace operator", "RemovePolicy": "namespace operator", "LabelWorkload": "namespace operator", "Watch": "namespace viewer", "PauseRollout": "namespace operator",
+	"Signal": "namespace operator", "Attach": "namespace operator", "Dial": "namespace operator", "RemoveService": "namespace operator", "RemovePolicy": "namespace operator", "LabelWorkload": "namespace operator", "BoundWorkload": "namespace operator", "Watch": "namespace viewer", "PauseRollout": "namespace operator",
 	"Follow": "cluster admin", "Unfollow": "cluster admin",
 	"ResumeRollout": "namespace operator", "Promote": "namespace operator", "Undo": "namespace operator",
 	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "BackupVolume": "namespace operator", "RestoreVolume": "namespace operator", "RemoveVolumeOf": "namespace operator", "RemoveNetwork": "namespace operator",

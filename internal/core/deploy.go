@@ -509,6 +509,8 @@ func (p *planner) resolveTemplate(w *model.Workload) error {
 
 func (p *planner) resolveMount(m *model.Mount, where string) (err error) {
 	switch m.Type {
+	case model.MountImage:
+		m.Content = p.digests[m.Source]
 	case model.MountVolume:
 		if m.Source != "" {
 			m.Source, err = resolve[*model.Volume](p, model.KindVolume, m.Source, where)

@@ -21,11 +21,11 @@ const newestPatience = 10 * time.Second
 func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]string) error {
 	var problems []string
 	for _, w := range d.Workloads {
-		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
-			if t.Image == "" || out[t.Image] != "" {
+		for name := range w.Template.Images() {
+			if out[name] != "" {
 				continue
 			}
-			digest, err := c.resolveImage(ctx, t.Image, d.Pulls[t.Image], d.Logins[w.Name])
+			digest, err := c.resolveImage(ctx, name, d.Pulls[name], d.Logins[w.Name])
 			if fault.Is(err, fault.Forbidden) {
 				return fault.New(fault.Forbidden, "workload %s: %w", w.Name, err)
 			}
@@ -33,7 +33,7 @@ func (c *Core) resolveImages(ctx context.Context, d *Deployment, out map[string]
 				problems = append(problems, fmt.Sprintf("workload %s: %v", w.Name, err))
 				continue
 			}
-			out[t.Image] = digest
+			out[name] = digest
 		}
 	}
 	if len(problems) > 0 {

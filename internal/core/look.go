@@ -339,8 +339,8 @@ func (c *Core) removeImage(ctx context.Context, name string) error {
 			return fault.New(fault.NotFound, "image %s does not exist", name)
 		}
 		for w := range store.List[*model.Workload](snap) {
-			for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
-				if t.Digest == img.Digest {
+			for _, digest := range w.Template.Images() {
+				if digest == img.Digest {
 					return fault.New(fault.Conflict, "image %s is used by %s", name, workloadLabel(w))
 				}
 			}

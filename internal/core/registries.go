@@ -120,10 +120,12 @@ func (o Outside) Reach(_ context.Context, w image.Wanted) ([]image.Endpoint, err
 }
 
 func usesImage(t *model.Template, w image.Wanted) bool {
-	return slices.ContainsFunc(slices.Concat(t.InitTasks, t.Tasks), func(t model.TaskSpec) bool {
-		name, err := image.Normalize(t.Image)
-		return err == nil && name == w.Name && (w.Digest == "" || t.Digest == w.Digest)
-	})
+	for ref, digest := range t.Images() {
+		if name, err := image.Normalize(ref); err == nil && name == w.Name && (w.Digest == "" || digest == w.Digest) {
+			return true
+		}
+	}
+	return false
 }
 
 // ForNode is Reach for a node that is to run an image, and for no other.
@@ -467,8 +469,8 @@ func (c *Core) PruneImages(ctx context.Context, who Caller, olderThan time.Durat
 func usedImages(snap *store.Snapshot) map[string]bool {
 	used := map[string]bool{}
 	add := func(t *model.Template) {
-		for _, t := range slices.Concat(t.InitTasks, t.Tasks) {
-			used[t.Digest] = true
+		for _, digest := range t.Images() {
+			used[digest] = true
 		}
 	}
 	for w := range store.List[*model.Workload](snap) {

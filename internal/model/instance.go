@@ -105,6 +105,9 @@ const (
 	InstanceLost      InstanceState = "lost" // its node is gone; written by the leader
 )
 
+// Awaited is how the message of an instance being prepared ends that waits for content which is to come.
+const Awaited = "is awaited"
+
 // Final reports whether nothing follows this state.
 func (s InstanceState) Final() bool {
 	return s == InstanceCompleted || s == InstanceFailed || s == InstanceLost

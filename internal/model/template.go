@@ -1,6 +1,10 @@
 package model
 
-import "time"
+import (
+	"iter"
+	"slices"
+	"time"
+)
 
 // Template says what one instance consists of: one network namespace, shared volumes, and
 // one or more tasks in it.
@@ -90,6 +94,8 @@ type DNSConfig struct {
 	Servers []string `json:"servers,omitempty"`
 	Search  []string `json:"search,omitempty"`
 	Options []string `json:"options,omitempty"`
+	// Direct has instances ask Servers themselves, and find no names of the cluster.
+	Direct bool `json:"direct,omitempty"`
 }
 
 // HostEntry is a line of /etc/hosts.
@@ -173,6 +179,7 @@ const (
 	MountTmpfs  MountType = "tmpfs"
 	MountSecret MountType = "secret"
 	MountConfig MountType = "config"
+	MountImage  MountType = "image" // what an image holds, read-only
 )
 
 // What a bind does with what is mounted below its source: it leaves that out; or takes it along and does
@@ -186,7 +193,7 @@ const (
 // Mount makes something visible inside a task.
 type Mount struct {
 	Type MountType `json:"type"`
-	// Source is a volume, secret or config ID, a host path for bind, empty for tmpfs. An
+	// Source is a volume, secret or config ID, a host path for bind, an image's name, empty for tmpfs. An
 	// empty volume source is an anonymous volume that lives as long as the instance.
 	Source   string `json:"source,omitempty"`
 	Target   string `json:"target"`
@@ -215,7 +222,7 @@ type Mount struct {
 	UID      string `json:"uid,omitempty"`  // secret, config
 	GID      string `json:"gid,omitempty"`  // secret, config; of a volume the group that may write to it
 	// Content identifies what a secret or config held when the revision was made, so that
-	// changed content makes a new revision.
+	// changed content makes a new revision; of an image it is the digest.
 	Content string `json:"content,omitempty"`
 }
 
@@ -445,4 +452,20 @@ type Toleration struct {
 	Key    string `json:"key,omitempty"`
 	Value  string `json:"value,omitempty"`
 	Effect string `json:"effect,omitempty"`
+}
+
+// Images are those that the tasks are made of or have mounted, each with the digest that it was pinned to, if it was.
+func (t *Template) Images() iter.Seq2[string, string] {
+	return func(yield func(name, digest string) bool) {
+		for _, task := range slices.Concat(t.InitTasks, t.Tasks) {
+			if task.Image != "" && !yield(task.Image, task.Digest) {
+				return
+			}
+			for i := range task.Mounts {
+				if m := &task.Mounts[i]; m.Type == MountImage && !yield(m.Source, m.Content) {
+					return
+				}
+			}
+		}
+	}
 }

@@ -188,3 +188,18 @@ func Impossible(nodes []*model.Node, t *model.Template) string {
 	}
 	return rejected.text()
 }
+
+// TooLittle says of what a node has too little for an instance of a template beside those of others; "" when it has enough.
+func TooLittle(n *model.Node, others []*model.Template, t *model.Template) string {
+	var used model.Resources
+	for _, o := range others {
+		sum := Wanted(o)
+		add(&used, &sum, 1)
+	}
+	wanted := Wanted(t)
+	s, lacking := room(n, t.Placement.Class).lacks(&used, &wanted)
+	if !lacking {
+		return ""
+	}
+	return s.what + " (" + s.detail + ")"
+}

@@ -32,7 +32,7 @@ conformance_accounts() {
 	mkdir -p "$1"/{etc,root,tmp,home}
 	chmod 1777 "$1/tmp"
 	printf 'root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sbin:/bin/false\nnobody:x:65534:65534:nobody:/home:/bin/false\nuser-defined-in-image:x:1000:1000::/home:/bin/sh\n' >"$1/etc/passwd"
-	printf 'root:x:0:\ndaemon:x:1:\nnobody:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >"$1/etc/group"
+	printf 'root:x:0:\ndaemon:x:1:\nnobody:x:65534:\nnogroup:x:65534:\nuser-defined-in-image:x:1000:\ngroup-defined-in-image:x:50000:user-defined-in-image\n' >"$1/etc/group"
 }
 
 make_conformance() {
@@ -63,15 +63,18 @@ make_conformance() {
 
 	busybox=$work/busybox
 	mkdir -p "$busybox/bin"
-	unpack "$work/unpacked" busybox-static
-	install -m 0755 "$work/unpacked/usr/bin/busybox" "$busybox/bin/busybox"
+	unpack "$busybox" busybox-static
 	applets "$busybox"
+	# Debian's busybox keeps variables with such names as a-b from what its shell starts; upstream's does not, nor does bash.
+	ln -sf bash "$busybox/bin/sh"
 	conformance_accounts "$busybox"
 	conformance_image $e2e/busybox:1.37.0-2 "$busybox" "$key" --cmd sh --env $path
 
 	agnhost=$work/agnhost
 	unpack "$agnhost" busybox-static bind9-dnsutils curl netcat-openbsd iproute2 socat hostname
 	applets "$agnhost"
+	ln -sf nc.openbsd "$agnhost/bin/nc"
+	ln -sf bash "$agnhost/bin/sh" # busybox's shell takes its own programs before those of the image
 	conformance_accounts "$agnhost"
 	conformance_image $e2e/glibc-dns-testing:2.1.1 "$agnhost" "$key" --cmd bash --env $path
 	install -m 0755 "$bin/agnhost" "$agnhost/agnhost"
@@ -84,6 +87,7 @@ make_conformance() {
 	done
 	for tag in kitten nautilus; do
 		install -m 0644 "$source/test/images/$tag/html/"* "$agnhost/"
+		printf 'PRETTY_NAME="Debian, in place of Alpine Linux"\n' >"$agnhost/etc/os-release" # which a case looks for
 		conformance_image $e2e/$tag:1.8 "$agnhost" "$key" --entrypoint /agnhost --cmd test-webserver --env $path --expose 80/tcp
 	done
 	install -D -m 4755 "$bin/nonewprivs" "$busybox/usr/local/bin/nnp"

@@ -26,6 +26,7 @@ const (
 	pathUnlead   = "/v1/services/remove"
 	pathUnpolicy = "/v1/policies/remove"
 	pathLabel    = "/v1/workloads/label"
+	pathBound    = "/v1/workloads/bound"
 )
 
 // StreamRequest is the first line that a client sends who attaches to a task, or dials a port.
@@ -68,6 +69,9 @@ func (s *server) instanceRoutes(mux *http.ServeMux) {
 	}))
 	mux.HandleFunc("POST "+pathLabel, change(s, func(ctx context.Context, who core.Caller, req LabelWorkload) (done, error) {
 		return done{}, s.Core.LabelWorkload(ctx, who, req.ID, req.Labels)
+	}))
+	mux.HandleFunc("POST "+pathBound, change(s, func(ctx context.Context, who core.Caller, req BoundWorkload) (done, error) {
+		return done{}, s.Core.BoundWorkload(ctx, who, req.ID, req.Tasks)
 	}))
 	mux.HandleFunc("POST "+pathEnd, change(s, func(ctx context.Context, who core.Caller, req RemoveWorkload) (done, error) {
 		var within *time.Duration
@@ -188,6 +192,17 @@ type LabelWorkload struct {
 // LabelWorkload gives a workload other labels in place of those that it has.
 func (c *Client) LabelWorkload(ctx context.Context, req LabelWorkload) error {
 	return postDone(ctx, c, pathLabel, req)
+}
+
+// BoundWorkload bounds tasks of a workload, by its ID, anew.
+type BoundWorkload struct {
+	ID    string                  `json:"id"`
+	Tasks map[string]model.Bounds `json:"tasks"` // by name
+}
+
+// BoundWorkload bounds tasks of a workload of one instance anew, while they run; see core.Core.BoundWorkload.
+func (c *Client) BoundWorkload(ctx context.Context, req BoundWorkload) error {
+	return postDone(ctx, c, pathBound, req)
 }
 
 // RemoveWorkload removes a workload; see core.Core.RemoveWorkload.

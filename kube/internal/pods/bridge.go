@@ -19,6 +19,7 @@ import (
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
 	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
+	certificateslisters "k8s.io/client-go/listers/certificates/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
 	networkinglisters "k8s.io/client-go/listers/networking/v1"
@@ -44,6 +45,7 @@ type Tutti interface {
 	LabelWorkload(ctx context.Context, req native.LabelWorkload) error
 	Follow(ctx context.Context, f core.Following) error
 	Unfollow(ctx context.Context, id string) error
+	BoundWorkload(ctx context.Context, req native.BoundWorkload) error
 	Policies(ctx context.Context) ([]model.Policy, error)
 	RemovePolicy(ctx context.Context, id string) error
 	RemoveVolume(ctx context.Context, id string) error
@@ -79,6 +81,8 @@ type bridge struct {
 	client   kubernetes.Interface
 	seen     *mirror
 	queue    workqueue.TypedRateLimitingInterface[string]
+	slow     workqueue.TypedRateLimitingInterface[string] // Pods whose images may take their time
+	pulls    pulls
 	events   record.EventRecorder
 	pods     corelisters.PodLister
 	nodes    corelisters.NodeLister
@@ -92,17 +96,20 @@ type bridge struct {
 	classes  storagelisters.StorageClassLister
 	runtimes nodelisters.RuntimeClassLister
 	makers   makers
+	bundles  certificateslisters.ClusterTrustBundleLister
+	requests certificateslisters.PodCertificateRequestLister
 
 	ingresses      networkinglisters.IngressLister
 	ingressClasses networkinglisters.IngressClassLister
 	policies       networkinglisters.NetworkPolicyLister
 
 	mu      sync.Mutex
-	cordons map[string]bool     // by node ID: what both sides agreed on last
-	made    map[string]*madePod // by UID
-	removed map[string]bool     // UIDs of what was told to end
-	failed  map[string]string   // UID → why it could not be made
-	keys    map[string]string   // UID → key of the Pod
+	cordons map[string]bool                       // by node ID: what both sides agreed on last
+	made    map[string]*madePod                   // by UID
+	removed map[string]bool                       // UIDs of what was told to end
+	failed  map[string]string                     // UID → why it could not be made
+	keys    map[string]string                     // UID → key of the Pod
+	certs   map[string]map[string]*podCertificate // by UID, and by source
 
 	contents  uint64            // grows with every change of a ConfigMap or a Secret
 	scaled    map[string]passed // by UID of what makes Pods
@@ -115,7 +122,11 @@ type madePod struct {
 	refresh time.Time // when its tokens are to be renewed
 	files   bool      // it has volumes that are followed
 	labels  map[string]string
-	meta    string // labels and annotations that such a volume has
+	// resources are those of the containers when it was made.
+	resources map[string]corev1.ResourceRequirements
+	meta      string // labels and annotations that such a volume has
+	// unplaced is set while they have tokens, or wait for certificates, that are to name the Pod's node.
+	unplaced bool
 }
 
 // Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done.
@@ -135,8 +146,8 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	defer cancel()
 	b := &bridge{
 		Config: c, client: client, seen: newMirror(),
-		queue:   workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second)),
-		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{},
+		queue: newQueue(), slow: newQueue(), pulls: pulls{of: map[string]*pull{}},
+		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{}, certs: map[string]map[string]*podCertificate{},
 		scaled: map[string]passed{}, addresses: map[string]string{}, answering: map[string]bool{},
 	}
 	broadcaster := record.NewBroadcaster()
@@ -169,6 +180,10 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	})
 	networking := factory.Networking().V1()
 	b.ingresses, b.ingressClasses, b.policies = networking.Ingresses().Lister(), networking.IngressClasses().Lister(), networking.NetworkPolicies().Lister()
+	certificates := factory.Certificates().V1()
+	b.bundles, b.requests = certificates.ClusterTrustBundles().Lister(), certificates.PodCertificateRequests().Lister()
+	b.follow(certificates.ClusterTrustBundles().Informer(), func(metav1.Object) { b.bundlesChanged() })
+	b.follow(certificates.PodCertificateRequests().Informer(), func(o metav1.Object) { b.requestChanged(o) })
 	b.follow(networking.Ingresses().Informer(), func(o metav1.Object) { b.queue.Add("ingress/" + o.GetNamespace() + "/" + o.GetName()) })
 	b.follow(networking.IngressClasses().Informer(), func(metav1.Object) { b.ingressesChanged() })
 	b.follow(networking.NetworkPolicies().Informer(), func(o metav1.Object) { b.queue.Add("policy/" + o.GetNamespace() + "/" + o.GetName()) })
@@ -191,6 +206,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer b.queue.ShutDown()
+	defer b.slow.ShutDown()
 	wg.Go(func() { b.watch(ctx) })
 	if !cache.WaitForCacheSync(ctx.Done(), b.seen.synced) {
 		return nil
@@ -205,12 +221,18 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	wg.Go(func() { b.renewLeases(ctx) })
 	const workers = 8
 	for range workers {
-		wg.Go(func() { b.work(ctx) })
+		wg.Go(func() { b.work(ctx, b.queue, b.sync) })
+		wg.Go(func() { b.work(ctx, b.slow, b.makeSlowly) })
 	}
 	c.Log.Info("pods are run", "nodes", len(b.seen.allNodes()))
 	<-ctx.Done()
 	b.queue.ShutDown()
+	b.slow.ShutDown()
 	return nil
+}
+
+func newQueue() workqueue.TypedRateLimitingInterface[string] {
+	return workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[string](200*time.Millisecond, 30*time.Second))
 }
 
 func (b *bridge) now() time.Time { return time.Now() }
@@ -403,26 +425,27 @@ func (b *bridge) allPods() []*corev1.Pod {
 	return list
 }
 
-func (b *bridge) work(ctx context.Context) {
+// work does what a queue has, until that is shut down.
+func (b *bridge) work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[string], do func(ctx context.Context, key string) error) {
 	for {
-		key, down := b.queue.Get()
+		key, down := queue.Get()
 		if down {
 			return
 		}
-		err := b.sync(ctx, key)
+		err := do(ctx, key)
 		switch {
 		case err == nil:
-			b.queue.Forget(key)
+			queue.Forget(key)
 		case ctx.Err() == nil:
 			var again *later
 			if errors.As(err, &again) {
-				b.queue.AddAfter(key, again.after)
+				queue.AddAfter(key, again.after)
 				break
 			}
 			b.Log.Warn("what was changed could not be followed, and is tried again", "what", key, "error", err)
-			b.queue.AddRateLimited(key)
+			queue.AddRateLimited(key)
 		}
-		b.queue.Done(key)
+		queue.Done(key)
 	}
 }
 

@@ -118,6 +118,7 @@ func (f *fakeTutti) Unfollow(_ context.Context, id string) error {
 func (f *fakeTutti) Policies(context.Context) ([]model.Policy, error) { return nil, nil }
 
 func (f *fakeTutti) LabelWorkload(context.Context, native.LabelWorkload) error { return nil }
+func (f *fakeTutti) BoundWorkload(context.Context, native.BoundWorkload) error { return nil }
 
 func (f *fakeTutti) RemoveVolume(_ context.Context, id string) error {
 	f.mu.Lock()

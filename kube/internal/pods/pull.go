@@ -14,18 +14,18 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
-// pull notes when a container's image is asked for. One that is in the cluster and came from no registry is
+// pull notes when an image is asked for. One that is in the cluster and came from no registry is
 // what its name means, whatever the policy.
-func (t *translation) pull(c *corev1.Container) {
-	policy := map[corev1.PullPolicy]core.PullPolicy{corev1.PullAlways: core.PullNewest, corev1.PullNever: core.PullNever}[c.ImagePullPolicy]
+func (t *translation) pull(image string, when corev1.PullPolicy) {
+	policy := map[corev1.PullPolicy]core.PullPolicy{corev1.PullAlways: core.PullNewest, corev1.PullNever: core.PullNever}[when]
 	if policy == "" {
 		return
 	}
 	if t.pulls == nil {
 		t.pulls = map[string]core.PullPolicy{}
 	}
-	if t.pulls[c.Image] != core.PullNewest {
-		t.pulls[c.Image] = policy
+	if t.pulls[image] != core.PullNewest {
+		t.pulls[image] = policy
 	}
 }
 
@@ -87,8 +87,8 @@ func (t *translation) login(d *core.Deployment, w *model.Workload) error {
 	}
 	var hosts []string
 	var found []image.Credentials
-	for _, task := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
-		name, err := image.Normalize(task.Image)
+	for ref := range w.Template.Images() {
+		name, err := image.Normalize(ref)
 		if err != nil {
 			return nil // which is told when it is deployed
 		}

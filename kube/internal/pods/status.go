@@ -32,9 +32,18 @@ func unplaced(pod *corev1.Pod, now time.Time, reason, message string) corev1.Pod
 		return out
 	}
 	st.ContainerStatuses, st.InitContainerStatuses = waits(pod.Spec.Containers), waits(pod.Spec.InitContainers)
-	setCondition(&st, corev1.PodReady, corev1.ConditionFalse, "ContainersNotReady", message, now)
-	setCondition(&st, corev1.ContainersReady, corev1.ConditionFalse, "ContainersNotReady", message, now)
+	var late []string
+	for _, c := range pod.Spec.Containers {
+		late = append(late, c.Name)
+	}
+	setCondition(&st, corev1.PodReady, corev1.ConditionFalse, "ContainersNotReady", unready(late), now)
+	setCondition(&st, corev1.ContainersReady, corev1.ConditionFalse, "ContainersNotReady", unready(late), now)
 	return st
+}
+
+// unready is how it is told which containers are late.
+func unready(late []string) string {
+	return "containers with unready status: [" + strings.Join(late, " ") + "]"
 }
 
 func setCondition(st *corev1.PodStatus, kind corev1.PodConditionType, is corev1.ConditionStatus, reason, message string, now time.Time) {
@@ -80,6 +89,7 @@ func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) 
 	}
 	st.InitContainerStatuses = containers(pod, pod.Spec.InitContainers, i)
 	st.ContainerStatuses = containers(pod, pod.Spec.Containers, i)
+	setResources(&st, withStatus(pod, specified(pod)))
 	st.Phase, st.Reason, st.Message = phase(pod, i)
 	initialized, ready := true, i.Status.Ready && i.Desired == model.DesiredRun
 	var late []string
@@ -115,7 +125,7 @@ func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) 
 	case ended:
 		reason = "PodFailed"
 	case !ready:
-		reason, message = "ContainersNotReady", "containers with unready status: ["+strings.Join(late, " ")+"]"
+		reason, message = "ContainersNotReady", unready(late)
 	}
 	setCondition(&st, corev1.ContainersReady, is(ready), reason, message, now)
 	for _, gate := range pod.Spec.ReadinessGates {
@@ -228,15 +238,18 @@ func waiting(pod *corev1.Pod, i *model.Instance) *corev1.ContainerStateWaiting {
 		if strings.Contains(i.Status.Message, "image") {
 			reason = "ErrImagePull"
 		}
-		if strings.HasPrefix(i.Status.Message, "fetching image") {
+		if strings.HasPrefix(i.Status.Message, "fetching image") || strings.Contains(i.Status.Message, model.Awaited) {
 			reason = "ContainerCreating"
 		}
 		return &corev1.ContainerStateWaiting{Reason: reason, Message: i.Status.Message}
-	case i.Status.State == model.InstanceStarting && len(pod.Spec.InitContainers) > 0:
+	case len(pod.Spec.InitContainers) > 0:
 		return &corev1.ContainerStateWaiting{Reason: "PodInitializing"}
 	}
 	return &corev1.ContainerStateWaiting{Reason: "ContainerCreating"}
 }
+
+// startError is why a container ended that could not be started.
+const startError = "StartError"
 
 func terminated(end *model.TaskEnd) *corev1.ContainerStateTerminated {
 	out := &corev1.ContainerStateTerminated{
@@ -247,7 +260,7 @@ func terminated(end *model.TaskEnd) *corev1.ContainerStateTerminated {
 	case end.OOM:
 		out.Reason = "OOMKilled"
 	case end.Error != "" && end.Started.IsZero():
-		out.Reason = "StartError"
+		out.Reason = startError
 	case end.ExitCode != 0 || end.Error != "":
 		out.Reason = "Error"
 	}

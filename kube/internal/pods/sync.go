@@ -64,6 +64,10 @@ func (b *bridge) syncPod(ctx context.Context, namespace, name string) error {
 		if made != nil || asked {
 			return nil // its instance will be told of
 		}
+		if !b.pulls.quick(imagesOf(pod)) {
+			b.slow.Add("pod/" + namespace + "/" + name)
+			return nil
+		}
 		return b.make(ctx, pod)
 	}
 	if inst.NodeID == "" {
@@ -83,7 +87,20 @@ func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
 	b.mu.Lock()
 	contents := b.contents
 	b.mu.Unlock()
+	images := imagesOf(pod)
+	if wait, because := b.pulls.begin(images, b.now()); because != nil {
+		_ = b.notMade(ctx, pod, because)
+		return &later{wait}
+	} else if wait > 0 {
+		return &later{wait}
+	}
+	began := b.now()
 	made, err := b.deploy(ctx, pod)
+	var failed error
+	if imageMissing(err) {
+		failed = err
+	}
+	b.pulls.end(images, failed, err, b.now().Sub(began), b.now())
 	if err != nil {
 		return b.notMade(ctx, pod, err)
 	}
@@ -107,16 +124,33 @@ func (b *bridge) outrun(pod *corev1.Pod, made *madePod, contents uint64) {
 func (b *bridge) deploy(ctx context.Context, pod *corev1.Pod) (*madePod, error) {
 	made := &madePod{refresh: b.now().Add(24 * time.Hour)}
 	around := b.surroundings(ctx, pod, made)
+	// What was written before the Pod counts, also if the watch has not brought it yet.
+	around.configMap = func(name string) (*corev1.ConfigMap, error) {
+		if name == authorityMap {
+			if m, err := b.configs.ConfigMaps(pod.Namespace).Get(name); err == nil {
+				return m, nil
+			}
+		}
+		return b.client.CoreV1().ConfigMaps(pod.Namespace).Get(ctx, name, metav1.GetOptions{})
+	}
+	around.secret = func(name string) (*corev1.Secret, error) {
+		return b.client.CoreV1().Secrets(pod.Namespace).Get(ctx, name, metav1.GetOptions{})
+	}
 	d, err := translate(pod, around)
 	if err != nil {
 		return nil, &refusal{err}
 	}
 	made.files, made.labels, made.meta = len(d.Secrets) > 0, labelsOf(pod), followed(pod)
+	made.resources = specified(pod)
+	made.unplaced = pod.Spec.NodeName == "" && namesNode(pod)
 	if _, err := b.Tutti.Deploy(ctx, *d); err != nil {
 		return nil, err
 	}
 	return made, nil
 }
+
+// authorityMap is the ConfigMap that each namespace gets, and almost every Pod projects, of the authority of the API server.
+const authorityMap = "kube-root-ca.crt"
 
 // refusal is an error of the Pod itself, or of what it refers to.
 type refusal struct{ error }
@@ -134,6 +168,17 @@ func (b *bridge) surroundings(ctx context.Context, pod *corev1.Pod, made *madePo
 				made.refresh = at
 			}
 			return b.token(ctx, pod, audience, seconds)
+		},
+		anchors: b.anchors,
+		certificate: func(volume string, source int, p *corev1.PodCertificateProjection) ([]byte, []byte, error) {
+			c, err := b.certificate(ctx, pod, volume, source, p)
+			if err != nil {
+				return nil, nil, err
+			}
+			if c.renew.Before(made.refresh) {
+				made.refresh = c.renew
+			}
+			return c.key, c.chain, nil
 		},
 		groups: func(namespaces []string, matches func(map[string]string) bool) (out []string) {
 			for _, ns := range namespaces {
@@ -199,14 +244,14 @@ func (b *bridge) notMade(ctx context.Context, pod *corev1.Pod, err error) error 
 	case refused && !isMissing(err):
 		again = 30 * time.Second
 	case refused:
-	case fault.Is(err, fault.NotFound) && strings.Contains(err.Error(), "image"), strings.Contains(err.Error(), "image "):
+	case imageMissing(err):
 		reason = "ErrImagePull"
 		b.mu.Lock()
 		if b.failed[string(pod.UID)] != "" {
 			reason = "ImagePullBackOff"
 		}
 		b.mu.Unlock()
-		again = 5 * time.Second
+		again = pullAgainFirst
 	case fault.Is(err, fault.Unavailable), fault.Is(err, fault.Conflict):
 		return err
 	case fault.Is(err, fault.Invalid) && strings.Contains(err.Error(), "can run on no node"):
@@ -223,6 +268,33 @@ func (b *bridge) notMade(ctx context.Context, pod *corev1.Pod, err error) error 
 		return err
 	}
 	return &later{again}
+}
+
+// imageMissing reports whether an image could not be had.
+func imageMissing(err error) bool {
+	if _, refused := err.(*refusal); err == nil || refused {
+		return false
+	}
+	return fault.Is(err, fault.NotFound) && strings.Contains(err.Error(), "image") || strings.Contains(err.Error(), "image ")
+}
+
+// makeSlowly makes a Pod whose images may take their time.
+func (b *bridge) makeSlowly(ctx context.Context, key string) error {
+	namespace, name, _ := strings.Cut(strings.TrimPrefix(key, "pod/"), "/")
+	pod, err := b.pods.Pods(namespace).Get(name)
+	if apierrors.IsNotFound(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	made, asked := b.made[string(pod.UID)], b.removed[string(pod.UID)]
+	b.mu.Unlock()
+	if pod.DeletionTimestamp != nil || ended(pod) || made != nil || asked || !b.ours(pod) || b.seen.instance(string(pod.UID)) != nil {
+		return nil
+	}
+	return b.make(ctx, pod)
 }
 
 // eventOf are the types of events by which it is told why containers wait.
@@ -244,10 +316,32 @@ func isMissing(err error) bool {
 	return false
 }
 
+// rejection is what kubelets call it that a node has no room for a Pod; "" when it may wait.
+func rejection(reason string) string {
+	for _, one := range [][2]string{{"/tcp taken", "NodePorts"}, {"/udp taken", "NodePorts"}, {"too little cores", "OutOfcpu"}, {"too little memory", "OutOfmemory"}, {"too little disk", "OutOfephemeral-storage"}} {
+		if strings.Contains(reason, one[0]) {
+			return one[1]
+		}
+	}
+	return ""
+}
+
 // unscheduled tells why a Pod has no node.
 func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
 	if inst.Reason == "" {
 		return nil
+	}
+	if pod.Spec.NodeName != "" {
+		if ended(pod) {
+			return b.remove(ctx, string(pod.UID), 0)
+		}
+		// Whoever named the node does without a scheduler: it is the node that has no room.
+		if why := rejection(inst.Reason); why != "" {
+			st := *pod.Status.DeepCopy()
+			st.Phase, st.Reason, st.Message, st.ObservedGeneration = corev1.PodFailed, why, "Pod was rejected: "+inst.Reason, pod.Generation
+			b.events.Event(pod, corev1.EventTypeWarning, why, inst.Reason)
+			return b.putStatus(ctx, pod, st)
+		}
 	}
 	b.mu.Lock()
 	news := b.failed[string(pod.UID)] != inst.Reason
@@ -296,6 +390,13 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, left)
 	}
 	st := statusOf(pod, inst, n, b.now())
+	var again error
+	if !inst.Status.State.Final() {
+		if err := b.resize(ctx, pod, &st); err != nil {
+			b.Log.Warn("a pod could not be resized, and is tried again", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+			again = &later{10 * time.Second}
+		}
+	}
 	if len(pod.Spec.EphemeralContainers) > 0 {
 		var err error
 		if inst.Status.State.Final() {
@@ -314,12 +415,15 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		return err
 	}
 	if err := b.refresh(ctx, pod, inst); err != nil {
+		if apierrors.HasStatusCause(errors.Unwrap(err), corev1.NamespaceTerminatingCause) {
+			return nil // it is about to be deleted
+		}
 		return err
 	}
 	if n != nil && n.Availability == model.Draining && !stays(pod) && !inst.Status.State.Final() {
 		return b.evict(ctx, pod)
 	}
-	return nil
+	return again
 }
 
 // followed is what the files of a Pod's volumes have of itself that may change.
@@ -345,7 +449,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		made = &madePod{files: true}
 		b.made[uid] = made
 	}
-	due := made.files && (!made.refresh.After(b.now()) || made.meta != followed(pod))
+	due := made.files && (!made.refresh.After(b.now()) || made.meta != followed(pod) || made.unplaced)
 	left, contents := made.refresh.Sub(b.now()), b.contents
 	b.mu.Unlock()
 	if !due {
@@ -354,7 +458,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		}
 		return nil
 	}
-	next := &madePod{labels: made.labels, refresh: b.now().Add(24 * time.Hour)}
+	next := &madePod{labels: made.labels, resources: made.resources, refresh: b.now().Add(24 * time.Hour)}
 	d, err := translate(pod, b.surroundings(ctx, pod, next))
 	if err != nil {
 		return err
@@ -402,7 +506,7 @@ func (b *bridge) end(ctx context.Context, pod *corev1.Pod, inst *model.Instance)
 	if pod.DeletionGracePeriodSeconds != nil {
 		grace = *pod.DeletionGracePeriodSeconds
 	}
-	b.events.Event(pod, corev1.EventTypeNormal, "Killing", "Stopping the containers")
+	b.tellEnding(pod)
 	return b.remove(ctx, uid, time.Duration(grace)*time.Second)
 }
 
@@ -460,6 +564,7 @@ func (b *bridge) syncGone(ctx context.Context, uid string) error {
 		delete(b.made, uid)
 		delete(b.failed, uid)
 		delete(b.removed, uid)
+		delete(b.certs, uid)
 		b.mu.Unlock()
 	}
 	return nil
@@ -475,6 +580,9 @@ func (b *bridge) putStatus(ctx context.Context, pod *corev1.Pod, st corev1.PodSt
 	_, err := b.client.CoreV1().Pods(pod.Namespace).UpdateStatus(ctx, c, metav1.UpdateOptions{})
 	if apierrors.IsNotFound(err) || apierrors.IsConflict(err) {
 		return nil // the watch brings the Pod as it is now
+	}
+	if err == nil {
+		b.tell(pod, &pod.Status, &st)
 	}
 	return err
 }

@@ -33,6 +33,10 @@ type surroundings struct {
 	// token returns a token for the Pod's service account, and authority what it trusts.
 	token     func(audience string, seconds int64) (string, error)
 	authority []byte
+	// anchors are those of bundles of trust, in PEM.
+	anchors func(*corev1.ClusterTrustBundleProjection) ([]byte, error)
+	// certificate returns a key and a chain of certificates for the Pod, in PEM, for a source of one of its volumes, or errAwaited.
+	certificate func(volume string, source int, p *corev1.PodCertificateProjection) (key, chain []byte, err error)
 	// services are those whose addresses a container finds in its environment.
 	services []*corev1.Service
 	// groups are the placement groups whose Pods a selector means.
@@ -201,6 +205,7 @@ func (t *translation) names(m *model.Template) {
 	}
 	if c := s.DNSConfig; c != nil {
 		m.DNS.Servers = append(m.DNS.Servers, c.Nameservers...)
+		m.DNS.Direct = len(c.Nameservers) > 0 && s.DNSPolicy == corev1.DNSNone
 		for _, domain := range c.Searches {
 			if !slices.Contains(m.DNS.Search, domain) {
 				m.DNS.Search = append(m.DNS.Search, domain)
@@ -244,7 +249,7 @@ func (t *translation) task(c *corev1.Container, m *model.Template) (task model.T
 		task.LastWords.Path = corev1.TerminationMessagePathDefault
 	}
 	task.Runtime = t.runtime
-	t.pull(c)
+	t.pull(c.Image, c.ImagePullPolicy)
 	if err := t.environment(c, &task); err != nil {
 		return task, fmt.Errorf("%s: %w", at, err)
 	}
@@ -431,9 +436,6 @@ func (t *translation) security(at string, c *corev1.Container, task *model.TaskS
 	}
 	if p := firstOf(own.AppArmorProfile, pod.AppArmorProfile); p != nil && p.Type == corev1.AppArmorProfileTypeLocalhost {
 		t.refused.add(at+": securityContext.appArmorProfile", "a profile of the node")
-	}
-	if firstOf(own.SELinuxOptions, pod.SELinuxOptions) != nil {
-		t.refused.add(at+": securityContext.seLinuxOptions", "SELinux")
 	}
 }
 

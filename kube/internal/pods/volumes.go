@@ -3,6 +3,7 @@ package pods
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"path"
@@ -19,13 +20,19 @@ type file struct {
 	path string
 	data []byte
 	mode int64
+	uid  int
 	gid  int
+	// awaited is set where the content is not known yet: nothing of the Pod starts before it is.
+	awaited bool
 	// placed is set where the content has what is known once the Pod has a node.
 	placed bool
 }
 
-// placedRecord marks such a file for the agent.
-const placedRecord = "TUTTI.placed"
+// Records that mark such files for the agent.
+const (
+	placedRecord  = "TUTTI.placed"
+	awaitedRecord = "TUTTI.awaited"
+)
 
 // archive packs the files of volumes, each in a folder of its own. Equal files give equal archives.
 func archive(folders map[string][]file) ([]byte, error) {
@@ -38,9 +45,12 @@ func archive(folders map[string][]file) ([]byte, error) {
 		files := slices.Clone(folders[folder])
 		slices.SortFunc(files, func(a, b file) int { return bytes.Compare([]byte(a.path), []byte(b.path)) })
 		for _, f := range files {
-			h := &tar.Header{Name: path.Join(folder, f.path), Size: int64(len(f.data)), Mode: f.mode, Gid: f.gid}
-			if f.placed {
+			h := &tar.Header{Name: path.Join(folder, f.path), Size: int64(len(f.data)), Mode: f.mode, Uid: f.uid, Gid: f.gid}
+			switch {
+			case f.placed:
 				h.PAXRecords = map[string]string{placedRecord: "1"}
+			case f.awaited:
+				h.PAXRecords = map[string]string{awaitedRecord: "1"}
 			}
 			if err := w.WriteHeader(h); err != nil {
 				return nil, err
@@ -82,7 +92,7 @@ func (t *translation) files(v *corev1.Volume) (files []file, is bool, err error)
 	case v.DownwardAPI != nil:
 		files, err = t.downwardFiles(v.DownwardAPI.Items, modeOf(v.DownwardAPI.DefaultMode))
 	case v.Projected != nil:
-		files, err = t.projected(v.Projected)
+		files, err = t.projected(v.Name, v.Projected)
 	default:
 		return nil, false, nil
 	}
@@ -182,7 +192,7 @@ func (t *translation) downwardFiles(items []corev1.DownwardAPIVolumeFile, mode i
 	return out, nil
 }
 
-func (t *translation) projected(p *corev1.ProjectedVolumeSource) (out []file, err error) {
+func (t *translation) projected(volume string, p *corev1.ProjectedVolumeSource) (out []file, err error) {
 	mode := modeOf(p.DefaultMode)
 	for i := range p.Sources {
 		var files []file
@@ -201,7 +211,14 @@ func (t *translation) projected(p *corev1.ProjectedVolumeSource) (out []file, er
 			}
 			var token string
 			token, err = t.around.token(s.ServiceAccountToken.Audience, seconds)
-			files = []file{{path: s.ServiceAccountToken.Path, data: []byte(token), mode: t.tokenMode()}}
+			files = t.private(mode, file{path: s.ServiceAccountToken.Path, data: []byte(token)})
+		case s.ClusterTrustBundle != nil:
+			var anchors []byte
+			anchors, err = t.around.anchors(s.ClusterTrustBundle)
+			files = t.private(mode, file{path: s.ClusterTrustBundle.Path, data: anchors})
+		case s.PodCertificate != nil:
+			files, err = t.certificate(volume, i, s.PodCertificate)
+			files = t.private(mode, files...)
 		default:
 			err = fmt.Errorf("source %d of what is projected is not supported", i)
 		}
@@ -213,12 +230,55 @@ func (t *translation) projected(p *corev1.ProjectedVolumeSource) (out []file, er
 	return out, nil
 }
 
-// tokenMode lets the containers read the token, whoever they run as.
-func (t *translation) tokenMode() int64 {
-	if sc := t.pod.Spec.SecurityContext; sc != nil && sc.FSGroup != nil {
-		return 0o640
+// private sets who may read files that are about the Pod itself: the one user that all its containers run as, or
+// the group of its volumes; otherwise whoever its mode lets.
+func (t *translation) private(mode int64, files ...file) []file {
+	uid, one := t.oneUser()
+	sc := t.pod.Spec.SecurityContext
+	if one || sc != nil && sc.FSGroup != nil {
+		mode = 0o600
 	}
-	return 0o644
+	for i := range files {
+		files[i].mode = mode
+		if one {
+			files[i].uid = int(uid)
+		}
+	}
+	return files
+}
+
+// oneUser is the user that all containers run as, if it is said and the same.
+func (t *translation) oneUser() (uid int64, ok bool) {
+	var of *int64
+	if sc := t.pod.Spec.SecurityContext; sc != nil {
+		of = sc.RunAsUser
+	}
+	for i, c := range slices.Concat(t.pod.Spec.InitContainers, t.pod.Spec.Containers) {
+		user := of
+		if c.SecurityContext != nil {
+			user = firstOf(c.SecurityContext.RunAsUser, of)
+		}
+		if user == nil || i > 0 && *user != uid {
+			return 0, false
+		}
+		uid = *user
+	}
+	return uid, true
+}
+
+// certificate makes files of a certificate for the Pod, and of its key.
+func (t *translation) certificate(volume string, source int, p *corev1.PodCertificateProjection) (out []file, err error) {
+	key, chain, err := t.around.certificate(volume, source, p)
+	awaited := errors.Is(err, errAwaited)
+	if err != nil && !awaited {
+		return nil, err
+	}
+	for at, content := range map[string][]byte{p.CredentialBundlePath: slices.Concat(key, chain), p.KeyPath: key, p.CertificateChainPath: chain} {
+		if at != "" {
+			out = append(out, file{path: at, data: content, awaited: awaited})
+		}
+	}
+	return out, nil
 }
 
 // mounts makes the container's mounts.
@@ -279,12 +339,15 @@ func (t *translation) source(at string, v *corev1.Volume, m *model.Mount) error 
 		default:
 			t.refused.add("volume "+v.Name, "the medium "+string(v.EmptyDir.Medium))
 		}
+	case v.Image != nil:
+		m.Type, m.Source, m.ReadOnly = model.MountImage, v.Image.Reference, true
+		t.pull(m.Source, v.Image.PullPolicy)
 	case v.HostPath != nil:
 		t.hostPath(v.HostPath, m)
 	case claimName(t.pod, v) != "":
 		return t.claim(v, m)
 	default:
-		t.refused.add("volume "+v.Name, "a volume of this kind (emptyDir, hostPath, configMap, secret, downwardAPI, projected, persistentVolumeClaim and ephemeral are)")
+		t.refused.add("volume "+v.Name, "a volume of this kind (emptyDir, hostPath, configMap, secret, downwardAPI, projected, image, persistentVolumeClaim and ephemeral are)")
 	}
 	return nil
 }
