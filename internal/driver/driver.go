@@ -11,6 +11,7 @@ import (
 	"context"
 	"io"
 	"os"
+	"path/filepath"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -47,6 +48,8 @@ type Task struct {
 	// privileges say.
 	HostCgroups, OwnCgroups bool
 	NoSharedMemory          bool
+	// Cgroups is where this host has its cgroups, found by the driver, so that not every task's supervisor has to look.
+	Cgroups *Cgroups
 	// CgroupParent is the path under which the task's cgroup is made, e.g. "/tutti/<instance>".
 	CgroupParent string
 	Mounts       []Mount
@@ -77,6 +80,30 @@ type Task struct {
 	Runtime, RuntimePath string
 	// Leased tasks run only while the node holds a lease; see Leaser.
 	Leased bool
+}
+
+// Cgroups tells where cgroups of version 1 are. Of version 2 there is nothing to tell.
+type Cgroups struct {
+	Roots       map[string]string // where paths begin, by subsystem
+	Hierarchies []CgroupHierarchy
+}
+
+// CgroupHierarchy is a mount of cgroups.
+type CgroupHierarchy struct {
+	Mountpoint, Root string
+	Subsystems       []string
+}
+
+// Paths are the directories of a cgroup by subsystem, nil where they are to be looked for.
+func (c *Cgroups) Paths(path string) map[string]string {
+	if c == nil {
+		return nil
+	}
+	paths := map[string]string{}
+	for s, root := range c.Roots {
+		paths[s] = filepath.Join(root, path)
+	}
+	return paths
 }
 
 // Mount is a resolved mount: sources are paths on this host.

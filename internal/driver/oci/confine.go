@@ -79,12 +79,15 @@ func secure(t *driver.Task, s *specs.Spec) error {
 			return fault.New(fault.Unsupported, "security option %q is not supported; no-new-privileges, seccomp= and apparmor= are", o)
 		}
 	}
+	return nil
+}
+
+// restrict adds the task's seccomp profile to its specification, which is finished but for that.
+func restrict(t *driver.Task, s *specs.Spec) (err error) {
 	if !confined(t) {
 		return nil
 	}
-	profile := profileOf(t)
-	var err error
-	if profile == "" {
+	if profile := profileOf(t); profile == "" {
 		s.Linux.Seccomp, err = seccomp.GetDefaultProfile(s)
 	} else if s.Linux.Seccomp, err = seccomp.LoadProfile(profile, s); err != nil {
 		return fault.New(fault.Invalid, "the task's seccomp profile: %w", err)
@@ -93,6 +96,11 @@ func secure(t *driver.Task, s *specs.Spec) error {
 		return fmt.Errorf("load the default seccomp profile: %w", err)
 	}
 	return nil
+}
+
+// profileKey is all that a task's profile is made of, but for what does not change while this host is up.
+func profileKey(t *driver.Task, s *specs.Spec) []byte {
+	return fmt.Appendf(nil, "%s\x00%s", s.Process.Capabilities.Bounding, profileOf(t))
 }
 
 const cpuPeriod = 100_000 // microseconds

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -34,8 +35,8 @@ type container struct {
 	spec    *specs.Spec
 	config  *configs.Config
 	limits  []configs.Rlimit
-	profile *configs.Seccomp // nil: unconfined
-	filter  *filter          // the profile, compiled; nil: libcontainer does it
+	profile func() (*configs.Seccomp, error) // nil is one that leaves the task unconfined
+	filter  *filter                          // the profile, compiled; nil: libcontainer does it
 	c       *libcontainer.Container
 	strays  strays
 }
@@ -53,13 +54,21 @@ func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	if err != nil {
 		return nil, fault.New(fault.Invalid, "configure the container: %w", err)
 	}
-	if c.profile = c.config.Seccomp; c.profile != nil {
-		if c.filter, err = filterFor(filepath.Dir(dir), c.profile); err != nil {
+	c.profile = sync.OnceValues(func() (*configs.Seccomp, error) {
+		if err := restrict(t, c.spec); err != nil {
+			return nil, err
+		}
+		return specconv.SetupSeccomp(c.spec.Linux.Seccomp)
+	})
+	if confined(t) {
+		if c.filter, err = filterFor(filepath.Dir(dir), profileKey(t, c.spec), c.profile); err != nil {
 			return nil, err
 		}
 	}
-	if c.filter != nil {
-		c.config.Seccomp = nil // it is loaded by ourselves
+	if c.filter == nil { // otherwise it is loaded by ourselves
+		if c.config.Seccomp, err = c.profile(); err != nil {
+			return nil, err
+		}
 	}
 	if stepsKnow(t, c.config) {
 		return newDirect(c)
@@ -86,8 +95,8 @@ func (c *container) Start(files *supervisor.Files) (supervisor.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	c.config.Seccomp = c.profile // for what is executed later
-	return started, nil
+	c.config.Seccomp, err = c.profile() // for what is executed later
+	return started, err
 }
 
 // Exec implements supervisor.Body.

@@ -43,7 +43,7 @@ func newDirect(c *container) (supervisor.Body, error) {
 	if err := validate.Validate(c.config); err != nil {
 		return nil, fmt.Errorf("create the container: %w", err)
 	}
-	m, err := manager.New(c.config.Cgroups)
+	m, err := manager.NewWithPaths(c.config.Cgroups, c.task.Cgroups.Paths(c.spec.Linux.CgroupsPath))
 	if err != nil {
 		return nil, fmt.Errorf("find the container's cgroup: %w", err)
 	}
@@ -177,7 +177,9 @@ func (d *direct) writeState(pid int) error {
 		return fmt.Errorf("ask when the container began: %w", err)
 	}
 	config := *d.lib.config
-	config.Seccomp = d.lib.profile
+	if config.Seccomp, err = d.lib.profile(); err != nil {
+		return err
+	}
 	state := libcontainer.State{
 		BaseState: libcontainer.BaseState{
 			ID: containerID, InitProcessPid: pid, InitProcessStartTime: stat.StartTime, Created: time.Now().UTC(), Config: config,

@@ -76,6 +76,7 @@ func TestWhatStepsMakeIsWhatRuncMakes(t *testing.T) {
 			task := e.task()
 			task.ID, task.Args = "i.way.1", []string{"/prog"}
 			change(e, &task)
+			task.Cgroups, _ = hostCgroups()
 			if b, err := newBody(&task, e.cfg.RunDir, ""); err != nil {
 				t.Error(err)
 			} else if _, ok := b.(*direct); !ok {

@@ -44,14 +44,10 @@ type filter struct {
 
 const instructionBytes = 8
 
-// filterFor returns a profile's filter, nil when this kernel does not give out what it loaded: then
-// libcontainer has to do it.
-func filterFor(dir string, profile *configs.Seccomp) (*filter, error) {
-	text, err := json.Marshal(profile)
-	if err != nil {
-		return nil, fmt.Errorf("encode the seccomp profile: %w", err)
-	}
-	sum := sha256.Sum256(append(text, compiler()...))
+// filterFor returns the filter of a profile that the key stands for, nil when this kernel does not give out what it
+// loaded: then libcontainer has to do it. The profile is made where it was not compiled before.
+func filterFor(dir string, key []byte, make func() (*configs.Seccomp, error)) (*filter, error) {
+	sum := sha256.Sum256(append(key, compiler()...))
 	path := filepath.Join(dir, "seccomp-"+hex.EncodeToString(sum[:16]))
 	if f, err := readFilter(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
@@ -68,6 +64,14 @@ func filterFor(dir string, profile *configs.Seccomp) (*filter, error) {
 	if f, err := readFilter(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
+	profile, err := make()
+	if err != nil {
+		return nil, err
+	}
+	text, err := json.Marshal(profile)
+	if err != nil {
+		return nil, fmt.Errorf("encode the seccomp profile: %w", err)
+	}
 	program, err := compile(text)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "the compiled seccomp profile cannot be read back from the kernel; each container compiles it anew:", err)
@@ -83,18 +87,18 @@ func readBack(path string, data []byte) (*filter, error) {
 	return readFilter(path)
 }
 
-// compiler tells versions of what makes filters apart, so that a newer tutti makes its own.
-func compiler() string {
+// compiler tells versions of what makes profiles and filters apart, so that a newer tutti makes its own.
+func compiler() (versions string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""
 	}
 	for _, d := range info.Deps {
-		if d.Path == "github.com/opencontainers/runc" {
-			return d.Version
+		if d.Path == "github.com/opencontainers/runc" || d.Path == "github.com/moby/profiles/seccomp" {
+			versions += " " + d.Version
 		}
 	}
-	return ""
+	return versions
 }
 
 func readFilter(path string) (*filter, error) {

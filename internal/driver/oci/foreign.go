@@ -58,6 +58,9 @@ func newForeign(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	if f.spec, err = spec(t, reaper); err != nil {
 		return nil, err
 	}
+	if err := restrict(t, f.spec); err != nil {
+		return nil, err
+	}
 	f.spec.Version = foreignVersion
 	if f.spec.Process.Rlimits, err = posixLimits(t.Ulimits); err != nil {
 		return nil, err

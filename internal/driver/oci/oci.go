@@ -1,9 +1,14 @@
 package oci
 
 import (
+	"fmt"
 	"log/slog"
 	"os"
+	"strings"
+	"sync"
 
+	"github.com/opencontainers/cgroups"
+	"github.com/opencontainers/cgroups/manager"
 	"github.com/opencontainers/runc/libcontainer"
 	_ "github.com/opencontainers/runc/libcontainer/nsenter" // the re-executed init enters namespaces before Go starts
 	"github.com/opencontainers/runc/libcontainer/seccomp"
@@ -32,6 +37,9 @@ func New(c Config) (*supervisor.Driver, error) {
 			if err == nil {
 				err = check(t)
 			}
+			if err == nil {
+				t.Cgroups, err = hostCgroups()
+			}
 			return err
 		},
 	})
@@ -44,6 +52,30 @@ func newBody(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	}
 	return newContainer(t, dir, reaper)
 }
+
+// hostCgroups looks where this host has its cgroups.
+var hostCgroups = sync.OnceValues(func() (*driver.Cgroups, error) {
+	if cgroups.IsCgroup2UnifiedMode() {
+		return nil, nil
+	}
+	const some = "/tutti-somewhere"
+	m, err := manager.New(&cgroups.Cgroup{Path: some, Resources: &cgroups.Resources{}})
+	if err != nil {
+		return nil, fmt.Errorf("find cgroups: %w", err)
+	}
+	c := &driver.Cgroups{Roots: map[string]string{}}
+	for s, path := range m.GetPaths() {
+		c.Roots[s] = strings.TrimSuffix(path, some)
+	}
+	mounts, err := cgroups.GetCgroupMounts(false)
+	if err != nil {
+		return nil, fmt.Errorf("find cgroups: %w", err)
+	}
+	for _, mount := range mounts {
+		c.Hierarchies = append(c.Hierarchies, driver.CgroupHierarchy(mount))
+	}
+	return c, nil
+})
 
 func check(t *driver.Task) error {
 	if t.Rootfs == "" {

@@ -35,6 +35,9 @@ const (
 
 // stepsKnow reports whether a container is made by steps: whether all that is asked for it is known to them.
 func stepsKnow(t *driver.Task, c *configs.Config) bool {
+	if !cgroups.IsCgroup2UnifiedMode() && t.Cgroups == nil {
+		return false
+	}
 	if t.TTY || t.HostPIDs || t.PIDNS != "" || t.Users != nil || !newKernel() {
 		return false
 	}
@@ -115,13 +118,18 @@ type making struct {
 	launch.Program
 	c      *configs.Config
 	groups map[string]string // directories of the container's cgroup, by subsystem
-	root   launch.Result
+
+	hierarchies []driver.CgroupHierarchy // of version 1
+	root        launch.Result
 }
 
 // steps writes what the first process of a container has to do, and says in which new namespaces.
 // What it does is what libcontainer does (linuxStandardInit.Init, and what is before it), in the same order.
 func steps(c *container, groups map[string]string, files *supervisor.Files) (*launch.Program, uintptr, error) {
 	m := &making{c: c.config, groups: groups}
+	if c.task.Cgroups != nil {
+		m.hierarchies = c.task.Cgroups.Hierarchies
+	}
 	p := c.spec.Process
 	env, err := environment(c.task.Rootfs, p.Env, p.User.UID)
 	if err != nil {
@@ -366,19 +374,11 @@ func (m *making) cgroup(mt *configs.Mount, to string) error {
 		m.close(fd)
 		return nil
 	}
-	hierarchies, err := cgroups.GetCgroupMounts(false)
-	if err != nil {
-		return fmt.Errorf("find cgroups: %w", err)
-	}
-	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
-	if err != nil {
-		return fmt.Errorf("find cgroups: %w", err)
-	}
 	fd := m.OpenTarget(m.root, to, 0o755, launch.Directory).Result()
 	m.MountOn("mount "+to, fd, "tmpfs", "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=755")
 	m.close(fd)
-	for _, h := range hierarchies {
-		dir, err := m.groupIn(h, own)
+	for _, h := range m.hierarchies {
+		dir, err := m.groupIn(h)
 		if err != nil {
 			return fmt.Errorf("find cgroups: %w", err)
 		}
@@ -399,13 +399,17 @@ func (m *making) cgroup(mt *configs.Mount, to string) error {
 }
 
 // groupIn is the container's directory in a hierarchy, or the supervisor's where it has none.
-func (m *making) groupIn(h cgroups.Mount, own map[string]string) (string, error) {
+func (m *making) groupIn(h driver.CgroupHierarchy) (string, error) {
 	for _, s := range h.Subsystems {
 		if dir := cmp.Or(m.groups[s], m.groups[cgroups.CgroupNamePrefix+s]); dir != "" {
 			return dir, nil
 		}
 	}
-	path, err := h.GetOwnCgroup(own)
+	own, err := cgroups.ParseCgroupFile("/proc/self/cgroup")
+	if err != nil {
+		return "", err
+	}
+	path, err := cgroups.Mount(h).GetOwnCgroup(own)
 	if err != nil {
 		return "", err
 	}

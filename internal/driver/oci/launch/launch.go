@@ -48,6 +48,9 @@ func (p *Program) Call(name string, number uintptr, args ...any) Step {
 }
 
 func (p *Program) add(name string, call int64, args ...any) Step {
+	if p.steps == nil {
+		p.steps, p.names = make([]C.struct_step, 0, 320), make([]string, 0, 320)
+	}
 	s := C.struct_step{call: C.int64_t(call)}
 	for i, a := range args {
 		switch a := a.(type) {
@@ -78,6 +81,9 @@ func (p *Program) add(name string, call int64, args ...any) Step {
 
 // put keeps data for the kernel, where structures may begin.
 func (p *Program) put(data []byte) int {
+	if p.data == nil {
+		p.data = make([]byte, 0, 16<<10) // of a container
+	}
 	for len(p.data)%8 != 0 {
 		p.data = append(p.data, 0)
 	}
