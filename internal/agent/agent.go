@@ -152,6 +152,7 @@ type Agent struct {
 	sequence atomic.Uint64 // of the latest status
 
 	lease          *lease
+	turns          turns
 	network        networkState
 	networkWake    chan struct{}              // capacity 1: there is something new to put in force
 	networkKnows   map[string][]model.Address // of the instances of the state in force
@@ -171,7 +172,7 @@ func New(d Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		Deps: d, users: userns.NewPool(filepath.Join(d.RunDir, "users")), adopted: make(chan struct{}), workers: map[string]*worker{},
-		lease: newLease(d.Drivers), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
+		lease: newLease(d.Drivers), turns: newTurns(), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
 	}
 	a.sequence.Store(epoch << epochShift)
 	return a, nil

@@ -131,7 +131,9 @@ func (w *worker) attach(ctx context.Context, as *wire.Assignment, p *prepared) e
 	if len(at.Interfaces) > 0 {
 		p.address = at.Interfaces[0].IP
 	}
+	end := w.agent.turns.take(ctx)
 	got, err := w.agent.Links.Attach(ctx, at)
+	end()
 	if err != nil {
 		return fmt.Errorf("attach instance to its networks: %w", err)
 	}
@@ -421,7 +423,9 @@ func (w *worker) mountImage(ctx context.Context, name, digest, key string, p *pr
 	if info.Elsewhere {
 		return mounted{}, fault.New(fault.Unsupported, "image %s has nothing for the platform of this node, %s/%s", name, runtime.GOOS, runtime.GOARCH)
 	}
+	end := w.agent.turns.take(ctx)
 	root, err := w.agent.Images.Mount(ctx, key, info.Digest, p.users)
+	end()
 	if err != nil {
 		return mounted{}, fmt.Errorf("mount image %s: %w", name, err)
 	}
@@ -459,6 +463,7 @@ func (w *worker) free(ctx context.Context) {
 			w.log.Error("instance could not be cleaned up", "what", what, "error", err)
 		}
 	}
+	defer w.agent.turns.take(ctx)()
 	note("network", w.agent.Links.Detach(ctx, w.id))
 	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
 		if driverName(&t) == "oci" {
@@ -482,6 +487,7 @@ func (w *worker) cleanUp(ctx context.Context) {
 	runs := w.runs
 	as := w.assignment
 	w.mu.Unlock()
+	end := w.agent.turns.take(ctx)
 	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
 		for _, n := range runs[t.Name] {
 			err := w.agent.Drivers[driverName(&t)].Remove(ctx, runID(w.id, t.Name, n))
@@ -490,6 +496,7 @@ func (w *worker) cleanUp(ctx context.Context) {
 			}
 		}
 	}
+	end()
 	w.free(ctx)
 	if err := w.removeSandboxes(); err != nil {
 		w.log.Error("sandboxes could not be removed", "error", err)

@@ -78,7 +78,9 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 			w.log.Warn("an earlier run could not be removed", "run", run, "error", err)
 		}
 	}
+	end := w.agent.turns.take(ctx)
 	err = d.Start(ctx, task)
+	end()
 	st, statusErr := d.Status(ctx, id)
 	if statusErr != nil {
 		st = driver.Status{ID: id, State: driver.Exited, ExitCode: 127}
