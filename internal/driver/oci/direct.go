@@ -82,12 +82,13 @@ func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.first, d.started = first, true
-	return &directProcess{first, d}, nil
+	return &directProcess{first, d, d.lib.strays.leave(first.Pid)}, nil
 }
 
 type directProcess struct {
 	*os.Process
-	d *direct
+	d     *direct
+	ended func()
 }
 
 // PID implements supervisor.Process.
@@ -96,6 +97,7 @@ func (p *directProcess) PID() int { return p.Pid }
 // Wait implements supervisor.Process.
 func (p *directProcess) Wait() (syscall.WaitStatus, error) {
 	state, err := p.Process.Wait()
+	p.ended()
 	p.d.mu.Lock()
 	p.d.first = nil
 	p.d.mu.Unlock()

@@ -333,6 +333,13 @@ func TestExecLeavesNothingBehind(t *testing.T) {
 		}
 		time.Sleep(5 * time.Millisecond)
 	}
+	// Those who look after what failures left behind leave the task to who waits for it.
+	if err := e.d.Kill(e.ctx, "i.main.1"); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.wait("i.main.1"); st.ExitCode != 137 {
+		t.Errorf("ended as %+v, want 137", st)
+	}
 }
 
 // Docker images may have absolute links where libraries expect files.

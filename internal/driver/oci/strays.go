@@ -41,18 +41,23 @@ func (s *strays) begin(start func() (*process, error)) (*process, error) {
 		}()
 		return nil, err
 	}
+	p.ended = s.leave(p.pid)
+	return p, nil
+}
+
+// leave has a process left to who waits for it, until ended is called.
+func (s *strays) leave(pid int) (ended func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.waited == nil {
 		s.waited = map[int]bool{}
 	}
-	s.waited[p.pid] = true
-	p.ended = func() {
+	s.waited[pid] = true
+	return func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		delete(s.waited, p.pid)
+		delete(s.waited, pid)
 	}
-	return p, nil
 }
 
 // reap waits for children that have ended and that nobody waits for. While a process is being started it
