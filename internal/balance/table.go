@@ -479,11 +479,10 @@ func (b *table) isolation(forward *nftables.Chain, d *Desired) {
 			b.rule(forward, meta(key, reg1), equal(reg1, name), &expr.Verdict{Kind: expr.VerdictGoto, Chain: instances.Name})
 		}
 	}
-	// What is to be encrypted comes and goes by WireGuard, or not at all.
-	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		for _, at := range []uint32{b.src, b.dst} {
-			b.rule(instances, meta(key, reg1), equal(reg1, ifname(tunnel)), load(at, b.size, word0), in(encryptedSet, word0), verdict(expr.VerdictDrop))
-		}
+	// What is to be encrypted comes and goes by WireGuard, or not at all; who is of this node is told so.
+	for _, at := range []uint32{b.src, b.dst} {
+		b.rule(instances, meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, ifname(tunnel)), load(at, b.size, word0), in(encryptedSet, word0), verdict(expr.VerdictDrop))
+		b.refuse(instances, b.forbidden, meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, ifname(tunnel)), load(at, b.size, word0), in(encryptedSet, word0))
 	}
 	// Other nodes speak for clients of published ports, which they let in, and for themselves.
 	fromNodes := append([]expr.Any{meta(expr.MetaKeyIIFNAME, reg1), equal(reg1, []byte(tunnels))}, b.within(b.src, d.NodePool)...)

@@ -49,6 +49,7 @@ var likeRunc = map[string]func(e *env, t *driver.Task){
 			{Type: "bind", Source: dir, Target: "/wholly", ReadOnly: true, Recursion: model.BindTreeReadOnly},
 			{Type: "bind", Source: filepath.Join(dir, "file"), Target: "/etc/one.conf", ReadOnly: true},
 			{Type: "bind", Source: dir, Target: "/link/by"},
+			{Type: "bind", Source: filepath.Join(dir, "file"), Target: "/some/new/place/one.conf"},
 			{Type: "tmpfs", Target: "/scratch", SizeBytes: 1 << 20, Mode: 0o711},
 			{Type: "tmpfs", Target: "/scratch/ro", ReadOnly: true},
 			{Type: "tmpfs", Target: "/run", Options: "exec,uid=5"},

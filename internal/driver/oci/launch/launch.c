@@ -57,7 +57,8 @@ static int64_t open_in(int root, const char *path, uint64_t flags, uint64_t reso
 	return sys(SYS_openat2, root, (int64_t)path, (int64_t)&how, sizeof how, 0, 0);
 }
 
-// open_target opens what is to be mounted on, below root, and makes it if need be.
+// open_target opens what is to be mounted on, below root, and makes it if need be: a file with this mode, or
+// directories; those above a file are for everybody to go through.
 static int64_t open_target(int root, const char *path, int64_t mode, int64_t what)
 {
 	uint64_t resolve = what & TARGET_PLAIN ? RESOLVE_NO_SYMLINKS : 0;
@@ -88,7 +89,7 @@ static int64_t open_target(int root, const char *path, int64_t mode, int64_t wha
 			}
 			fd = open_in(root, upto, O_PATH | O_DIRECTORY, resolve);
 			if (fd == -ENOENT) {
-				r = sys(SYS_mkdirat, parent, (int64_t)name, mode, 0, 0, 0);
+				r = sys(SYS_mkdirat, parent, (int64_t)name, what & TARGET_FILE ? 0755 : mode, 0, 0, 0);
 				fd = r < 0 && r != -EEXIST ? r : open_in(root, upto, O_PATH | O_DIRECTORY, resolve);
 			}
 			close(parent);
