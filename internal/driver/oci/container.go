@@ -295,8 +295,7 @@ func (c *container) OutOfMemory() bool {
 	if err != nil {
 		return false
 	}
-	n, err := m.OOMKillCount()
-	return err == nil && n > 0
+	return usage{m}.OutOfMemory()
 }
 
 // Destroy implements supervisor.Body.

@@ -29,15 +29,12 @@ import (
 // container later is libcontainer's, too, which finds it as one that it has made itself.
 type direct struct {
 	usage
-	lib *container // what is executed later
+	lib *container // what is executed later; its c is nil until it is asked for
 
 	mu      sync.Mutex
 	first   *os.Process // once it was started, until it was waited for
 	started bool
-	joined  error // why libcontainer cannot be asked for more; errNotJoined at first
 }
-
-var errNotJoined = errors.New("not asked for yet")
 
 func newDirect(c *container) (supervisor.Body, error) {
 	if err := validate.Validate(c.config); err != nil {
@@ -47,7 +44,7 @@ func newDirect(c *container) (supervisor.Body, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find the container's cgroup: %w", err)
 	}
-	return &direct{usage: usage{m}, lib: c, joined: errNotJoined}, nil
+	return &direct{usage: usage{m}, lib: c}, nil
 }
 
 // Start implements supervisor.Body.
@@ -159,17 +156,17 @@ func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.P
 func (d *direct) join() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if !errors.Is(d.joined, errNotJoined) {
-		return d.joined
+	switch {
+	case d.lib.c != nil:
+		return nil
+	case d.first == nil:
+		return errors.New("the container has ended")
 	}
-	if d.first == nil {
-		return fmt.Errorf("the container has ended")
+	err := d.writeState(d.first.Pid)
+	if err == nil {
+		d.lib.c, err = libcontainer.Load(d.lib.dir, containerID)
 	}
-	d.joined = d.writeState(d.first.Pid)
-	if d.joined == nil {
-		d.lib.c, d.joined = libcontainer.Load(d.lib.dir, containerID)
-	}
-	return d.joined
+	return err
 }
 
 // writeState is called while the first process has not been waited for.
