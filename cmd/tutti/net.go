@@ -27,7 +27,7 @@ func netCommand(g *globals) *cobra.Command {
 			"reach.",
 		Example: "  tutti net trace shop/web shop/db 5432\n  tutti net trace shop/web.1 192.0.2.7 443",
 	}, true))
-	cmd.AddCommand(netMapCommand(g), netLogCommand(g))
+	cmd.AddCommand(netMapCommand(g), netCountsCommand(g), netLogCommand(g))
 	return cmd
 }
 
@@ -65,6 +65,62 @@ func netMapTable(m *core.NetMap) *table {
 	t := newTable("FROM", "TO", "VIA", "PORT", "OPEN", "BEGUN", "SENT", "RECEIVED")
 	for _, e := range m.Edges {
 		t.add(e.From, e.To, orDash(e.Via), fmt.Sprintf("%d/%s", e.Port, e.Protocol), fmt.Sprint(e.Open), fmt.Sprint(e.Begun), bytesText(int64(e.Sent)), bytesText(int64(e.Received)))
+	}
+	return t
+}
+
+func netCountsCommand(g *globals) *cobra.Command {
+	nodes := false
+	cmd := &cobra.Command{
+		Use: "counts [REF]", Short: "Show what came to services so far",
+		Long: "Show what came to services so far: connections and bytes by each virtual IP and published port since that\n" +
+			"is there, and requests by routes since the ingress began. Connections are counted by the kernel where they come in,\n" +
+			"whether they were answered or not. The path /metrics of the API has the same for Prometheus.",
+		Example: "  tutti net counts\n  tutti net counts shop/web --nodes\n  tutti net counts -o json",
+		Args:    arguments(0, 1, "at most one application or workload"), ValidArgsFunction: g.complete(1, workloadNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ref := strings.Join(args, "")
+			return g.with(cmd.Context(), func(c *native.Client) error {
+				counts, err := c.NetCounts(cmd.Context(), ref)
+				if err != nil {
+					return err
+				}
+				for _, s := range counts.Silent {
+					fmt.Fprintln(cmd.ErrOrStderr(), "tutti: not known:", s)
+				}
+				return g.print(cmd.OutOrStdout(), counts, func() *table { return netCountsTable(counts.Services, nodes) })
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&nodes, "nodes", false, "each node by itself")
+	return cmd
+}
+
+// netCountsTable is what was counted, of all nodes together or of each.
+func netCountsTable(list []core.ServiceCount, nodes bool) *table {
+	titles := []string{"SERVICE", "ENTRANCE", "CONNECTIONS", "REQUESTS", "SENT", "RECEIVED"}
+	if nodes {
+		titles = append(titles, "NODE")
+	}
+	t := newTable(titles...)
+	var sums []core.ServiceCount
+	for _, c := range list { // in the order of services and entrances
+		if last := len(sums) - 1; !nodes && last >= 0 && sums[last].Namespace == c.Namespace && sums[last].Service == c.Service && sums[last].Entrance == c.Entrance {
+			s := &sums[last]
+			s.Connections, s.Requests, s.Sent, s.Received = s.Connections+c.Connections, s.Requests+c.Requests, s.Sent+c.Sent, s.Received+c.Received
+			continue
+		}
+		sums = append(sums, c)
+	}
+	for _, c := range sums {
+		row := []string{c.Service, c.Entrance, fmt.Sprint(c.Connections), "-", bytesText(int64(c.Sent)), bytesText(int64(c.Received))}
+		if c.Entrance == core.EntranceIngress {
+			row = []string{c.Service, c.Entrance, "-", fmt.Sprint(c.Requests), "-", "-"}
+		}
+		if nodes {
+			row = append(row, c.Node)
+		}
+		t.add(row...)
 	}
 	return t
 }

@@ -126,6 +126,8 @@ type Deps struct {
 	Network     []NetworkState // synced in this order
 	// Flows tells of the connections that clients of this node have within a span.
 	Flows func(ctx context.Context, span time.Duration) ([]wire.Flow, error)
+	// Counts tells what came to services by this node so far.
+	Counts func(context.Context) ([]wire.ServiceCount, error)
 	// Access reads the access log of this node's ingress; nil: there is no ingress.
 	Access func(ctx context.Context, r wire.AccessRequest, yield func(driver.LogEntry) error) error
 	// Debug says how this node is; nil: nobody can ask.

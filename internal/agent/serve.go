@@ -36,6 +36,7 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 		flows, err := a.Flows(ctx, min(r.Span, wire.MostFlowsSpan))
 		return wire.FlowsReply{Flows: flows}, err
 	}), wire.RoleServer)
+	p.Handle(wire.PathCounts, wire.HandleCall(a.serveCounts), wire.RoleServer)
 	p.Handle(wire.PathTry, wire.HandleCall(a.Try), wire.RoleServer)
 	p.Handle(wire.PathSignal, wire.HandleCall(func(ctx context.Context, r wire.SignalRequest) (wire.Empty, error) {
 		d, id, err := a.find(r.Instance, r.Task)
@@ -200,4 +201,17 @@ func (a *Agent) serveAttach(ctx context.Context, s *wire.Stream) error {
 		}
 		return 0, d.Attach(ctx, id, streams)
 	})
+}
+
+// serveCounts tells what came to services by this node so far.
+func (a *Agent) serveCounts(ctx context.Context, _ wire.Empty) (reply wire.CountsReply, err error) {
+	if a.Counts != nil {
+		if reply.Counts, err = a.Counts(ctx); err != nil {
+			return reply, err
+		}
+	}
+	if a.Requests != nil {
+		reply.Requests, err = a.Requests(ctx)
+	}
+	return reply, err
 }

@@ -24,7 +24,7 @@ import (
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
-// TableName is the nftables table that belongs to this package.
+// TableName is the nftables table that belongs to this package, and the beginning of the name of another one.
 const TableName = "tutti"
 
 // Config says whose balancer this is.
@@ -46,6 +46,8 @@ type side struct {
 	inForce *ledger             // nil: unknown, or no table
 	begun   bool                // what an earlier agent left has been dealt with
 	retired map[netip.Addr]bool // addresses that were led to, and are not any more; some have connections still
+	// counting says that what comes to all frontends that are in force is counted.
+	counting bool
 }
 
 // New returns a balancer; its tables come with the first Sync.
@@ -76,6 +78,7 @@ func (b *Balance) sync(n *wire.Network, s *side) error {
 			if err := changeTable(s.family, d); err != nil {
 				return err
 			}
+			b.count(s, d)
 			b.cutAfter(n, s, d)
 			return nil
 		}
@@ -97,11 +100,12 @@ func (b *Balance) put(n *wire.Network, s *side, l *ledger) error {
 		return nil // this node has no address yet: the next state tells
 	case !now.Own.IsValid():
 		if old != nil || !s.begun {
-			err = deleteTable(s.family)
+			err = deleteTables(s.family)
 		}
 		l = nil
 	case old == nil || old.shape.Own != now.Own || old.shape.NodePool != now.NodePool: // which are in rules
 		err, d.stricter = replaceTable(s.family, now), !now.Policies.empty()
+		s.counting = false // by all of what is led now
 	default:
 		d, l.idle = compare(old.desired(), now, old.idle)
 		for _, f := range now.Frontends {
@@ -113,6 +117,7 @@ func (b *Balance) put(n *wire.Network, s *side, l *ledger) error {
 		return err
 	}
 	s.inForce, s.begun = l, true
+	b.count(s, d)
 	b.cutAfter(n, s, d)
 	return nil
 }
@@ -137,13 +142,20 @@ func (b *Balance) Keep(ctx context.Context) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	for _, s := range b.sides {
-		if s.inForce == nil || intact(s.family) {
+		if s.inForce == nil {
 			continue
 		}
-		b.Log.Warn("the balancer's table was taken away, and is written again", "version", s.name)
-		s.inForce.idle = nil
-		if err := replaceTable(s.family, s.inForce.desired()); err != nil {
-			return fmt.Errorf("write the balancer's table for %s again: %w", s.name, err)
+		leads, counts := intact(s.family)
+		if !leads {
+			b.Log.Warn("the balancer's table was taken away, and is written again", "version", s.name)
+			s.inForce.idle = nil
+			if err := replaceTable(s.family, s.inForce.desired()); err != nil {
+				return fmt.Errorf("write the balancer's table for %s again: %w", s.name, err)
+			}
+		}
+		if s.counting && !counts {
+			s.counting = false
+			b.count(s, &delta{})
 		}
 	}
 	return nil
@@ -174,8 +186,14 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 			dead[a] = true
 		}
 	}
-	if len(dead) > 0 {
+	if len(dead) > mostPicked {
 		b.cut(s.family, dead)
+		dead = nil
+	}
+	for a := range dead {
+		if err := cutTo(s.family, a); err != nil {
+			b.Log.Info("connections that lead nowhere could not be cut", "to", a, "error", err)
+		}
 	}
 	s.retired = alive
 }
@@ -211,7 +229,7 @@ func (b *Balance) Remove(ctx context.Context) error {
 	var errs []error
 	for _, s := range b.sides {
 		s.inForce = nil
-		errs = append(errs, deleteTable(s.family))
+		errs = append(errs, deleteTables(s.family))
 	}
 	return errors.Join(errs...)
 }

@@ -45,6 +45,7 @@ type Frontend struct {
 	Target    uint16        // the port that is led to; 0: the same
 	Sticky    time.Duration // how long a client is remembered after its latest connection; 0: not at all
 	Endpoints []netip.Addr  // each entry as likely; one that weighs more is there several times
+	owner     source        // whose it is
 }
 
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
@@ -296,9 +297,10 @@ func (l *ledger) ofHolder(i *wire.NetworkInstance) (out []Frontend) {
 	}
 	ip, ok := l.f.address(&i.Addresses[at])
 	for _, h := range i.HostPorts {
-		if proto, known := protocols[h.Protocol]; ok && known && l.hostPorts[heldPort{i.WorkloadID, h.Protocol, h.Published}] == 0 {
+		hostIP, mine := hostAddress(h.HostIP, l.f)
+		if proto, known := protocols[h.Protocol]; ok && known && mine && l.hostPorts[heldPort{i.WorkloadID, h.Protocol, h.Published}] == 0 {
 			out = append(out, Frontend{
-				FrontendKey: FrontendKey{Node: true, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
+				FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
 			})
 		}
 	}

@@ -13,16 +13,18 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// The sets and maps of a table. Where a connection leads is found in two steps: the first map says
-// how many endpoints there are, by naming a chain that draws a number below that; the second one has
-// the endpoint of that number. So the chains are as many as there are different counts, and whatever
-// changes is elements alone.
+// The sets and maps of a table. Where a connection leads is found in three steps: the first map says
+// how many endpoints there are, as the code of a chain; the second has the chain, which draws a number
+// below that; the third has the endpoint of that number. So the chains are as many as there are different
+// counts, and whatever changes is elements alone. Codes are between, as the kernel goes through all of a map
+// of chains when one of its elements changes.
 const (
-	virtualIPs      = "virtual-ips"       // virtual IP → chain
+	virtualIPs      = "virtual-ips"       // virtual IP → code of a chain
 	virtualTargets  = "virtual-endpoints" // virtual IP, number → address
-	portsAt         = "ports-at"          // address, protocol, port → chain: of virtual IPs, and of one address of the node
+	portsAt         = "ports-at"          // address, protocol, port → code: of virtual IPs, and of one address of the node
 	portsAtTargets  = "ports-at-endpoints"
-	publishedPorts  = "published-ports" // protocol, port → chain
+	publishedPorts  = "published-ports" // protocol, port → code
+	chainsByCode    = "chains"          // code → chain
 	publishedTarget = "published-endpoints"
 	stickyClients   = "sticky-clients"   // client, frontend → address, for a while
 	stickyTargets   = "sticky-endpoints" // frontend, number → address
@@ -89,6 +91,18 @@ func (l *leading) name() string {
 	return name
 }
 
+// code stands for the chain in maps. Of two names that there are it is never the same, but by a chance of 2^-64.
+func (l *leading) code() string {
+	h := fnv.New64a()
+	h.Write([]byte(l.name())) // a hash does not fail
+	return string(h.Sum(nil))
+}
+
+// coded is the element by which the chain is found.
+func (l *leading) coded() element {
+	return element{set: chainsByCode, key: l.code(), chain: l.name()}
+}
+
 func word(n uint32) string    { return string(native(n)) }
 func raw(a netip.Addr) string { return string(a.AsSlice()) }
 
@@ -130,7 +144,7 @@ func (f *Frontend) entry() []element {
 	set, _, key := f.keyed()
 	if len(f.Endpoints) > 0 {
 		l := f.leads()
-		return []element{{set: set, key: key, chain: l.name()}}
+		return []element{{set: set, key: key, value: l.code()}}
 	}
 	if set == virtualIPs {
 		return []element{{set: nowhere, key: key}}

@@ -54,7 +54,9 @@ type delta struct {
 	born, dead []leading
 	left       []Frontend // those that lead elsewhere now, as they were
 	opened     []uint16   // UDP ports of this node that led nowhere
-	stricter   bool       // policies say something else
+	// Those that are not there any more and those that are there now, or are another's.
+	uncounted, counted []FrontendKey
+	stricter           bool // policies say something else
 }
 
 func newLedger(n *wire.Network, nodeID string, f *family) (*ledger, error) {
@@ -141,7 +143,9 @@ func (l *ledger) claim(s source, now []Frontend) (keys []FrontendKey) {
 		return keys
 	}
 	l.of[s] = now
-	for _, f := range now {
+	for i := range now {
+		f := &now[i]
+		f.owner = s
 		keys = append(keys, f.FrontendKey)
 		list := l.claims[f.FrontendKey]
 		if at, found := slices.BinarySearchFunc(list, s, bySource); !found {
@@ -170,10 +174,17 @@ func (l *ledger) settle(key FrontendKey, d *delta) {
 func (l *ledger) put(key FrontendKey, now *Frontend, d *delta) {
 	old, was := l.led[key]
 	var next *Frontend
+	if was && (now == nil || now.owner != old.owner) {
+		d.uncounted = append(d.uncounted, key)
+	}
+	if now != nil && (!was || now.owner != old.owner) {
+		d.counted = append(d.counted, key)
+	}
 	if now != nil {
 		f := *now
 		var same bool
 		if f.Endpoints, same = arrange(old.Endpoints, f.Endpoints); was && same && f.Target == old.Target && f.Sticky == old.Sticky {
+			l.led[key] = f
 			return
 		}
 		l.led[key], next = f, &f

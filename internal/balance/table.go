@@ -57,26 +57,36 @@ func newTable(f *family) (*table, error) {
 	return &table{family: f, conn: c, t: &nftables.Table{Name: TableName, Family: f.nft}}, nil
 }
 
-// deleteTable takes a table away; one that is not there is no error.
-func deleteTable(f *family) error {
+// deleteTables takes the tables away; one that is not there is no error.
+func deleteTables(f *family) error {
 	b, err := newTable(f)
 	if err != nil {
 		return err
 	}
-	b.conn.AddTable(b.t) // so that deleting works also where there is none
-	b.conn.DelTable(b.t)
+	for _, name := range []string{TableName, countsName} {
+		t := &nftables.Table{Name: name, Family: f.nft}
+		b.conn.AddTable(t) // so that deleting works also where there is none
+		b.conn.DelTable(t)
+	}
 	return b.conn.Flush()
 }
 
-// intact reports whether the table is there with as many chains and sets as we made, or more. What is
-// in them nobody else has a reason to change.
-func intact(f *family) bool {
+// intact reports whether the table is there with as many chains and sets as we made, or more, and whether that of
+// counts is there. What is in them nobody else has a reason to change.
+func intact(f *family) (leads, counts bool) {
 	b, err := newTable(f)
 	if err != nil {
-		return true // there is nobody to ask
+		return true, true // there is nobody to ask
 	}
-	t, err := b.conn.ListTableOfFamily(TableName, f.nft)
-	return err == nil && int(t.Use) > len(b.sets())
+	list, err := b.conn.ListTablesOfFamily(f.nft)
+	if err != nil {
+		return true, true
+	}
+	for _, t := range list {
+		leads = leads || t.Name == TableName && int(t.Use) > len(b.sets())
+		counts = counts || t.Name == countsName
+	}
+	return leads, counts
 }
 
 // replaceTable exchanges the table for a new one, atomically.
@@ -115,13 +125,18 @@ func changeTable(f *family, d *delta) error {
 
 // change adds and deletes elements, and the chains that they name.
 func (b *table) change(d *delta) error {
+	gone, come := d.gone, d.come
 	for _, l := range d.born {
 		b.lead(&l)
+		come = append(come, l.coded())
 	}
-	if err := b.send(d.gone, b.conn.SetDeleteElements); err != nil {
+	for _, l := range d.dead {
+		gone = append(gone, l.coded())
+	}
+	if err := b.send(gone, b.conn.SetDeleteElements); err != nil {
 		return err
 	}
-	if err := b.send(d.come, b.conn.SetAddElements); err != nil {
+	if err := b.send(come, b.conn.SetAddElements); err != nil {
 		return err
 	}
 	for _, l := range d.dead {
@@ -223,14 +238,15 @@ func (b *table) sets() map[string]*nftables.Set {
 		return s
 	}
 	toChain, toAddress := nftables.TypeVerdict, b.addr
-	toPort := concat(b.addr, nftables.TypeInetService)
+	code, toPort := concat(number, number), concat(b.addr, nftables.TypeInetService)
 	service := []nftables.SetDatatype{nftables.TypeInetProto, nftables.TypeInetService}
 	at := append([]nftables.SetDatatype{b.addr}, service...)
-	add(virtualIPs, b.addr, &toChain)
+	add(chainsByCode, code, &toChain)
+	add(virtualIPs, b.addr, &code)
 	add(virtualTargets, concat(b.addr, number), &toAddress)
-	add(portsAt, concat(at...), &toChain)
+	add(portsAt, concat(at...), &code)
 	add(portsAtTargets, concat(append(at, number)...), &toPort)
-	add(publishedPorts, concat(service...), &toChain)
+	add(publishedPorts, concat(service...), &code)
 	add(publishedTarget, concat(append(service, number)...), &toPort)
 	clients := add(stickyClients, concat(b.addr, number), &toAddress)
 	clients.Dynamic, clients.HasTimeout, clients.Size = true, true, 1<<20
@@ -335,15 +351,22 @@ func service(register uint32) []expr.Any {
 	}
 }
 
+// here matches what goes to an address of this node.
+func here() []expr.Any {
+	return []expr.Any{&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true}, equal(reg1, native(unix.RTN_LOCAL))}
+}
+
 // entrances sends new connections to virtual IPs and published ports to the chain that leads them on.
 // Ports at a single address are more particular than others, and come first.
 func (b *table) entrances(chain *nftables.Chain) {
-	rule := func(exprs ...[]expr.Any) { b.rule(chain, slices.Concat(exprs...)...) }
+	const code = word0 + 8
+	rule := func(from string, exprs ...[]expr.Any) {
+		b.rule(chain, append(slices.Concat(exprs...), find(from, word0, code), find(chainsByCode, code, 0))...)
+	}
 	dst := []expr.Any{load(b.dst, b.size, word0)}
-	rule(dst, service(word0+b.words()), []expr.Any{find(portsAt, word0, 0)})
-	rule(dst, []expr.Any{find(virtualIPs, word0, 0)})
-	here := []expr.Any{&expr.Fib{Register: reg1, FlagDADDR: true, ResultADDRTYPE: true}, equal(reg1, native(unix.RTN_LOCAL))}
-	rule(here, service(word0), []expr.Any{find(publishedPorts, word0, 0)})
+	rule(portsAt, dst, service(word0+b.words()))
+	rule(virtualIPs, dst)
+	rule(publishedPorts, here(), service(word0))
 }
 
 // lead adds a chain that sends connections to one of the endpoints that a map has under what was

@@ -276,12 +276,18 @@ func (o *one) port(p *types.ServicePortConfig) (out model.ServicePort, ok bool) 
 		o.at(fault.Invalid, "ports", words, "protocol %q is none of tcp, udp and sctp", out.Protocol)
 		return out, false
 	}
-	switch p.HostIP {
-	case "", "0.0.0.0":
-	default:
-		o.at(fault.Unsupported, "ports", append(words, p.HostIP),
-			"publishing on %s alone is not supported: published ports are open on all of a node's addresses", p.HostIP)
-		return out, false
+	if p.HostIP != "" {
+		ip, err := netip.ParseAddr(p.HostIP)
+		if err != nil {
+			o.at(fault.Invalid, "ports", append(words, p.HostIP), "host_ip %q is no IP address", p.HostIP)
+			return out, false
+		}
+		if !ip.IsUnspecified() && !ip.Unmap().Is4() {
+			o.at(fault.Unsupported, "ports", append(words, p.HostIP),
+				"publishing on %s alone is not supported, as it is of IPv6: leave it out, or give an address of IPv4", p.HostIP)
+			return out, false
+		}
+		out.HostIP = model.OneHostIP(p.HostIP)
 	}
 	switch p.Mode {
 	case "", "ingress":

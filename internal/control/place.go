@@ -300,7 +300,7 @@ func (p *pass) hostPorts(workloadID string) []model.HostPort {
 		for s := range store.List[*model.Service](p.snap) {
 			for _, port := range s.Ports {
 				if port.HostMode && port.Published > 0 {
-					p.ports[s.WorkloadID] = append(p.ports[s.WorkloadID], model.HostPort{Protocol: port.Protocol, Published: port.Published, Target: port.Target})
+					p.ports[s.WorkloadID] = append(p.ports[s.WorkloadID], model.HostPort{Protocol: port.Protocol, Published: port.Published, Target: port.Target, HostIP: model.OneHostIP(port.HostIP)})
 				}
 			}
 		}

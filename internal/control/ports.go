@@ -26,7 +26,7 @@ func (p *pass) fixedPorts(workloadID string, t *model.Template) []model.HostPort
 }
 
 func held(r model.PortRequest, number int) model.HostPort {
-	h := model.HostPort{Protocol: r.Protocol, Published: number, Target: r.Target}
+	h := model.HostPort{Protocol: r.Protocol, Published: number, Target: r.Target, HostIP: model.OneHostIP(r.HostIP)}
 	if h.Target == 0 {
 		h.Target = number
 	}

@@ -24,7 +24,7 @@ import (
 // and "namespace" one in the namespace in question. It lists every exported method of Core: one that is
 // added without a decision fails the test.
 var needs = map[string]string{
-	"Snapshot": "namespace viewer", "Find": "namespace viewer", "Explain": "namespace viewer", "Reach": "namespace viewer", "NetMap": "namespace viewer", "AccessLog": "namespace viewer", "Status": "namespace viewer",
+	"Snapshot": "namespace viewer", "Find": "namespace viewer", "Explain": "namespace viewer", "Reach": "namespace viewer", "NetMap": "namespace viewer", "NetCounts": "namespace viewer", "AccessLog": "namespace viewer", "Status": "namespace viewer",
 	"Events": "namespace viewer", "Logs": "namespace viewer", "Namespaces": "namespace viewer", "ListServers": "namespace viewer",
 
 	"Deploy": "namespace operator", "DeployTogether": "namespace operator", "EndInstances": "namespace operator", "Refusals": "namespace viewer", "Scale": "namespace operator", "RestartWorkload": "namespace operator",

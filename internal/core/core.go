@@ -27,6 +27,7 @@ type Remote interface {
 	Dial(ctx context.Context, nodeID, instance string, port int, s driver.Streams) error
 	AccessLog(ctx context.Context, nodeID string, r wire.AccessRequest, yield func(driver.LogEntry) error) error
 	Flows(ctx context.Context, nodeID string, span time.Duration) ([]wire.Flow, error)
+	Counts(ctx context.Context, nodeID string) (wire.CountsReply, error)
 	Try(ctx context.Context, nodeID string, r wire.TryRequest) (wire.TryReply, error)
 	Signal(ctx context.Context, nodeID string, ref wire.TaskRef, signal int) error
 	Pause(ctx context.Context, nodeID string, ref wire.TaskRef, pause bool) error

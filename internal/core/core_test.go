@@ -41,6 +41,7 @@ type bench struct {
 	reads   int      // of usage
 	left    []string // servers taken out of the quorum
 	flows   map[string][]wire.Flow
+	counts  map[string]wire.CountsReply
 	access  func(ctx context.Context, node string, r wire.AccessRequest, yield func(driver.LogEntry) error) error
 
 	restored   []string          // volumes
@@ -190,6 +191,10 @@ func (b *bench) AccessLog(ctx context.Context, node string, r wire.AccessRequest
 
 func (b *bench) Flows(_ context.Context, node string, _ time.Duration) ([]wire.Flow, error) {
 	return b.flows[node], nil
+}
+
+func (b *bench) Counts(_ context.Context, node string) (wire.CountsReply, error) {
+	return b.counts[node], nil
 }
 
 func (b *bench) Try(_ context.Context, node string, r wire.TryRequest) (wire.TryReply, error) {
@@ -512,6 +517,11 @@ func TestDeployRefuses(t *testing.T) {
 		}, fault.Invalid, `workload web: huge pages of "2M": a size is one that the kernel has`},
 		"port twice": {func(d *core.Deployment) { d.Services[0].Ports[0].Published = 9090 }, fault.Conflict,
 			"service web: port 9090/tcp is already published by other"},
+		"port twice on one address": {func(d *core.Deployment) {
+			d.Services[0].Ports[0].Published, d.Services[0].Ports[0].HostIP = 9091, "127.0.0.1"
+		}, fault.Conflict, "service web: port 9091/tcp is already published by other"},
+		"no address": {func(d *core.Deployment) { d.Services[0].Ports[0].HostIP = "eth0" }, fault.Invalid,
+			`service web: "eth0" is no address of a host to publish port 8080 on`},
 		"both publish": {func(d *core.Deployment) {
 			s := d.Services[0].Clone()
 			s.Name = "www"
@@ -520,7 +530,9 @@ func TestDeployRefuses(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := newBench(t)
-			b.put(&model.Service{Meta: model.Meta{ID: "o", Namespace: model.DefaultNamespace, Name: "other"}, Ports: []model.ServicePort{{Protocol: "tcp", Target: 1, Published: 9090}}})
+			b.put(&model.Service{Meta: model.Meta{ID: "o", Namespace: model.DefaultNamespace, Name: "other"}, Ports: []model.ServicePort{
+				{Protocol: "tcp", Target: 1, Published: 9090}, {Protocol: "tcp", Target: 1, Published: 9091, HostIP: "127.0.0.1"},
+			}})
 			_, err := b.Deploy(t.Context(), anna, shop(c.change))
 			if fault.KindOf(err) != c.kind || !strings.Contains(fmt.Sprint(err), c.says) {
 				t.Errorf("it says (%v) %v; want (%v) %q", fault.KindOf(err), err, c.kind, c.says)
@@ -534,6 +546,19 @@ func TestDeployRefuses(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOnePortOnTwoAddresses publishes a number that another service has on another address, twice.
+func TestOnePortOnTwoAddresses(t *testing.T) {
+	b := newBench(t)
+	b.put(&model.Service{Meta: model.Meta{ID: "o", Namespace: model.DefaultNamespace, Name: "other"}, Ports: []model.ServicePort{{Protocol: "tcp", Target: 1, Published: 8080, HostIP: "192.0.2.1"}}})
+	b.deploy(shop(func(d *core.Deployment) {
+		port := d.Services[0].Ports[0]
+		port.HostIP = "127.0.0.1"
+		other := port
+		other.HostIP = "192.0.2.2"
+		d.Services[0].Ports = []model.ServicePort{port, other}
+	}))
 }
 
 func TestChangesByOthersMeanwhileAreKept(t *testing.T) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -50,17 +51,23 @@ func checkDeployment(d *Deployment) error {
 	}
 	var problems []string
 	bad := func(format string, args ...any) { problems = append(problems, fmt.Sprintf(format, args...)) }
-	published := map[string]string{}
+	type publisher struct{ service, hostIP string }
+	published := map[string][]publisher{}
 	for _, s := range d.Services {
 		for _, p := range s.Ports {
+			if _, err := netip.ParseAddr(p.HostIP); err != nil && p.HostIP != "" {
+				bad("service %s: %q is no address of a host to publish port %d on", s.Name, p.HostIP, p.Published)
+			}
 			if p.Published == 0 || p.HostMode {
 				continue
 			}
 			key := fmt.Sprintf("%d/%s", p.Published, p.Protocol)
-			if other := published[key]; other != "" {
-				bad("services %s and %s both publish port %s", other, s.Name, key)
+			for _, other := range published[key] {
+				if model.SameHostIP(other.hostIP, p.HostIP) {
+					bad("services %s and %s both publish port %s", other.service, s.Name, key)
+				}
 			}
-			published[key] = s.Name
+			published[key] = append(published[key], publisher{s.Name, p.HostIP})
 		}
 	}
 	for _, v := range d.Volumes {

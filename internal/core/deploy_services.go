@@ -192,7 +192,7 @@ func (p *planner) portsFree(s *model.Service) error {
 				if s.PortGroup != "" && s.PortGroup == other.PortGroup && p.d.Application == other.Application && p.d.Namespace == other.Namespace && a == b {
 					continue // they publish it together
 				}
-				if a.Published != 0 && a.Published == b.Published && a.Protocol == b.Protocol && !(a.HostMode && b.HostMode) {
+				if a.Published != 0 && a.Published == b.Published && a.Protocol == b.Protocol && model.SameHostIP(a.HostIP, b.HostIP) && !(a.HostMode && b.HostMode) {
 					return fault.New(fault.Conflict, "service %s: port %d/%s is already published by %s",
 						s.Name, a.Published, a.Protocol, other.FullName())
 				}

@@ -108,7 +108,7 @@ func (c *Core) Refusals(who Caller, workloadID string) ([]Refusal, error) {
 	}
 	for _, p := range w.Template.Ports {
 		if p.Host != 0 {
-			r.HostPorts = append(r.HostPorts, model.HostPort{Protocol: p.Protocol, Published: p.Host})
+			r.HostPorts = append(r.HostPorts, model.HostPort{Protocol: p.Protocol, Published: p.Host, HostIP: model.OneHostIP(p.HostIP)})
 		}
 	}
 	wanted := map[string]model.Resources{}

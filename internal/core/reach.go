@@ -415,6 +415,9 @@ func (w *way) inwards(from, to *place, svc *model.Service, ready []*model.Instan
 			if p.HostMode {
 				where = "the nodes of its instances"
 			}
+			if one := model.OneHostIP(p.HostIP); one != "" {
+				where += ", at " + one + " alone,"
+			}
 			open = append(open, fmt.Sprintf("port %d/%s of %s leads to port %d", p.Published, p.Protocol, where, p.Target))
 			w.q.Port = p.Target
 		}

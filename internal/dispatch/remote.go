@@ -128,6 +128,12 @@ func (r *Remote) Flows(ctx context.Context, nodeID string, span time.Duration) (
 	return reply.Flows, err
 }
 
+// Counts tells what came to services by a node so far.
+func (r *Remote) Counts(ctx context.Context, nodeID string) (reply wire.CountsReply, err error) {
+	err = r.call(ctx, nodeID, wire.PathCounts, wire.Empty{}, &reply)
+	return reply, err
+}
+
 // Linked waits until an instance has these addresses on its node, no fewer and no others.
 func (r *Remote) Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error {
 	return r.call(ctx, nodeID, wire.PathLinked, wire.LinkedRequest{Instance: instance, Addresses: addresses}, &wire.Empty{})

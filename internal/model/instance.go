@@ -72,6 +72,7 @@ type HostPort struct {
 	Protocol  string `json:"protocol"`
 	Published int    `json:"published"`
 	Target    int    `json:"target"`
+	HostIP    string `json:"hostIP,omitempty"` // the only address of the node that it is; "": all
 }
 
 // DesiredState is what the cluster wants of an instance.

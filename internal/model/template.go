@@ -81,6 +81,7 @@ type PortRequest struct {
 	Protocol string `json:"protocol"`         // tcp or udp
 	Host     int    `json:"host,omitempty"`   // 0: any that is free, from the range for that
 	Target   int    `json:"target,omitempty"` // inside the instance; 0: the same number
+	HostIP   string `json:"hostIP,omitempty"` // the only address of the node that it is held on; "": all
 }
 
 // The range from which ports of a node are chosen.

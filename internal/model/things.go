@@ -94,7 +94,7 @@ type ServicePort struct {
 	Virtual   int    `json:"virtual,omitempty"`   // on the virtual IP; 0: as inside the instance
 	Published int    `json:"published,omitempty"` // on hosts; 0: not published
 	HostMode  bool   `json:"hostMode,omitempty"`  // only where instances run; otherwise on every host
-	HostIP    string `json:"hostIP,omitempty"`
+	HostIP    string `json:"hostIP,omitempty"`    // the only address of hosts that it is published on; "": all
 }
 
 // Network is a set of instances that reach each other by address and name.

@@ -97,6 +97,7 @@ func newWorker(cfg *Config, id *identity, port *wire.Port, images *image.Store, 
 		Requests: leads.Requests,
 		Access:   leads.Access,
 		Flows:    balancer.Flows,
+		Counts:   balancer.Counts,
 		Debug:    looks.debug,
 		Log:      cfg.Log,
 	})

@@ -479,7 +479,7 @@ func (c *class) fitsOn(v *NodeView) bool {
 		return false
 	}
 	for _, port := range c.HostPorts {
-		if v.Ports[portKey(port)] {
+		if v.Holds(port) {
 			return false
 		}
 	}

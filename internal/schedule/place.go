@@ -3,6 +3,7 @@ package schedule
 import (
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -21,8 +22,9 @@ type Cluster struct {
 type NodeView struct {
 	Node *model.Node
 	Used model.Resources
-	// Ports are taken host ports, as "tcp/8080".
-	Ports map[string]bool
+	// Ports are taken host ports, as "tcp/8080", or "tcp/8080 192.0.2.1" on that address alone.
+	Ports      map[string]bool
+	particular bool // there are some of the latter
 	// Instances counts wanted instances by workload ID; Total all of them.
 	Instances map[string]int
 	Total     int
@@ -212,7 +214,7 @@ func (p *placer) classOf(r *Request) *class {
 	}
 	key := classKey{template: r.Template, workloadID: r.WorkloadID, pinnedTo: r.PinnedTo}
 	for _, port := range r.HostPorts {
-		key.ports += portKey(port) + " "
+		key.ports += portKey(port) + ";"
 	}
 	c := p.classes[key]
 	if c == nil {
@@ -347,6 +349,7 @@ func (n *NodeView) Take(workloadID string, wanted *model.Resources, ports []mode
 			n.Ports = map[string]bool{}
 		}
 		n.Ports[portKey(p)] = true
+		n.particular = n.particular || p.HostIP != ""
 	}
 }
 
@@ -382,10 +385,39 @@ func Refusals(nodes []*NodeView, r Request) []string {
 	return out
 }
 
-// Holds reports whether a port of the node is taken.
-func (v *NodeView) Holds(p model.HostPort) bool { return v.Ports[portKey(p)] }
+// Holds reports whether a port of the node is taken, on an address that is asked for.
+func (v *NodeView) Holds(p model.HostPort) bool { return v.holders(p) > 0 }
 
-func portKey(p model.HostPort) string { return p.Protocol + "/" + strconv.Itoa(p.Published) }
+// holders is how many hold a port of the node on an address that is asked for.
+func (v *NodeView) holders(p model.HostPort) (n int) {
+	if v.Ports[portKey(p)] {
+		n++
+	}
+	if p.HostIP != "" {
+		p.HostIP = ""
+		if v.Ports[portKey(p)] {
+			n++
+		}
+		return n
+	}
+	if v.particular {
+		for k := range v.Ports {
+			if strings.HasPrefix(k, portKey(p)+" ") {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// portKey is the port, and after it the address, if it is one alone.
+func portKey(p model.HostPort) string {
+	k := p.Protocol + "/" + strconv.Itoa(p.Published)
+	if p.HostIP != "" {
+		k += " " + p.HostIP
+	}
+	return k
+}
 
 // hash is FNV-1a, the same everywhere.
 func hash(s string) uint64 {

@@ -83,23 +83,25 @@ func without(list []Occupant, at int) []Occupant {
 
 // evict finds who would have to give way on a node.
 func (p *placer) evict(c *class, v *NodeView, own int) *eviction {
-	used, ports, mine := v.Used, map[string]bool{}, v.Instances[c.WorkloadID]
+	used, held, mine := v.Used, make([]int, len(c.HostPorts)), v.Instances[c.WorkloadID]
 	used.Custom = nil
 	add(&used, &model.Resources{Custom: v.Used.Custom}, 1)
-	for _, port := range c.HostPorts {
-		ports[portKey(port)] = v.Ports[portKey(port)]
+	for k, port := range c.HostPorts {
+		held[k] = v.holders(port)
 	}
 	leave := func(o *Occupant, sign int64) {
 		add(&used, &o.Wanted, -sign)
-		for _, port := range o.Ports {
-			if _, asked := ports[portKey(port)]; asked {
-				ports[portKey(port)] = sign < 0
+		for k := range c.HostPorts {
+			for p := range o.Ports {
+				if c.HostPorts[k].Clashes(&o.Ports[p]) {
+					held[k] -= int(sign)
+				}
 			}
 		}
 	}
 	fits := func() bool {
-		for _, taken := range ports {
-			if taken {
+		for _, n := range held {
+			if n > 0 {
 				return false
 			}
 		}

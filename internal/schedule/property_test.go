@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -68,7 +69,7 @@ func world(seed uint64) (Cluster, []Request) {
 			case 3:
 				pl.MaxPerNode = 1 + rng.IntN(3)
 			case 4:
-				k.ports = []model.HostPort{{Protocol: "tcp", Published: 80}}
+				k.ports = []model.HostPort{{Protocol: "tcp", Published: 80, HostIP: []string{"", "192.0.2.1", "192.0.2.2"}[rng.IntN(3)]}}
 			case 5:
 				k.pin = nodes[rng.IntN(len(nodes))].Node.ID
 			case 6:
@@ -141,8 +142,11 @@ func (s *scan) fits(n *NodeView, r *Request) bool {
 		return false
 	}
 	for _, port := range r.HostPorts {
-		if n.Ports[portKey(port)] {
-			return false
+		for k := range n.Ports { // whoever holds it on all addresses, on the same one, or on any where all are asked for
+			at, ip, _ := strings.Cut(k, " ")
+			if at == fmt.Sprintf("%s/%d", port.Protocol, port.Published) && (ip == "" || port.HostIP == "" || ip == port.HostIP) {
+				return false
+			}
 		}
 	}
 	for _, m := range pl.MaxPer {

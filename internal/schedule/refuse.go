@@ -43,7 +43,7 @@ func (c *class) obstacles(v *NodeView, yield func(obstacle) bool) {
 		}
 	}
 	for _, p := range c.HostPorts {
-		if v.Ports[portKey(p)] && !yield(obstacle{fmt.Sprintf("have port %d/%s taken", p.Published, p.Protocol), "", 1}) {
+		if v.Holds(p) && !yield(obstacle{fmt.Sprintf("have port %d/%s taken", p.Published, p.Protocol), "", 1}) {
 			return
 		}
 	}

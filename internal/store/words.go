@@ -64,6 +64,7 @@ func (w *words) share(o model.Object) {
 	}
 	for k := range i.HostPorts {
 		w.one(&i.HostPorts[k].Protocol)
+		w.one(&i.HostPorts[k].HostIP)
 	}
 	for k := range i.Status.Tasks {
 		t := &i.Status.Tasks[k]

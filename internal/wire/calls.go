@@ -15,6 +15,7 @@ const (
 	PathAttach       = "/agent/attach"        // stream: ExecStart without Spec, then ExecInput and ExecOutput
 	PathTry          = "/agent/try"           // call: TryRequest → TryReply
 	PathFlows        = "/agent/flows"         // call: FlowsRequest → FlowsReply
+	PathCounts       = "/agent/counts"        // call: Empty → CountsReply
 	PathDial         = "/agent/dial"          // stream: ExecStart with Port, then ExecInput and ExecOutput
 	PathDocker       = "/node/docker"         // stream: Pieces both ways, a connection of the Docker API
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
@@ -93,6 +94,33 @@ type Flow struct {
 	Open     int    `json:"open,omitempty"`  // at its end
 	Sent     uint64 `json:"sent,omitempty"`  // bytes within the span, by the client, packets' headers with them
 	Received uint64 `json:"received,omitempty"`
+}
+
+// ServiceEntrance is where connections come to a service. It is a service's, by its ID, or an instance's that holds a port
+// by itself.
+type ServiceEntrance struct {
+	Service  string `json:"service,omitempty"`
+	Instance string `json:"instance,omitempty"`
+	// IP is the virtual IP, or the only address that a port is published on; "" is all of a node's.
+	IP string `json:"ip,omitempty"`
+	// Port is the published one; 0 is the whole of a virtual IP.
+	Port     uint16 `json:"port,omitempty"`
+	Protocol string `json:"protocol,omitempty"`
+}
+
+// ServiceCount is what came to an entrance by a node, since it is there.
+type ServiceCount struct {
+	ServiceEntrance
+	Connections uint64 `json:"connections"`        // or, of datagrams, pairs of ends; also those that nobody answered
+	Sent        uint64 `json:"sent,omitempty"`     // bytes to the service, packets' headers with them
+	Received    uint64 `json:"received,omitempty"` // bytes from it
+}
+
+// CountsReply is what a node has counted.
+type CountsReply struct {
+	Counts []ServiceCount `json:"counts,omitempty"`
+	// Requests are those that came for services with routes since the ingress began, by service ID.
+	Requests map[string]uint64 `json:"requests,omitempty"`
 }
 
 // NodeUsage is what the tasks of a node have used so far, and how many requests its ingress has had.

@@ -190,6 +190,7 @@ func (w *writing) drop(id string) {
 		if _, ok := w.nodes[id]; ok {
 			delete(w.nodes, id)
 			w.Shape = true
+			maps.Copy(w.lead, w.direct) // what is there may have been away with it
 		}
 		if _, ok := w.networks[id]; ok {
 			delete(w.networks, id)
@@ -485,6 +486,11 @@ func (w *writing) directEndpoints(s *NetworkService) []Endpoint {
 }
 
 const groupPrefix = "group "
+
+// GroupOf reads the ID of a service that publishes the ports of a group: NAMESPACE/APPLICATION/GROUP.
+func GroupOf(serviceID string) (group string, ok bool) {
+	return strings.CutPrefix(serviceID, groupPrefix)
+}
 
 func groupKey(s *NetworkService) string { return s.Namespace + "/" + s.Application + "/" + s.PortGroup }
 

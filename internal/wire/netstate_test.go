@@ -66,6 +66,9 @@ func chanceMessage(r *rand.Rand) *Network {
 		switch r.IntN(6) {
 		case 0:
 			m.Gone = append(m.Gone, id("s", 5), id("i", 12))
+			if r.IntN(4) == 0 {
+				m.Gone = append(m.Gone, id("n", 2))
+			}
 		case 1:
 			m.Nodes = append(m.Nodes, NetworkNode{ID: id("n", 2), Down: r.IntN(2) == 0})
 		case 2:

@@ -455,7 +455,7 @@ func (t *translation) publish(*model.TaskSpec) error {
 			} else if b.HostIP.IsValid() && b.HostIP.Is4() {
 				sp.HostIP = netip.IPv4Unspecified().String()
 			}
-			published, err := free.choose(b.HostPort, sp.Protocol)
+			published, err := free.choose(b.HostPort, sp.Protocol, sp.HostIP)
 			if err != nil {
 				return err
 			}
@@ -471,24 +471,39 @@ func (t *translation) publish(*model.TaskSpec) error {
 
 // freePorts chooses host ports that no service publishes, but for those of the same group.
 type freePorts struct {
-	taken map[string]string
-	ours  map[string]bool // of the group
+	taken map[string][]publisher // by port and protocol
+}
+
+// publisher is who publishes a port, and on which address.
+type publisher struct {
+	name, hostIP string
+	ours         bool // one of the group
 }
 
 func newFreePorts(snap *store.Snapshot, group string) freePorts {
-	out := freePorts{taken: map[string]string{}, ours: map[string]bool{}}
+	out := freePorts{taken: map[string][]publisher{}}
 	for s := range store.List[*model.Service](snap) {
 		for _, p := range s.Ports {
 			key := strconv.Itoa(p.Published) + "/" + p.Protocol
-			out.taken[key] = s.FullName()
-			out.ours[key] = group != "" && s.Application == application && s.PortGroup == group
+			ours := group != "" && s.Application == application && s.PortGroup == group
+			out.taken[key] = append(out.taken[key], publisher{s.FullName(), p.HostIP, ours})
 		}
 	}
 	return out
 }
 
+// by is who publishes a port already, on all addresses or on that one.
+func (f freePorts) by(key, hostIP string, group bool) string {
+	for _, p := range f.taken[key] {
+		if model.SameHostIP(p.hostIP, hostIP) && !(group && p.ours) {
+			return p.name
+		}
+	}
+	return ""
+}
+
 // choose takes "", "0", a port, or the first free one of a range.
-func (f freePorts) choose(text, protocol string) (int, error) {
+func (f freePorts) choose(text, protocol, hostIP string) (int, error) {
 	lo, hi := 32768, 60999
 	fixed := text != "" && text != "0"
 	if fixed {
@@ -500,13 +515,13 @@ func (f freePorts) choose(text, protocol string) (int, error) {
 	}
 	for n := lo; n <= hi; n++ {
 		key := strconv.Itoa(n) + "/" + protocol
-		if f.taken[key] == "" || lo == hi && f.ours[key] {
-			f.taken[key] = "this request"
+		if f.by(key, hostIP, lo == hi) == "" {
+			f.taken[key] = append(f.taken[key], publisher{"this request", hostIP, false})
 			return n, nil
 		}
 	}
 	if fixed && lo == hi {
-		return 0, fault.New(fault.Conflict, "Bind for 0.0.0.0:%d failed: port is already allocated (by %s)", lo, f.taken[strconv.Itoa(lo)+"/"+protocol])
+		return 0, fault.New(fault.Conflict, "Bind for %s:%d failed: port is already allocated (by %s)", cmp.Or(hostIP, "0.0.0.0"), lo, f.by(strconv.Itoa(lo)+"/"+protocol, hostIP, true))
 	}
 	return 0, fault.New(fault.Exhausted, "no free port of %d to %d is left", lo, hi)
 }

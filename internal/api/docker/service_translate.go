@@ -452,7 +452,7 @@ func (t *serviceTranslation) ports() error {
 		}
 		if sp.Published == 0 {
 			if sp.Published = kept[sp.Protocol+" "+string(rune(sp.Target))]; sp.Published == 0 {
-				n, err := free.choose("30000-32767", sp.Protocol)
+				n, err := free.choose("30000-32767", sp.Protocol, "")
 				if err != nil {
 					return err
 				}

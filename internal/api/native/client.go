@@ -259,6 +259,15 @@ func (c *Client) NetMap(ctx context.Context, q core.NetMapQuestion) (core.NetMap
 	return get[core.NetMap](ctx, c, pathNetMap, v)
 }
 
+// NetCounts says what came to services so far.
+func (c *Client) NetCounts(ctx context.Context, ref string) (core.NetCounts, error) {
+	v := url.Values{}
+	if ref != "" {
+		v.Set("ref", ref)
+	}
+	return get[core.NetCounts](ctx, c, pathNetCounts, v)
+}
+
 // Policies lists all.
 func (c *Client) Policies(ctx context.Context) ([]model.Policy, error) {
 	return get[[]model.Policy](ctx, c, pathPolicies, nil)

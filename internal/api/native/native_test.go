@@ -48,6 +48,8 @@ type fakeNodes struct {
 	logs func(ctx context.Context, ref wire.TaskRef, o driver.LogOptions, yield func(driver.LogEntry) error) error
 	exec func(ctx context.Context, ref wire.TaskRef, spec driver.ExecSpec, s driver.Streams) (int, error)
 
+	counts map[string]wire.CountsReply // by node
+
 	paused  []string // instance, whether it is to pause
 	archive []byte   // what was copied in last
 }
@@ -131,6 +133,10 @@ func (f *fakeNodes) AccessLog(_ context.Context, node string, r wire.AccessReque
 
 func (f *fakeNodes) Flows(context.Context, string, time.Duration) ([]wire.Flow, error) {
 	return nil, nil
+}
+
+func (f *fakeNodes) Counts(_ context.Context, node string) (wire.CountsReply, error) {
+	return f.counts[node], nil
 }
 
 func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply, error) {
@@ -625,6 +631,43 @@ func TestNetLog(t *testing.T) {
 	}
 	if err := h.NetLog(t.Context(), "nobody", driver.LogOptions{Tail: -1}, func(core.AccessLine) error { return nil }); !fault.Is(err, fault.NotFound) {
 		t.Errorf("the log of nobody: %v", err)
+	}
+}
+
+func TestCountsAndMetrics(t *testing.T) {
+	h := newHouse(t)
+	h.put(&model.Service{Meta: model.Meta{ID: "s", Name: "web", Namespace: model.DefaultNamespace, Application: "shop"}})
+	h.nodes.counts = map[string]wire.CountsReply{"node1": {
+		Counts:   []wire.ServiceCount{{ServiceEntrance: wire.ServiceEntrance{Service: "s", Port: 8080, Protocol: "tcp"}, Connections: 3, Sent: 20, Received: 30}},
+		Requests: map[string]uint64{"s": 7},
+	}}
+	got, err := h.NetCounts(t.Context(), "")
+	if err != nil || len(got.Services) != 2 || got.Services[0].Connections != 3 || got.Services[1].Requests != 7 {
+		t.Errorf("counts are %+v, %v", got, err)
+	}
+	client := &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", h.socket)
+	}}}
+	resp, err := client.Get("http://tutti/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(resp.Body)
+	if err != nil || resp.StatusCode != 200 || !strings.HasPrefix(resp.Header.Get("Content-Type"), "text/plain; version=0.0.4") {
+		t.Errorf("metrics give %s, %v, %v", resp.Status, resp.Header, err)
+	}
+	for _, line := range []string{
+		"# TYPE tutti_service_connections_total counter",
+		`tutti_service_connections_total{namespace="default",service="shop/web",entrance=":8080/tcp",node="alpha"} 3`,
+		`tutti_service_bytes_total{namespace="default",service="shop/web",entrance=":8080/tcp",node="alpha",direction="sent"} 20`,
+		`tutti_service_bytes_total{namespace="default",service="shop/web",entrance=":8080/tcp",node="alpha",direction="received"} 30`,
+		`tutti_service_requests_total{namespace="default",service="shop/web",node="alpha"} 7`,
+		"tutti_nodes_silent 0",
+	} {
+		if !strings.Contains(string(text), line+"\n") {
+			t.Errorf("metrics have no line %s:\n%s", line, text)
+		}
 	}
 }
 

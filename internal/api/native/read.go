@@ -28,6 +28,8 @@ const (
 	pathExplain      = "/v1/explain"      // ?ref → core.Explanation
 	pathReach        = "/v1/reach"        // POST core.ReachQuestion → core.ReachAnswer
 	pathNetMap       = "/v1/net/map"      // ?ref ?for ?instances → core.NetMap
+	pathNetCounts    = "/v1/net/counts"   // ?ref → core.NetCounts
+	pathMetrics      = "/metrics"         // what is counted, as Prometheus reads it
 	pathPolicies     = "/v1/policies"     // → []model.Policy
 	pathServers      = "/v1/servers"      // → []core.ServerView
 	pathBackup       = "/v1/backup"       // → a backup file; holds the cluster's keys
@@ -75,6 +77,10 @@ func (s *server) readRoutes(mux *http.ServeMux) {
 		}
 		return c.NetMap(ctx, who, question)
 	}))
+	get(pathNetCounts, read(s, func(ctx context.Context, who core.Caller, q query) (core.NetCounts, error) {
+		return c.NetCounts(ctx, who, q.Get("ref"))
+	}))
+	get(pathMetrics, s.metrics)
 	get(pathVolumes, seen(s, plain[model.Volume]))
 	get(pathImages, seen(s, images))
 	get(pathFind, read(s, func(_ context.Context, who core.Caller, q query) (core.Found, error) {

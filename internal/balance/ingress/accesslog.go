@@ -1,6 +1,7 @@
 package ingress
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -10,8 +11,10 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/balance/beside"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/wire"
 )
 
@@ -27,9 +30,9 @@ type accessLog struct {
 	lines       chan accessed
 	write       func([]driver.LogEntry) error
 	stop, ended chan struct{}
-	failed      string // what is wrong, and was said
 
 	mu      sync.Mutex
+	failed  string                  // what is wrong, and was said
 	dropped map[string]*wire.Access // what is to be said of lines that are not written, by service ID
 }
 
@@ -146,17 +149,38 @@ func (l *accessLog) flush(batch []accessed) {
 		return
 	}
 	err := l.write(list)
+	if !l.note(err) {
+		return
+	}
+	for i := range batch {
+		l.drop(&batch[i], max(1, batch[i].Dropped))
+	}
+}
+
+// note keeps what came of writing, says what is wrong once, and reports whether something is.
+func (l *accessLog) note(err error) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	if err == nil {
 		l.failed = ""
-		return
+		return false
 	}
 	if l.failed != err.Error() {
 		l.failed = err.Error()
 		fmt.Fprintln(os.Stderr, "the access log cannot be written:", err)
 	}
-	for i := range batch {
-		l.drop(&batch[i], max(1, batch[i].Dropped))
+	return true
+}
+
+// accessState says what is wrong with the log; "ok" is nothing.
+func (p *proxy) accessState() string {
+	l := p.access.Load()
+	if l == nil {
+		return "ok"
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return cmp.Or(l.failed, "ok")
 }
 
 // close writes what waits, and ends, as far as the disk allows.
@@ -168,8 +192,19 @@ func (l *accessLog) close() {
 	}
 }
 
-// Access reads what this node's ingress wrote down; following ends with ctx.
+// Access reads what this node's ingress wrote down; following ends with ctx. Without following it is an error, after
+// what there is, that what came meanwhile cannot be written.
 func (p *Process) Access(ctx context.Context, r wire.AccessRequest, yield func(driver.LogEntry) error) error {
 	pick := func(serviceID string) bool { return r.All || slices.Contains(r.Services, serviceID) }
-	return tasklog.ReadStreams(ctx, p.Logs, r.Options, pick, func() bool { return false }, yield)
+	err := tasklog.ReadStreams(ctx, p.Logs, r.Options, pick, func() bool { return false }, yield)
+	if err != nil || r.Options.Follow {
+		return err
+	}
+	if _, running := p.Running(); !running {
+		return nil
+	}
+	if said, err := beside.Ask(ctx, p.Dir, "access"); err == nil && said != "ok" && said != "" {
+		return fault.New(fault.Unavailable, "the access log cannot be written: %s", said)
+	}
+	return nil
 }

@@ -88,6 +88,44 @@ func TestAccessLog(t *testing.T) {
 }
 
 // TestASlowDiskHoldsUpNobody: what it has no room for is dropped, and told.
+// TestALogThatCannotBeWrittenSaysSo as long as that is so.
+func TestALogThatCannotBeWrittenSaysSo(t *testing.T) {
+	full := make(chan error, 1)
+	wrote := make(chan struct{})
+	l := newAccessLog(func([]driver.LogEntry) error {
+		wrote <- struct{}{}
+		return <-full
+	})
+	p := newProxy()
+	if got := p.accessState(); got != "ok" {
+		t.Errorf("without a log it says %q", got)
+	}
+	p.access.Store(l)
+	for _, err := range []error{errors.New("no space left on device"), nil} {
+		l.lines <- accessed{"s", wire.Access{Service: "s"}}
+		<-wrote
+		full <- err
+		want := "ok"
+		if err != nil {
+			want = err.Error()
+		}
+		deadline := time.Now().Add(30 * time.Second)
+		for p.accessState() != want {
+			if time.Now().After(deadline) {
+				t.Fatalf("after %v it says %q", err, p.accessState())
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	go func() {
+		for range wrote {
+			full <- nil
+		}
+	}()
+	l.close()
+	close(wrote)
+}
+
 func TestASlowDiskHoldsUpNobody(t *testing.T) {
 	came, let, fails := make(chan struct{}, 1), make(chan struct{}), true
 	var written []wire.Access

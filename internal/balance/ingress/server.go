@@ -80,6 +80,8 @@ func serve(dir, plain, secure string) error {
 		switch word {
 		case "metrics":
 			return in.counts.text()
+		case "access":
+			return in.accessState()
 		case "requests":
 			return in.requests()
 		}

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -259,7 +260,10 @@ func (t *translation) task(c *corev1.Container, m *model.Template) (task model.T
 			t.refused.add(at+": port "+p.Name, "SCTP")
 		}
 		if p.HostPort != 0 {
-			m.Ports = append(m.Ports, model.PortRequest{Protocol: protocolOf(p.Protocol), Host: int(p.HostPort), Target: int(p.ContainerPort)})
+			if ip, err := netip.ParseAddr(p.HostIP); err == nil && !ip.IsUnspecified() && !ip.Unmap().Is4() {
+				t.refused.add(at+": port "+p.Name, "hostIP "+p.HostIP+", which is of IPv6")
+			}
+			m.Ports = append(m.Ports, model.PortRequest{Protocol: protocolOf(p.Protocol), Host: int(p.HostPort), Target: int(p.ContainerPort), HostIP: model.OneHostIP(p.HostIP)})
 		}
 	}
 	task.Startup = t.probe(at+": startupProbe", c, c.StartupProbe)

@@ -4,6 +4,7 @@
 //	probe tcp HOST:PORT …    who answers, and how many bytes come along
 //	probe udp HOST:PORT …    the same by a datagram that fills a packet
 //	probe name NAME …        the addresses
+//	probe srv NAME …         the hosts and ports
 //
 // As a server it also asks for others what they may not be asked from outside: /load/start?url=URL asks for URL
 // fifty times a second until /load/stop, which tells of every request.
@@ -160,7 +161,7 @@ func ask(how string, whom []string) {
 	var wait sync.WaitGroup
 	for i, w := range whom {
 		wait.Go(func() {
-			answer, err := map[string]func(string) (string, error){"tcp": tcp, "udp": udp, "name": lookup}[how](w)
+			answer, err := map[string]func(string) (string, error){"tcp": tcp, "udp": udp, "name": lookup, "srv": ports}[how](w)
 			if err != nil {
 				answer = "error: " + strings.ReplaceAll(err.Error(), "\n", " ")
 			}
@@ -215,6 +216,18 @@ func lookup(name string) (string, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
 	list, err := net.DefaultResolver.LookupHost(ctx, name)
+	slices.Sort(list)
+	return strings.Join(list, " "), err
+}
+
+func ports(name string) (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	_, records, err := net.DefaultResolver.LookupSRV(ctx, "", "", name)
+	var list []string
+	for _, r := range records {
+		list = append(list, fmt.Sprint(r.Target, ":", r.Port))
+	}
 	slices.Sort(list)
 	return strings.Join(list, " "), err
 }
