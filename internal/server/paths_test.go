@@ -204,7 +204,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathDial:         {wire.RoleServer},
 	wire.PathTry:          {wire.RoleServer},
 	wire.PathFlows:        {wire.RoleServer},
-	wire.PathCounts:        {wire.RoleServer},
+	wire.PathCounts:       {wire.RoleServer},
 }
 
 // TestAStolenAgentCertificate tries every path that a server's port serves, as the port itself lists
