@@ -41,4 +41,4 @@ for socket in "$work/run/docker.sock" "$work/engine.sock"; do
 	done
 	docker -H "unix://$socket" version --format 'compared: {{.Server.Platform.Name}} {{.Server.Version}} at '"${socket##*/}" || { tail -n 20 "$work"/*.log >&2; exit 1; }
 done
-(cd "$here" && go run ./test/compat/docker -tutti "$work/run/docker.sock" -engine "$work/engine.sock" -dir "${SESSION:-test/compat/docker}")
+(cd "$here" && go run ./test/compat/docker -tutti "$work/run/docker.sock" -engine "$work/engine.sock" -dir "${SESSION:-test/compat/docker}" ${FLAGS:+-flags})

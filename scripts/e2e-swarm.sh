@@ -103,13 +103,17 @@ is 'Node left the swarm.' on 2 swarm leave
 is 'inactive false' on 2 info --format "$state"
 [ ! -e "$work/data/hosts/host-2/identity" ] || die "the identity of host-2 is left"
 is 'Down' on 1 node inspect host-2 --format '{{if eq .Status.State "down"}}Down{{end}}'
-refuses 'already: choose another name' on 2 swarm join "${join[@]}"
-is 'host-2' on 1 node rm host-2
 is 'This node joined a swarm as a worker.' on 2 swarm join "${join[@]}"
+is 'host-1
+host-2
+host-3' on 1 node ls --format '{{.Hostname}}'
 is '3/3 (max 1 per node)' on 1 service ls --format '{{.Replicas}}'
 on 1 node demote host-3 >/dev/null
 is 'Node left the swarm.' on 3 swarm leave
 is 'inactive false' on 3 info --format "$state"
+is 'down' on 1 node inspect host-3 --format '{{.Status.State}}'
+refuses 'already: choose another name' on 3 swarm join "${join[@]}"
+is 'host-3' on 1 node rm host-3
 is 'Node left the swarm.' on 1 swarm leave --force
 is 'inactive false' on 1 info --format "$state"
 

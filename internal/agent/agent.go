@@ -39,6 +39,9 @@ type Images interface {
 	// Changed calls fn with what was written into the root file system of a key, as overlayfs keeps
 	// it, and with what that was made of.
 	Changed(ctx context.Context, key string, fn func(upper, base string) error) error
+	// Written is where overlayfs keeps what was written into the root file system of a key, and how much is in what
+	// that was made of; fault.NotFound when there is none.
+	Written(ctx context.Context, key string) (upper string, below int64, err error)
 }
 
 // Links gives instances their network namespaces.
@@ -58,6 +61,8 @@ type Volumes interface {
 	Replace(ctx context.Context, v *model.Volume, fill func(dir string) error) error
 	// RemoveOf removes the anonymous volumes of an instance.
 	RemoveOf(ctx context.Context, instance string) error
+	// Held is where a volume holds what it has of its own; fault.NotFound when it is not here.
+	Held(id string) (dir string, err error)
 }
 
 // SecretFiles keeps secrets and configs in memory-backed files.
@@ -155,6 +160,7 @@ type Agent struct {
 
 	lease          *lease
 	turns          turns
+	sizes          *sizes
 	network        networkState
 	networkWake    chan struct{}              // capacity 1: there is something new to put in force
 	networkKnows   map[string][]model.Address // of the instances of the state in force
@@ -174,7 +180,7 @@ func New(d Deps) (*Agent, error) {
 	}
 	a := &Agent{
 		Deps: d, users: userns.NewPool(filepath.Join(d.RunDir, "users")), adopted: make(chan struct{}), workers: map[string]*worker{},
-		lease: newLease(d.Drivers), turns: newTurns(), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
+		lease: newLease(d.Drivers), turns: newTurns(), sizes: newSizes(), networkWake: make(chan struct{}, 1), networkChanged: make(chan struct{}),
 	}
 	a.sequence.Store(epoch << epochShift)
 	return a, nil

@@ -51,6 +51,7 @@ func (a *Agent) Handle(p *wire.Port, blobs Blobs) {
 	p.Handle(wire.PathUsage, wire.HandleCall(func(ctx context.Context, _ wire.Empty) (wire.NodeUsage, error) {
 		return a.Usage(ctx)
 	}), wire.RoleServer)
+	p.Handle(wire.PathSizes, wire.HandleCall(a.Sizes), wire.RoleServer)
 	if a.Debug != nil {
 		p.Handle(wire.PathNodeDebug, wire.HandleCall(func(context.Context, wire.Empty) (wire.NodeDebug, error) { return a.Debug(), nil }), wire.RoleServer)
 	}

@@ -328,6 +328,7 @@ type fakeImages struct {
 	fail     error // of Ensure
 	ensured  int
 	mounted  map[string]bool
+	written  string // what is written to root file systems is below it, by key; "" pretends
 }
 
 func newFakeImages() *fakeImages {
@@ -336,6 +337,15 @@ func newFakeImages() *fakeImages {
 
 func (f *fakeImages) Changed(_ context.Context, key string, _ func(upper, base string) error) error {
 	return fault.New(fault.NotFound, "%s has no root file system here", key)
+}
+
+func (f *fakeImages) Written(_ context.Context, key string) (string, int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.written == "" || !f.mounted[key] {
+		return "", 0, fault.New(fault.NotFound, "%s has no root file system here", key)
+	}
+	return filepath.Join(f.written, key), 1000, nil
 }
 
 func (f *fakeImages) set(fail error) {
@@ -437,6 +447,8 @@ func (f *fakeVolumes) Remove(_ context.Context, id string) error { f.note("remov
 func (f *fakeVolumes) Replace(context.Context, *model.Volume, func(string) error) error {
 	return errors.New("not asked for in these tests")
 }
+
+func (f *fakeVolumes) Held(id string) (string, error) { return filepath.Join(f.root, id), nil }
 
 func (f *fakeVolumes) RemoveOf(_ context.Context, instance string) error {
 	f.note("remove those of %s", instance)

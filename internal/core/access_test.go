@@ -34,7 +34,7 @@ var needs = map[string]string{
 	"ResumeRollout": "namespace operator", "Promote": "namespace operator", "Undo": "namespace operator",
 	"RemoveWorkload": "namespace operator", "RemoveVolume": "namespace operator", "BackupVolume": "namespace operator", "RestoreVolume": "namespace operator", "RemoveVolumeOf": "namespace operator", "RemoveNetwork": "namespace operator",
 	"RemoveFile": "namespace operator", "LabelFile": "namespace operator", "TaskLogs": "namespace viewer", "AwaitGone": "namespace viewer", "AwaitLinked": "namespace viewer", "Rollout": "namespace viewer",
-	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer",
+	"FileStat": "namespace operator", "FileChanges": "namespace operator", "ReadFiles": "namespace operator", "WriteFiles": "namespace operator", "ExportFiles": "namespace operator", "Stats": "namespace viewer", "Sizes": "namespace viewer",
 	"PullImage": "cluster operator", "TagImage": "cluster operator", "PushImage": "cluster operator", "PushNamedImage": "cluster operator",
 	"MayRead": "namespace viewer", "MayPush": "cluster operator", "ImagePushed": "cluster operator", "RemovePushed": "cluster operator",
 	"ResolveImage": "namespace operator", "CheckLogin": "namespace operator", "PruneImages": "cluster operator", "Registries": "cluster viewer", "SetRegistry": "cluster admin", "LoginRegistry": "cluster admin",

@@ -34,6 +34,7 @@ type Remote interface {
 	Bound(ctx context.Context, nodeID string, ref wire.TaskRef, b model.Bounds) error
 	Linked(ctx context.Context, nodeID, instance string, addresses []model.Address) error
 	Stats(ctx context.Context, nodeID string, ref wire.TaskRef) (driver.Stats, error)
+	Sizes(ctx context.Context, nodeID string, r wire.SizesRequest) (wire.SizesReply, error)
 	Debug(ctx context.Context, nodeID string) (wire.NodeDebug, error)
 	Processes(ctx context.Context, nodeID string, ref wire.TaskRef) ([]driver.Process, error)
 	FileStat(ctx context.Context, nodeID string, r wire.FilesRequest) (wire.FileStat, error)

@@ -140,6 +140,24 @@ func (b *bench) Debug(_ context.Context, node string) (wire.NodeDebug, error) {
 }
 func (b *bench) Linked(context.Context, string, string, []model.Address) error { return nil }
 
+// Sizes are those of the node n1; the others do not answer.
+func (b *bench) Sizes(_ context.Context, node string, r wire.SizesRequest) (out wire.SizesReply, _ error) {
+	if node != "n1" {
+		return out, fault.New(fault.Unavailable, "%s is away", node)
+	}
+	for _, t := range r.Tasks {
+		size := wire.TaskSize{Written: 5, Total: 105}
+		if t.Task == "unknown" {
+			size = wire.TaskSize{Written: wire.UnknownSize, Total: wire.UnknownSize}
+		}
+		out.Tasks = append(out.Tasks, size)
+	}
+	for range r.Volumes {
+		out.Volumes = append(out.Volumes, 7)
+	}
+	return out, nil
+}
+
 // Stats tells of a node n1 with tasks that use half a processor; n2 does not answer.
 func (b *bench) Stats(_ context.Context, node string, _ wire.TaskRef) (driver.Stats, error) {
 	b.mu.Lock()

@@ -151,6 +151,12 @@ func (r *Remote) Usage(ctx context.Context, nodeID string) (used wire.NodeUsage,
 	return used, err
 }
 
+// Sizes tells how much files of tasks and volumes on a node hold.
+func (r *Remote) Sizes(ctx context.Context, nodeID string, req wire.SizesRequest) (reply wire.SizesReply, err error) {
+	err = r.call(ctx, nodeID, wire.PathSizes, req, &reply)
+	return reply, err
+}
+
 // Debug has a node say how it is.
 func (r *Remote) Debug(ctx context.Context, nodeID string) (d wire.NodeDebug, err error) {
 	err = r.call(ctx, nodeID, wire.PathNodeDebug, wire.Empty{}, &d)

@@ -788,6 +788,10 @@ func (images) Changed(_ context.Context, key string, _ func(string, string) erro
 	return fault.New(fault.NotFound, "%s has no root file system", key)
 }
 
+func (images) Written(_ context.Context, key string) (string, int64, error) {
+	return "", 0, fault.New(fault.NotFound, "%s has no root file system", key)
+}
+
 type links struct{}
 
 func (links) Attach(_ context.Context, a overlay.Attachment) (overlay.Attached, error) {
@@ -809,6 +813,7 @@ func (volumes) Remove(_ context.Context, id string) error {
 	return nil
 }
 func (volumes) RemoveOf(context.Context, string) error { return nil }
+func (volumes) Held(id string) (string, error)         { return "", fault.New(fault.NotFound, "%s", id) }
 func (volumes) Replace(context.Context, *model.Volume, func(string) error) error {
 	return nil
 }

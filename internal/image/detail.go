@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/tutti-run/tutti/internal/fault"
@@ -20,8 +21,16 @@ type Detail struct {
 	Target     ocispec.Descriptor // the manifest or index
 	Config     ocispec.Image
 	LayerSizes []int64 // compressed, in the order of Config.RootFS.DiffIDs
+	// Layers are those of which root file systems are made, as they are unpacked here, in the same order.
+	Layers []Layer
 	// Raw is the configuration as it is, with what Docker adds to it.
 	Raw []byte
+}
+
+// Layer is an unpacked layer on those below it: images that have the same share it.
+type Layer struct {
+	ID        string
+	SizeBytes int64
 }
 
 // Describe tells all of an image by name and digest, which is made available here first.
@@ -52,6 +61,14 @@ func (s *Store) Describe(ctx context.Context, name, imageDigest string) (Detail,
 	}
 	for _, l := range m.Layers {
 		d.LayerSizes = append(d.LayerSizes, l.Size)
+	}
+	for n := range d.Config.RootFS.DiffIDs {
+		id := identity.ChainID(d.Config.RootFS.DiffIDs[:n+1]).String()
+		u, err := s.snap.Usage(ctx, id)
+		if err != nil {
+			return d, fmt.Errorf("measure the layers of %s: %w", name, err)
+		}
+		d.Layers = append(d.Layers, Layer{id, u.Size})
 	}
 	return d, nil
 }

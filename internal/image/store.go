@@ -606,25 +606,51 @@ func (s *Store) named(ctx context.Context, imageDigest string) (bool, error) {
 	return len(list) > 0, nil
 }
 
+// Written is the directory into which overlayfs writes what changes in the root file system of a key, and how much is
+// in the layers of which that was made, in bytes.
+func (s *Store) Written(ctx context.Context, key string) (upper string, below int64, err error) {
+	ctx = scoped(ctx)
+	if upper, err = s.upper(ctx, key); err != nil {
+		return "", 0, err
+	}
+	info, err := s.snap.Stat(ctx, key)
+	for err == nil && info.Parent != "" {
+		var u snapshots.Usage
+		if u, err = s.snap.Usage(ctx, info.Parent); err == nil {
+			below += u.Size
+			info, err = s.snap.Stat(ctx, info.Parent)
+		}
+	}
+	if err != nil {
+		return "", 0, fmt.Errorf("measure what the root file system of %s is made of: %w", key, err)
+	}
+	return upper, below, nil
+}
+
+// upper is the directory into which overlayfs writes what changes in the root file system of a key.
+func (s *Store) upper(ctx context.Context, key string) (string, error) {
+	mounts, err := s.snap.Mounts(ctx, key)
+	if err != nil {
+		return "", fault.New(fault.NotFound, "%s has no root file system: %w", key, err)
+	}
+	for _, m := range mounts {
+		for _, o := range m.Options {
+			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
+				return dir, nil
+			}
+		}
+	}
+	return "", fault.New(fault.Unsupported, "the root file system of %s is no overlay: what changed in it cannot be told", key)
+}
+
 // Changed calls fn with the directory into which overlayfs writes what changes in the root file system
 // of a key, and with what that was made of, for reading.
 func (s *Store) Changed(ctx context.Context, key string, fn func(upper, base string) error) error {
 	defer s.take(ctx)()
 	ctx = scoped(ctx)
-	mounts, err := s.snap.Mounts(ctx, key)
+	upper, err := s.upper(ctx, key)
 	if err != nil {
-		return fault.New(fault.NotFound, "%s has no root file system: %w", key, err)
-	}
-	upper := ""
-	for _, m := range mounts {
-		for _, o := range m.Options {
-			if dir, ok := strings.CutPrefix(o, "upperdir="); ok {
-				upper = dir
-			}
-		}
-	}
-	if upper == "" {
-		return fault.New(fault.Unsupported, "the root file system of %s is no overlay: what changed in it cannot be told", key)
+		return err
 	}
 	info, err := s.snap.Stat(ctx, key)
 	if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/userns"
 )
 
@@ -60,6 +61,17 @@ func TestARootFileSystemWithUsersOfItsOwn(t *testing.T) {
 	})
 	if err != nil {
 		t.Fatal(err)
+	}
+	upper, below, err := s.Written(t.Context(), "i1.app")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantFile(t, filepath.Join(upper, "made"), "two")
+	if d, err := s.Describe(t.Context(), info.Name, info.Digest); err != nil || len(d.Layers) != 1 || d.Layers[0].SizeBytes != below || below < int64(len("one")) {
+		t.Errorf("what it was made of has %d bytes; its image's layers are %v, %v", below, d.Layers, err)
+	}
+	if _, _, err := s.Written(t.Context(), "nosuch"); !fault.Is(err, fault.NotFound) {
+		t.Errorf("what was written to nothing: %v", err)
 	}
 	if left, err := filepath.Glob(filepath.Join(s.Mounts, ".layers-*")); err != nil || len(left) > 0 {
 		t.Errorf("%v is left of mounting: %v", left, err)

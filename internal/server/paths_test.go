@@ -188,6 +188,7 @@ var decisions = map[string][]wire.Role{
 	wire.PathSignal:       {wire.RoleServer},
 	wire.PathStats:        {wire.RoleServer},
 	wire.PathUsage:        {wire.RoleServer},
+	wire.PathSizes:        {wire.RoleServer},
 	wire.PathEnsureImage:  {wire.RoleServer},
 	wire.PathRemoveImage:  {wire.RoleServer},
 	wire.PathRemoveVolume: {wire.RoleServer},

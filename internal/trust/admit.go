@@ -48,6 +48,7 @@ func (t *Trust) Admit(ctx context.Context, req wire.JoinRequest) (wire.JoinRespo
 		return wire.JoinResponse{}, err
 	}
 	node.Certificate = model.NodeCertificate{Authority: a.Hash(), Trusts: hashes}
+	t.awaitDown(ctx, node)
 	cs := &store.ChangeSet{}
 	if err := register(t.Store.Snapshot(), cs, node); err != nil {
 		return wire.JoinResponse{}, err
@@ -108,8 +109,34 @@ func newcomerNode(n *wire.Newcomer, role wire.Role) *model.Node {
 // abandoned is how long a node that was admitted may take to come before its name is free again.
 const abandoned = time.Minute
 
-// register adds the node. A host whose joining was interrupted may try again: as the same node, or as
-// another one of the same name.
+// leavingPatience is how long a host that comes anew waits for what it was before to be taken for down.
+const leavingPatience = 15 * time.Second
+
+// awaitDown waits while a host that has just left is still taken for the node that it was.
+func (t *Trust) awaitDown(ctx context.Context, n *model.Node) {
+	ctx, cancel := context.WithTimeout(ctx, leavingPatience)
+	defer cancel()
+	for {
+		old, ok := store.ByName[*model.Node](t.Store.Snapshot(), "", "", n.Name)
+		if !ok || old.ID == n.ID || !sameHost(old, n) || old.Status.Session == "" || old.Status.State == model.NodeDown {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// sameHost reports whether a newcomer is the host that another node was: by its name and address. Servers are
+// members of the replication, which nobody but people takes them out of.
+func sameHost(old, n *model.Node) bool {
+	return old.Name == n.Name && old.HostAddress != "" && old.HostAddress == n.HostAddress && !old.Server
+}
+
+// register adds the node. A host whose joining was interrupted may try again, as the same node or as another one
+// of the same name; and one that has left, or lost who it was, may come anew once what it was is down.
 func register(snap *store.Snapshot, cs *store.ChangeSet, n *model.Node) error {
 	var expect uint64
 	if old, ok := store.Get[*model.Node](snap, n.ID); ok {
@@ -119,7 +146,8 @@ func register(snap *store.Snapshot, cs *store.ChangeSet, n *model.Node) error {
 		expect = old.Revision
 	}
 	if old, ok := store.ByName[*model.Node](snap, "", "", n.Name); ok && old.ID != n.ID {
-		if old.Status.Session != "" || n.Created.Sub(old.Created) < abandoned {
+		came, again := old.Status.Session != "", sameHost(old, n) && old.Status.State == model.NodeDown
+		if came && !again || !came && n.Created.Sub(old.Created) < abandoned {
 			return fault.New(fault.Conflict, "a node is called %s already: choose another name with --name or, if it is gone for good, forget it with `tutti node rm %s`", n.Name, n.Name)
 		}
 		cs.Expect(model.KindNode, old.ID, old.Revision)

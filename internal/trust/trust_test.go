@@ -193,6 +193,50 @@ func TestTokensAdmitToTheirRole(t *testing.T) {
 	}
 }
 
+// TestAHostComesAnew under its name and address once what it was before is down, and not in another's place.
+func TestAHostComesAnew(t *testing.T) {
+	h := founded(t)
+	host := func(id, address string) wire.Newcomer {
+		return wire.Newcomer{NodeID: id, Name: "a", Address: address, Port: 7400}
+	}
+	is := func(id string, server bool, state model.NodeState) {
+		n := &model.Node{Meta: model.Meta{ID: id, Name: "a"}, Server: server, HostAddress: "192.0.2.1", Status: model.NodeStatus{State: state, Session: "first"}}
+		if old, ok := store.Get[*model.Node](h.Store.Snapshot(), id); ok {
+			n.Meta = old.Meta
+		}
+		h.put(n)
+		cs := &store.ChangeSet{}
+		cs.PutStatus(n)
+		if _, err := h.Store.Commit(t.Context(), cs); err != nil {
+			t.Fatal(err)
+		}
+	}
+	is("was", false, model.NodeDown)
+	if _, err := h.join(h.token(false), host("other", "192.0.2.2")); !fault.Is(err, fault.Conflict) {
+		t.Errorf("another host of the name: %v", err)
+	}
+	is("was", false, model.NodeReady)
+	joined := make(chan error, 1)
+	go func() {
+		_, err := h.join(h.token(false), host("is", "192.0.2.1"))
+		joined <- err
+	}()
+	time.Sleep(20 * time.Millisecond) // whether it waits by then or not, the outcome is the same
+	is("was", false, model.NodeDown)
+	if err := <-joined; err != nil {
+		t.Errorf("the host itself: %v", err)
+	}
+	if _, ok := store.Get[*model.Node](h.Store.Snapshot(), "was"); ok {
+		t.Error("what the host was before is a node still")
+	}
+	h2 := founded(t)
+	h = h2
+	is("server", true, model.NodeDown)
+	if _, err := h.join(h.token(true), host("is", "192.0.2.1")); !fault.Is(err, fault.Conflict) {
+		t.Errorf("a server in place of one that is of the replication: %v", err)
+	}
+}
+
 // earlier is a cluster as an earlier version left it: with its keys in clear.
 func (h *house) earlier() (before *material) {
 	h.Helper()

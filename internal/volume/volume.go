@@ -87,6 +87,19 @@ func (v *Volumes) Ensure(ctx context.Context, vol *model.Volume) (string, error)
 	return data, nil
 }
 
+// Held is where a volume keeps what it has of its own on this host; fault.NotFound when it is not here.
+func (v *Volumes) Held(id string) (string, error) {
+	dir, err := v.dir(id)
+	if err != nil {
+		return "", err
+	}
+	data := filepath.Join(dir, "data")
+	if _, err := os.Stat(data); err != nil {
+		return "", fault.New(fault.NotFound, "volume %s is not on this node: %w", id, err)
+	}
+	return data, nil
+}
+
 // Replace puts what fill writes into a directory in place of what a volume holds: of one with a directory of its
 // own as a whole, or, with an error, not at all.
 func (v *Volumes) Replace(ctx context.Context, vol *model.Volume, fill func(dir string) error) error {

@@ -21,6 +21,7 @@ const (
 	PathSignal       = "/agent/signal"        // call: SignalRequest → Empty
 	PathStats        = "/agent/stats"         // call: TaskRef → driver.Stats
 	PathUsage        = "/agent/usage"         // call: Empty → NodeUsage
+	PathSizes        = "/agent/sizes"         // call: SizesRequest → SizesReply
 	PathNodeDebug    = "/agent/debug"         // call: Empty → NodeDebug
 	PathProcesses    = "/agent/processes"     // call: TaskRef → []driver.Process
 	PathPause        = "/agent/pause"         // call: PauseRequest → Empty
@@ -137,6 +138,28 @@ type InstanceUsage struct {
 	CPUNanoseconds uint64 `json:"cpuNanoseconds"`
 	MemoryBytes    uint64 `json:"memoryBytes"`
 }
+
+// SizesRequest asks how much files hold: those of tasks, and those of volumes, by ID.
+type SizesRequest struct {
+	Tasks   []TaskRef `json:"tasks,omitempty"`
+	Volumes []string  `json:"volumes,omitempty"`
+}
+
+// SizesReply answers in the order of the request.
+type SizesReply struct {
+	Tasks   []TaskSize `json:"tasks,omitempty"`
+	Volumes []int64    `json:"volumes,omitempty"` // in bytes, or UnknownSize
+}
+
+// TaskSize is how much is in the files of a task, in bytes, or UnknownSize: what was written, and that with what its
+// root file system was made of.
+type TaskSize struct {
+	Written int64 `json:"written"`
+	Total   int64 `json:"total"`
+}
+
+// UnknownSize is that of what is not there, or could not be gone through in time.
+const UnknownSize = -1
 
 // NodeDebug is how a node is, as it says itself.
 type NodeDebug struct {

@@ -156,6 +156,10 @@ func (images) Changed(_ context.Context, key string, _ func(upper, base string) 
 	return fault.New(fault.NotFound, "%s has no root file system", key)
 }
 
+func (images) Written(_ context.Context, key string) (string, int64, error) {
+	return "", 0, fault.New(fault.NotFound, "%s has no root file system", key)
+}
+
 func (i images) Mounted(context.Context) (keys []string, err error) {
 	return keys, i.do(func(w *world) { keys = slices.Sorted(maps.Keys(w.mounted)) })
 }
@@ -203,6 +207,7 @@ func (v volumes) Replace(context.Context, *model.Volume, func(string) error) err
 	return v.check()
 }
 func (v volumes) RemoveOf(context.Context, string) error { return v.check() }
+func (v volumes) Held(id string) (string, error)         { return filepath.Join("/volumes", id), v.check() }
 
 // secretFiles implements agent.SecretFiles.
 type secretFiles struct{ *hands }

@@ -378,16 +378,19 @@ func (a *API) containerPrune(w http.ResponseWriter, r *request) error {
 		return err
 	}
 	report := container.PruneReport{ContainersDeleted: []string{}}
-	for _, b := range a.boxes(a.snapshot()) {
-		if b.made == nil || b.running() || b.state() == container.StateCreated && !b.workload.Suspended {
-			continue
-		}
-		if !f.labels("label", b.labels()) || !f.notLabels("label!", b.labels()) || !until.IsZero() && !b.created().Before(until) {
-			continue
-		}
+	list := slices.DeleteFunc(a.boxes(a.snapshot()), func(b *box) bool {
+		return b.made == nil || b.running() || b.state() == container.StateCreated && !b.workload.Suspended ||
+			!f.labels("label", b.labels()) || !f.notLabels("label!", b.labels()) || !until.IsZero() && !b.created().Before(until)
+	})
+	sizes, err := a.sizes(r, list, nil)
+	if err != nil {
+		return err
+	}
+	for _, b := range list {
 		if err := a.removeBox(r, b); err != nil {
 			return err
 		}
+		report.SpaceReclaimed += uint64((summary{}).with(sizes, b).SizeRw)
 		report.ContainersDeleted = append(report.ContainersDeleted, b.id)
 	}
 	slices.Sort(report.ContainersDeleted)

@@ -167,7 +167,7 @@ func (t *translation) otherBox(ref string) (*box, error) {
 	if err != nil {
 		return nil, err
 	}
-	if b.workload.Count > 1 || b.workload.Type.PerNode() || b.task > 0 {
+	if b.workload.Count > 1 || b.workload.Type.PerNode() || b.nth > 0 {
 		return nil, notHonoured("joining one of several containers of "+b.workload.FullName(), ref)
 	}
 	return b, nil

@@ -24,8 +24,12 @@ func (a *API) containerCreate(w http.ResponseWriter, r *request) error {
 	if name != "" && !containerName.MatchString(name) {
 		return fault.New(fault.Invalid, "Invalid container name (%s), only [a-zA-Z0-9][a-zA-Z0-9_.-] are allowed", name)
 	}
-	if p := r.query.Get("platform"); p != "" && !strings.HasPrefix(p, "linux") {
-		return notHonoured("platform", p)
+	on := r.query.Get("platform")
+	if on != "" {
+		var err error
+		if on, err = platform(on); err != nil {
+			return err
+		}
 	}
 	var req container.CreateRequest
 	if err := decode(r, &req, false); err != nil {
@@ -45,24 +49,34 @@ func (a *API) containerCreate(w http.ResponseWriter, r *request) error {
 			name, containerID(other.ID, 0))
 	}
 	made := &created{Config: req.Config, HostConfig: req.HostConfig, Networking: req.NetworkingConfig}
-	id, warnings, err := a.createContainer(r, name, made)
+	id, warnings, err := a.createContainer(r, name, on, made)
 	if err != nil {
 		return err
 	}
 	return answer(w, http.StatusCreated, container.CreateResponse{ID: id, Warnings: warnings})
 }
 
-// createContainer makes the workload of a container, suspended until it is started.
-func (a *API) createContainer(r *request, name string, made *created) (string, []string, error) {
+// createContainer makes the workload of a container, suspended until it is started, on a node of a platform unless that is "".
+func (a *API) createContainer(r *request, name, on string, made *created) (string, []string, error) {
 	img, err := findImage(a.snapshot(), made.Config.Image)
 	if err != nil {
 		return "", nil, err
+	}
+	if on != "" {
+		d, err := a.Core.Images.Describe(r.Context(), img.Name, img.Digest)
+		is := d.Config.OS + "/" + d.Config.Architecture
+		if err == nil && d.Config.Architecture != "" && is != on && !isIndex(d.Target.MediaType) {
+			return "", nil, fault.New(fault.NotFound, "image with reference %s was found but its platform (%s) does not match the specified platform (%s)", made.Config.Image, is, on)
+		}
 	}
 	defaults(made)
 	t := &translation{api: a, r: r, name: name, made: made, image: img, settings: noSettings}
 	t.settings = a.settings(r.Context(), &model.TaskSpec{Image: img.Name, Digest: img.Digest})
 	if err := t.container(); err != nil {
 		return "", nil, err
+	}
+	if on != "" {
+		t.workload.Template.Placement.Platforms = []string{on}
 	}
 	data, err := json.Marshal(made)
 	if err != nil {

@@ -125,7 +125,7 @@ func instanceBoxes(snap *store.Snapshot, w *model.Workload, i *model.Instance, p
 	}
 	var out []*box
 	for n := range template.Tasks {
-		b := &box{id: containerID(i.ID, n), name: instanceName(w, i), workload: w, instance: i, template: template, task: n, ports: ports}
+		b := &box{id: containerID(i.ID, n), name: instanceName(w, i), workload: w, instance: i, template: template, nth: n, ports: ports}
 		if n > 0 {
 			b.name += "." + template.Tasks[n].Name
 		}
@@ -185,7 +185,7 @@ func (a *API) findBox(snap *store.Snapshot, ref string) (*box, error) {
 		if b.instance != nil {
 			full = b.instance.FullName()
 		}
-		if b.id == name || b.name == name || full == name && b.task == 0 || b.node != "" && b.node+"/"+b.name == name {
+		if b.id == name || b.name == name || full == name && b.nth == 0 || b.node != "" && b.node+"/"+b.name == name {
 			return b, nil
 		}
 		if name != "" && strings.HasPrefix(b.id, name) {

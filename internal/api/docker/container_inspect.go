@@ -82,7 +82,16 @@ func (a *API) containerInspect(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	return answer(w, http.StatusOK, a.inspect(r.Context(), snap, b))
+	out := a.inspect(r.Context(), snap, b)
+	if r.flag("size") {
+		sizes, err := a.sizes(r, []*box{b}, nil)
+		if err != nil {
+			return err
+		}
+		s := (summary{}).with(sizes, b)
+		out.SizeRw, out.SizeRootFs = &s.SizeRw, &s.SizeRootFs
+	}
+	return answer(w, http.StatusOK, out)
 }
 
 func (a *API) inspect(ctx context.Context, snap *store.Snapshot, b *box) inspected {

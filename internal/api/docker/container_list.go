@@ -10,6 +10,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -39,22 +40,41 @@ func (a *API) containerList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	all := r.flag("all") || len(f["status"]) > 0 || len(f["exited"]) > 0
+	all := r.flag("all") || len(f["status"]) > 0
 	limit, _ := strconv.Atoi(r.query.Get("limit"))
 	if limit > 0 {
 		all = true
 	}
-	out := []summary{}
+	var chosen []*box
 	for _, b := range a.boxes(snap) {
 		if !all && !b.running() || !choose(b) {
 			continue
 		}
-		out = append(out, a.summary(r, snap, b))
-		if limit > 0 && len(out) == limit {
+		chosen = append(chosen, b)
+		if limit > 0 && len(chosen) == limit {
 			break
 		}
 	}
+	var sizes core.Sizes
+	if r.flag("size") {
+		if sizes, err = a.sizes(r, chosen, nil); err != nil {
+			return err
+		}
+	}
+	out := make([]summary, len(chosen))
+	for n, b := range chosen {
+		out[n] = a.summary(r, snap, b).with(sizes, b)
+	}
 	return answer(w, http.StatusOK, out)
+}
+
+// with adds how much is in the container's files, as far as that is known.
+func (s summary) with(sizes core.Sizes, b *box) summary {
+	if b.instance != nil {
+		size := sizes.Tasks[b.task()]
+		s.SizeRw, s.SizeRootFs = size.Written, size.Total
+	}
+	return s
 }
 
 func (a *API) summary(r *request, snap *store.Snapshot, b *box) summary {
@@ -98,8 +118,21 @@ func quoteAll(args []string) string {
 func (a *API) chooser(r *request, snap *store.Snapshot, f filters) (func(*box) bool, error) {
 	for _, s := range f["status"] {
 		if err := container.ValidateContainerState(container.ContainerState(s)); err != nil {
-			return nil, fault.New(fault.Invalid, "%w", err)
+			return nil, fault.New(fault.Invalid, "invalid filter 'status=%s': %w", s, err)
 		}
+	}
+	for _, s := range f["health"] {
+		if err := container.ValidateHealthStatus(container.HealthStatus(s)); err != nil {
+			return nil, fault.New(fault.Invalid, "invalid filter 'health=%s': %w", s, err)
+		}
+	}
+	published, err := f.ports("publish")
+	if err != nil {
+		return nil, err
+	}
+	exposed, err := f.ports("expose")
+	if err != nil {
+		return nil, err
 	}
 	var codes []int
 	for _, v := range f["exited"] {
@@ -131,19 +164,20 @@ func (a *API) chooser(r *request, snap *store.Snapshot, f filters) (func(*box) b
 	}
 	return func(b *box) bool {
 		code, _ := b.exit()
-		networks, volumes := []string{}, []string{}
+		var networks, ids, volumes []string
 		for name, e := range a.endpoints(snap, b) {
-			networks = append(networks, name, e.NetworkID)
+			networks, ids = append(networks, name), append(ids, e.NetworkID)
 		}
 		for _, m := range a.mountPoints(snap, b) {
 			volumes = append(volumes, m.Name, m.Source, m.Destination)
 		}
-		published, exposed := portTexts(a.publications(r.Context(), b))
 		switch {
-		case !f.prefix("id", b.id), !f.matches("name", b.name, "/"+b.name),
+		case !f.matches("id", b.id), !f.matches("name", b.name, "/"+b.name),
 			!f.labels("label", b.labels()), !f.exact("status", string(b.state())),
-			!f.exact("health", string(b.health())), !f.exact("network", networks...), !f.exact("volume", volumes...),
-			!f.exact("node", b.node), !portMatch(f["publish"], published), !portMatch(f["expose"], exposed):
+			!f.exact("health", string(b.health())), !f.exact("network", networks...) && !f.prefix("network", ids...), !f.exact("volume", volumes...),
+			!f.exact("node", b.node):
+			return false
+		case len(published)+len(exposed) > 0 && !onPorts(a.publications(r.Context(), b), published, exposed):
 			return false
 		case len(codes) > 0 && (b.state() != container.StateExited || !slices.Contains(codes, code)):
 			return false
@@ -158,33 +192,13 @@ func (a *API) chooser(r *request, snap *store.Snapshot, f filters) (func(*box) b
 	}, nil
 }
 
-func portTexts(list []container.PortSummary) (published, exposed []string) {
-	for _, p := range list {
-		if p.PublicPort != 0 {
-			published = append(published, strconv.Itoa(int(p.PublicPort))+"/"+p.Type)
-		}
-		exposed = append(exposed, strconv.Itoa(int(p.PrivatePort))+"/"+p.Type)
-	}
-	return published, exposed
-}
-
-// portMatch reports whether one of the wanted ports or ranges, tcp unless they say otherwise, is there.
-func portMatch(wanted, got []string) bool {
-	if len(wanted) == 0 {
-		return true
-	}
-	for _, w := range wanted {
-		pr, err := network.ParsePortRange(w)
-		if err != nil {
-			continue
-		}
-		for p := range pr.All() {
-			if proto := p.Proto(); slices.Contains(got, strconv.Itoa(int(p.Num()))+"/"+string(proto)) {
-				return true
-			}
-		}
-	}
-	return false
+// onPorts reports whether one of the ports is published, or is there, as it is asked for.
+func onPorts(list []container.PortSummary, published, exposed map[network.Port]bool) bool {
+	return slices.ContainsFunc(list, func(p container.PortSummary) bool {
+		public, ok := network.PortFrom(p.PublicPort, network.IPProtocol(p.Type))
+		private, there := network.PortFrom(p.PrivatePort, network.IPProtocol(p.Type))
+		return ok && p.PublicPort != 0 && published[public] || there && exposed[private]
+	})
 }
 
 // endpoints are the networks that a container is on, by name.

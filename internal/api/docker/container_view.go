@@ -13,6 +13,7 @@ import (
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/network"
 
+	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
@@ -31,13 +32,16 @@ type box struct {
 	workload *model.Workload
 	instance *model.Instance // nil while there is none
 	template *model.Template // what it runs
-	task     int             // index into the template's tasks
+	nth      int             // index into the template's tasks
 	made     *created        // nil unless it was made through this API
 	ports    []model.ServicePort
 	node     string // name of its node; "" while it has none
 }
 
-func (b *box) spec() *model.TaskSpec { return &b.template.Tasks[b.task] }
+func (b *box) spec() *model.TaskSpec { return &b.template.Tasks[b.nth] }
+
+// task is what nodes know it as.
+func (b *box) task() core.TaskRef { return core.TaskRef{Instance: b.instance.ID, Task: b.spec().Name} }
 
 // run is the latest run of the task, nil when there was none.
 func (b *box) run() *model.TaskStatus {
@@ -231,6 +235,11 @@ type imageConfigs struct {
 
 var noSettings image.Settings
 
+const (
+	maxImages     = 1000            // of how many something is remembered before all is forgotten
+	imagePatience = 5 * time.Second // of who wants to know something of an image that is not here
+)
+
 // settings returns what the task's image says, as far as this host can find out.
 func (a *API) settings(ctx context.Context, t *model.TaskSpec) image.Settings {
 	if t.Digest == "" {
@@ -242,7 +251,7 @@ func (a *API) settings(ctx context.Context, t *model.TaskSpec) image.Settings {
 	if ok {
 		return s
 	}
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, imagePatience)
 	defer cancel()
 	info, err := a.Core.Images.Ensure(ctx, t.Image, t.Digest, func(image.Progress) {})
 	if err != nil {
@@ -250,7 +259,7 @@ func (a *API) settings(ctx context.Context, t *model.TaskSpec) image.Settings {
 	}
 	a.images.mu.Lock()
 	defer a.images.mu.Unlock()
-	if a.images.of == nil || len(a.images.of) > 1000 {
+	if a.images.of == nil || len(a.images.of) > maxImages {
 		a.images.of = map[string]image.Settings{}
 	}
 	a.images.of[t.Digest] = info.Config

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -24,6 +25,7 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/store"
 	roots "github.com/tutti-run/tutti/internal/trust"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // house is the API over a store of its own; what the test does not play panics.
@@ -34,10 +36,12 @@ type house struct {
 	store *store.Store
 	core  *core.Core
 	api   *docker.API
+	// layers are those of images, by digest, each with its size after a colon.
+	layers map[string][]string
 }
 
 func newHouse(t testing.TB) *house {
-	h := &house{t: t}
+	h := &house{t: t, layers: map[string][]string{}}
 	h.store = store.New(slog.New(slog.DiscardHandler))
 	h.store.SetProposer(h)
 	h.answer(h)
@@ -46,7 +50,7 @@ func newHouse(t testing.TB) *house {
 		Meta: model.Meta{ID: "n1", Name: "node1"}, Server: true, Availability: model.Active,
 		Capacity: model.Resources{NanoCPUs: 2e9, MemoryBytes: 4 << 30}, Status: model.NodeStatus{State: model.NodeReady},
 	})
-	h.put(&model.Image{Meta: model.Meta{ID: model.NewID(), Name: "docker.io/library/busybox:1"}, Digest: "sha256:" + strings.Repeat("ab", 32)})
+	h.put(&model.Image{Meta: model.Meta{ID: model.NewID(), Name: "docker.io/library/busybox:1", Created: time.Date(2023, 1, 1, 0, 0, 0, 0, time.UTC)}, Digest: "sha256:" + strings.Repeat("ab", 32)})
 	return h
 }
 
@@ -65,11 +69,24 @@ func (h *house) Propose(_ context.Context, data []byte) (store.Result, error) {
 }
 
 func (h *house) Ensure(_ context.Context, name, digest string, _ func(image.Progress)) (image.Info, error) {
-	return image.Info{Name: name, Digest: digest, Config: image.Settings{Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}, ExposedPorts: []string{"80/tcp"}}}, nil
+	var labels map[string]string
+	if strings.Contains(name, "/labelled:") {
+		labels = map[string]string{"of": "labelled"}
+	}
+	return image.Info{Name: name, Digest: digest, Config: image.Settings{Labels: labels, Cmd: []string{"sh"}, Env: []string{"PATH=/bin"}, ExposedPorts: []string{"80/tcp"}}}, nil
 }
 
 func (h *house) Describe(_ context.Context, name, digest string) (image.Detail, error) {
-	return image.Detail{Info: image.Info{Name: name, Digest: digest}, Raw: []byte(`{"config":{"Cmd":["sh"]}}`)}, nil
+	d := image.Detail{Info: image.Info{Name: name, Digest: digest}, Raw: []byte(`{"config":{"Cmd":["sh"]}}`)}
+	for _, l := range h.layers[digest] {
+		id, size, _ := strings.Cut(l, ":")
+		bytes, err := strconv.ParseInt(size, 10, 64)
+		if err != nil {
+			return d, err
+		}
+		d.Layers = append(d.Layers, image.Layer{ID: id, SizeBytes: bytes})
+	}
+	return d, nil
 }
 
 func (h *house) Pull(_ context.Context, ref string, _ image.PullOptions) (image.Info, error) {
@@ -82,6 +99,17 @@ func (h *house) Resolve(_ context.Context, ref string, _ image.Credentials) (ima
 
 func (h *house) Signatures(context.Context, string, string, image.Credentials) ([]image.Signature, error) {
 	return nil, nil
+}
+
+// Sizes plays a node that does not know of volumes.
+func (h *house) Sizes(_ context.Context, _ string, r wire.SizesRequest) (out wire.SizesReply, _ error) {
+	for n := range r.Tasks {
+		out.Tasks = append(out.Tasks, wire.TaskSize{Written: int64(5 + n), Total: 105})
+	}
+	for range r.Volumes {
+		out.Volumes = append(out.Volumes, wire.UnknownSize)
+	}
+	return out, nil
 }
 
 func (h *house) Tag(context.Context, string, string, string) (image.Info, error) {
@@ -141,15 +169,21 @@ func (h *house) want(method, path, body string, status int) string {
 	return text
 }
 
-// documented lists method and path of every route of the API's documentation, as the module with
-// the wire types carries it.
-func documented(t *testing.T) []string {
+// documentation is where the module with the wire types has the API's documentation.
+func documentation(t *testing.T) string {
 	t.Helper()
 	out, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "github.com/moby/moby/api").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := os.Open(filepath.Join(strings.TrimSpace(string(out)), "swagger.yaml"))
+	return filepath.Join(strings.TrimSpace(string(out)), "swagger.yaml")
+}
+
+// documented lists method and path of every route of the API's documentation, as the module with
+// the wire types carries it.
+func documented(t *testing.T) []string {
+	t.Helper()
+	f, err := os.Open(documentation(t))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/events"
@@ -20,7 +21,10 @@ type message struct {
 	events.Message
 }
 
-func (a *API) pluginList(w http.ResponseWriter, _ *request) error {
+func (a *API) pluginList(w http.ResponseWriter, r *request) error {
+	if _, err := readFilters(r, "capability", "enabled"); err != nil {
+		return err
+	}
 	return answer(w, http.StatusOK, []any{})
 }
 
@@ -28,24 +32,27 @@ func (m *message) chosen(f filters) bool {
 	if m.Scope == "swarm" && len(f["scope"]) == 0 && m.Type == events.ContainerEventType {
 		return false
 	}
-	is := func(key string, t events.Type) bool {
-		_, asked := f[key]
-		if !asked {
-			return true
+	for _, t := range eventTypes { // of whom it is: by ID or name, or how these begin
+		if !f.prefix(string(t), m.Actor.ID, m.Actor.Attributes["name"]) {
+			return false
 		}
-		if m.Type != t {
-			// An event about something else may name it.
-			return f.exact(key, m.Actor.Attributes[key])
-		}
-		return f.exact(key, m.Actor.ID, m.Actor.Attributes["name"]) || f.prefix(key, m.Actor.ID)
 	}
-	if _, asked := f["image"]; asked && !f.exact("image", m.Actor.ID, m.Actor.Attributes["image"], m.Actor.Attributes["name"]) {
-		return false
+	image := m.Actor.Attributes["image"]
+	if m.Type == events.ImageEventType {
+		image = m.Actor.Attributes["name"]
 	}
-	return f.exact("type", string(m.Type)) && f.exact("event", string(m.Action)) && f.labels("label", m.Actor.Attributes) &&
-		f.exact("scope", m.Scope) && is("container", events.ContainerEventType) && is("network", events.NetworkEventType) &&
-		is("volume", events.VolumeEventType) && is("node", events.NodeEventType) && is("service", events.ServiceEventType) &&
-		is("secret", events.SecretEventType) && is("config", events.ConfigEventType)
+	action := f.exact("event", string(m.Action))
+	if named, _, ok := strings.Cut(string(m.Action), ":"); ok { // such as health_status: healthy
+		action = action || f.exact("event", named)
+	}
+	return action && f.exact("type", string(m.Type)) && f.exact("scope", m.Scope) && f.labels("label", m.Actor.Attributes) &&
+		f.exact("image", m.Actor.ID, image, familiar(m.Actor.ID, false), familiar(image, false))
+}
+
+// eventTypes are what events can be chosen by, other than images.
+var eventTypes = []events.Type{
+	events.ConfigEventType, events.ContainerEventType, events.DaemonEventType, events.NetworkEventType, events.NodeEventType, events.PluginEventType,
+	events.SecretEventType, events.ServiceEventType, events.VolumeEventType,
 }
 
 func newMessage(t events.Type, action events.Action, id, scope string, attributes map[string]string) *message {

@@ -201,7 +201,7 @@ func (a *API) secretUpdate(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) configList(w http.ResponseWriter, r *request) error {
-	f, err := readFilters(r, "id", "label", "name", "names")
+	f, err := readFilters(r, "id", "label", "name")
 	if err != nil {
 		return err
 	}

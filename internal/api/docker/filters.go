@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/moby/moby/api/types/network"
+
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -106,16 +108,30 @@ func (f filters) boolean(key string) (value, ok bool, err error) {
 	if !given {
 		return false, false, nil
 	}
-	for _, v := range values {
-		switch strings.ToLower(v) {
-		case "1", "true":
-			value = true
-		case "0", "false":
-		default:
-			return false, false, fault.New(fault.Invalid, "invalid filter '%s=[%s]'", key, v)
+	yes := slices.Contains(values, "1") || slices.Contains(values, "true")
+	no := slices.Contains(values, "0") || slices.Contains(values, "false")
+	if yes == no {
+		return false, false, fault.New(fault.Invalid, "invalid filter '%s=%s'", key, values)
+	}
+	return yes, true, nil
+}
+
+// ports reads a filter of ports or ranges of them, tcp unless they say otherwise.
+func (f filters) ports(key string) (map[network.Port]bool, error) {
+	out := map[network.Port]bool{}
+	for _, text := range f[key] {
+		if strings.Contains(text, ":") {
+			return nil, fault.New(fault.Invalid, "filter for '%s' should not contain ':': %s", key, text)
+		}
+		r, err := network.ParsePortRange(text)
+		if err != nil {
+			return nil, fault.New(fault.Invalid, "error while looking up for %s %s: %w", key, text, err)
+		}
+		for p := range r.All() {
+			out[p] = true
 		}
 	}
-	return value, true, nil
+	return out, nil
 }
 
 // until reads the filter of that name: a time, or how long ago.

@@ -121,8 +121,13 @@ func (a *API) imageList(w http.ResponseWriter, r *request) error {
 			if err != nil {
 				return err
 			}
-			*at = a.made(r, img)
+			*at = a.fact(r.Context(), img).made
 		}
+	}
+	var shared *layered
+	if r.flag("shared-size") {
+		l := a.layered(r.Context(), contents(snap))
+		shared = &l
 	}
 	seen := map[string]bool{}
 	out := []apiimage.Summary{}
@@ -140,13 +145,17 @@ func (a *API) imageList(w http.ResponseWriter, r *request) error {
 			}
 		}
 		labels := a.settings(r.Context(), &model.TaskSpec{Image: img.Name, Digest: img.Digest}).Labels
-		made := a.made(r, img)
+		fact := a.fact(r.Context(), img)
+		made := fact.made
 		switch {
 		case !f.labels("label", labels), !f.notLabels("label!", labels), danglingAsked && dangling != (len(tags) == 0),
 			!before.IsZero() && !made.Before(before), !since.IsZero() && !made.After(since), !until.IsZero() && !made.Before(until):
 			continue
 		}
-		s := apiimage.Summary{ID: img.Digest, Created: made.Unix(), Labels: labels, RepoTags: tags, RepoDigests: digests, Size: img.SizeBytes, SharedSize: -1, Containers: -1}
+		s := apiimage.Summary{ID: img.Digest, Created: made.Unix(), Labels: labels, RepoTags: tags, RepoDigests: digests, Size: fact.size, SharedSize: -1, Containers: -1}
+		if shared != nil {
+			s.SharedSize = shared.shared(img.Digest)
+		}
 		if len(s.RepoTags) == 0 && len(s.RepoDigests) == 0 {
 			s.RepoTags = []string{}
 		}
@@ -171,16 +180,10 @@ func referenceMatches(patterns []string, tag string) bool {
 	return false
 }
 
-// made is when an image was made, as far as it says so.
-func (a *API) made(r *request, img *model.Image) time.Time {
-	d, err := a.Core.Images.Describe(r.Context(), img.Name, img.Digest)
-	if err != nil || d.Created.IsZero() {
-		return img.Created
-	}
-	return d.Created
-}
-
 func (a *API) imageInspect(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	if r.flag("manifests") {
 		return notHonoured("manifests", true)
 	}
@@ -203,7 +206,7 @@ func (a *API) imageInspect(w http.ResponseWriter, r *request) error {
 	out := apiimage.InspectResponse{
 		ID: img.Digest, RepoTags: tags, RepoDigests: digests, Author: d.Config.Author, Config: raw.Config,
 		Architecture: d.Config.Architecture, Variant: d.Config.Variant, Os: d.Config.OS, OsVersion: d.Config.OSVersion,
-		Size: d.SizeBytes, RootFS: apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: img.Created}, Descriptor: &d.Target,
+		Size: a.fact(r.Context(), img).size, RootFS: apiimage.RootFS{Type: "layers"}, Metadata: apiimage.Metadata{LastTagTime: img.Created}, Descriptor: &d.Target,
 	}
 	if d.Config.Created != nil {
 		out.Created = d.Config.Created.UTC().Format(time.RFC3339Nano)
@@ -218,6 +221,9 @@ func (a *API) imageInspect(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) imageHistory(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	snap := a.snapshot()
 	img, err := findImage(snap, r.vars["name"])
 	if err != nil {
@@ -229,20 +235,25 @@ func (a *API) imageHistory(w http.ResponseWriter, r *request) error {
 	}
 	history := d.Config.History
 	out := make([]apiimage.HistoryResponseItem, 0, len(history))
-	layer := 0
+	sizes, layer := d.LayerSizes, 0
+	if len(d.Layers) == len(sizes) {
+		for n, l := range d.Layers {
+			sizes[n] = l.SizeBytes
+		}
+	}
 	for _, h := range history {
 		item := apiimage.HistoryResponseItem{ID: "<missing>", CreatedBy: h.CreatedBy, Comment: h.Comment, Tags: []string{}}
 		if h.Created != nil {
 			item.Created = h.Created.Unix()
 		}
-		if !h.EmptyLayer && layer < len(d.LayerSizes) {
-			item.Size = d.LayerSizes[layer]
+		if !h.EmptyLayer && layer < len(sizes) {
+			item.Size = sizes[layer]
 			layer++
 		}
 		out = append(out, item)
 	}
-	for ; layer < len(d.LayerSizes); layer++ { // an image without a history has layers all the same
-		out = append(out, apiimage.HistoryResponseItem{ID: "<missing>", Size: d.LayerSizes[layer], Created: d.Created.Unix(), Tags: []string{}})
+	for ; layer < len(sizes); layer++ { // an image without a history has layers all the same
+		out = append(out, apiimage.HistoryResponseItem{ID: "<missing>", Size: sizes[layer], Created: d.Created.Unix(), Tags: []string{}})
 	}
 	slices.Reverse(out)
 	if len(out) > 0 {

@@ -68,6 +68,9 @@ func (p *progress) fail(err error) error {
 }
 
 func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	if r.query.Get("fromSrc") != "" {
 		return a.imageImport(w, r)
 	}
@@ -116,6 +119,9 @@ func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) imageLoad(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	infos, err := a.Core.ImportImage(r.Context(), r.who, r.Body, "")
 	if err != nil {
 		return err
@@ -148,6 +154,9 @@ func (a *API) imageTag(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) imageRemove(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	snap := a.snapshot()
 	ref := r.vars["name"]
 	img, err := findImage(snap, ref)
@@ -239,7 +248,7 @@ func (a *API) imagePrune(w http.ResponseWriter, r *request) error {
 			report.ImagesDeleted = append(report.ImagesDeleted, apiimage.DeleteResponse{Untagged: familiar(img.Name, true)})
 			if !counted[img.Digest] {
 				counted[img.Digest] = true
-				report.SpaceReclaimed += uint64(img.SizeBytes)
+				report.SpaceReclaimed += uint64(a.fact(r.Context(), img).size)
 			}
 		}
 	}
@@ -247,6 +256,9 @@ func (a *API) imagePrune(w http.ResponseWriter, r *request) error {
 }
 
 func (a *API) imageSave(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	refs := r.query["names"]
 	if name := r.vars["name"]; name != "" {
 		refs = []string{name}

@@ -393,6 +393,9 @@ func (a *API) auth(w http.ResponseWriter, r *request) error {
 
 // imagePush sends an image to its registry.
 func (a *API) imagePush(w http.ResponseWriter, r *request) error {
+	if err := ownPlatform(r); err != nil {
+		return err
+	}
 	as, err := credentials(r)
 	if err != nil {
 		return err

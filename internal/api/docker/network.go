@@ -156,9 +156,14 @@ func (a *API) networkList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	dangling, asked, err := f.boolean("dangling")
-	if err != nil {
-		return err
+	dangling, asked := false, len(f["dangling"]) > 0
+	if len(f["dangling"]) > 1 {
+		return fault.New(fault.Invalid, "got more than one value for filter key \"dangling\"")
+	}
+	if asked {
+		if dangling, _, err = f.boolean("dangling"); err != nil {
+			return fault.New(fault.Invalid, "invalid value for filter 'dangling', must be \"true\" (or \"1\"), or \"false\" (or \"0\")")
+		}
 	}
 	for _, t := range f["type"] {
 		if t != "custom" && t != "builtin" {
@@ -173,7 +178,7 @@ func (a *API) networkList(w http.ResponseWriter, r *request) error {
 		if isPredefined(n.Name) {
 			kind = "builtin"
 		}
-		if !f.exact("driver", n.Driver) || !f.prefix("id", n.ID) || !f.labels("label", n.Labels) || !f.matches("name", n.Name) ||
+		if !f.exact("driver", n.Driver) || !f.matches("id", n.ID) || !f.labels("label", n.Labels) || !f.matches("name", n.Name) ||
 			!f.exact("scope", n.Scope) || !f.exact("type", kind) || asked && dangling != (!used[n.ID] && kind == "custom") {
 			continue
 		}

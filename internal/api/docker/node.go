@@ -90,6 +90,16 @@ func (a *API) nodeList(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
+	for _, role := range f["role"] {
+		if role != string(swarm.NodeRoleManager) && role != string(swarm.NodeRoleWorker) {
+			return fault.New(fault.Invalid, "Invalid role filter: '%s'", role)
+		}
+	}
+	for _, m := range f["membership"] {
+		if m != "accepted" && m != "pending" {
+			return fault.New(fault.Invalid, "Invalid membership filter: '%s'", m)
+		}
+	}
 	out := []swarm.Node{}
 	for n := range store.List[*model.Node](a.snapshot()) {
 		v := a.nodeView(n)

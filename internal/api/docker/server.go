@@ -14,6 +14,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/core"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/store"
 )
 
@@ -49,6 +50,7 @@ type API struct {
 	execs     execs
 	terminals terminals
 	images    imageConfigs
+	facts     imageFacts
 	requests  requests
 	happened  happened
 }
@@ -261,6 +263,12 @@ func unsupported(what string) handler {
 	return func(http.ResponseWriter, *request) error {
 		return fault.New(fault.Unsupported, "%s is not supported by Tutti yet; see docs/compatibility.md", what)
 	}
+}
+
+// notBuilt refuses to build images, and says what leads to them.
+func notBuilt(http.ResponseWriter, *request) error {
+	return fault.New(fault.Unsupported, "building images is not supported by Tutti yet: build with another tool, and bring the image here by docker load, docker import, "+
+		"docker pull, or a push to the cluster's registry at %s; tutti image pack makes one of a directory", image.RegistryHost)
 }
 
 func notHonoured(field string, value any) error {

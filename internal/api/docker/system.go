@@ -122,40 +122,54 @@ func (a *API) diskUsage(w http.ResponseWriter, r *request) error {
 	want := func(t string) bool { return len(types) == 0 || slices.Contains(types, t) }
 	snap := a.snapshot()
 	u := usage{BuildCache: []any{}}
+	boxes := a.boxes(snap)
 	uses := map[string]int{}
-	for _, b := range a.boxes(snap) {
+	for _, b := range boxes {
 		uses[b.spec().Digest]++
-		if want("container") {
-			u.Containers = append(u.Containers, a.summary(r, snap, b))
-		}
 	}
-	for digest, img := range contents(snap) {
-		if !want("image") {
-			break
-		}
-		tags, digests := tagsOf(snap, digest)
-		u.LayersSize += img.SizeBytes
-		u.Images = append(u.Images, map[string]any{
-			"Id": digest, "RepoTags": tags, "RepoDigests": digests, "Size": img.SizeBytes, "SharedSize": 0, "VirtualSize": img.SizeBytes,
-			"Containers": uses[digest], "Created": img.Created.Unix(), "ParentId": "", "Labels": nil,
-		})
+	var measured []*box
+	if want("container") {
+		measured = boxes
 	}
+	var volumes []*model.Volume
 	if want("volume") {
-		counts := map[string]int64{}
-		for w := range store.List[*model.Workload](snap) {
-			for _, t := range w.Template.Tasks {
-				for _, m := range t.Mounts {
-					if m.Type == model.MountVolume {
-						counts[m.Source]++
-					}
-				}
+		volumes = slices.Collect(store.List[*model.Volume](snap))
+	}
+	sizes, err := a.sizes(r, measured, volumes)
+	if err != nil {
+		return err
+	}
+	for _, b := range measured {
+		u.Containers = append(u.Containers, a.summary(r, snap, b).with(sizes, b))
+	}
+	if want("image") {
+		list := contents(snap)
+		l := a.layered(r.Context(), list)
+		u.LayersSize = l.total
+		for _, digest := range slices.Sorted(maps.Keys(list)) {
+			tags, digests := tagsOf(snap, digest)
+			f := l.images[digest]
+			u.Images = append(u.Images, map[string]any{
+				"Id": digest, "RepoTags": tags, "RepoDigests": digests, "Size": f.size, "SharedSize": l.shared(digest), "VirtualSize": f.size,
+				"Containers": uses[digest], "Created": f.made.Unix(), "ParentId": "", "Labels": nil,
+			})
+		}
+	}
+	counts := map[string]int64{}
+	for _, b := range boxes {
+		for _, m := range b.spec().Mounts {
+			if m.Type == model.MountVolume {
+				counts[m.Source]++
 			}
 		}
-		for v := range store.List[*model.Volume](snap) {
-			view := volumeView(v)
-			view.UsageData = &volume.UsageData{RefCount: counts[v.ID], Size: -1} // sizes are the nodes' to know
-			u.Volumes = append(u.Volumes, view)
+	}
+	for _, v := range volumes {
+		view := volumeView(v)
+		view.UsageData = &volume.UsageData{RefCount: counts[v.ID], Size: -1}
+		if size, known := sizes.Volumes[v.ID]; known {
+			view.UsageData.Size = size
 		}
+		u.Volumes = append(u.Volumes, view)
 	}
 	return answer(w, http.StatusOK, u)
 }

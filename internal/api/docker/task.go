@@ -182,6 +182,13 @@ func taskView(snap *store.Snapshot, w *model.Workload, i *model.Instance) swarm.
 	return t
 }
 
+// taskStates are those that a list of tasks may be asked for.
+var taskStates = []swarm.TaskState{
+	swarm.TaskStateNew, swarm.TaskStateAllocated, swarm.TaskStatePending, swarm.TaskStateAssigned, swarm.TaskStateAccepted, swarm.TaskStatePreparing,
+	swarm.TaskStateReady, swarm.TaskStateStarting, swarm.TaskStateRunning, swarm.TaskStateComplete, swarm.TaskStateShutdown, swarm.TaskStateFailed,
+	swarm.TaskStateRejected, swarm.TaskStateRemove, swarm.TaskStateOrphaned,
+}
+
 func (a *API) taskList(w http.ResponseWriter, r *request) error {
 	f, err := readFilters(r, "_up-to-date", "desired-state", "id", "label", "name", "node", "runtime", "service")
 	if err != nil {
@@ -202,14 +209,19 @@ func (a *API) taskList(w http.ResponseWriter, r *request) error {
 			nodes[n.ID] = true
 		}
 	}
-	upToDate, upToDateAsked, err := f.boolean("_up-to-date")
-	if err != nil {
-		return err
+	for _, state := range f["desired-state"] {
+		if !slices.Contains(taskStates, swarm.TaskState(state)) {
+			return fault.New(fault.Invalid, "Invalid desired-state filter: '%s'", state)
+		}
 	}
 	out := []swarm.Task{}
 	for _, wl := range servicesOf(snap) {
 		if len(f["service"]) > 0 && !services[wl.ID] {
 			continue
+		}
+		var labels map[string]string
+		if len(f["label"]) > 0 {
+			labels = specOf(snap, wl).Labels
 		}
 		for _, i := range tasksOf(snap, wl) {
 			t := taskView(snap, wl, i)
@@ -217,7 +229,7 @@ func (a *API) taskList(w http.ResponseWriter, r *request) error {
 			desired := string(t.DesiredState)
 			switch {
 			case len(f["node"]) > 0 && !nodes[i.NodeID], !f.prefix("id", i.ID), !f.prefix("name", name, dockerName(&wl.Meta)), !f.exact("runtime", "container"),
-				upToDateAsked && upToDate != current(wl, i), !f.labels("label", i.Labels):
+				len(f["_up-to-date"]) > 0 && !current(wl, i), !f.labels("label", labels):
 				continue
 			case len(f["desired-state"]) > 0 && !f.exact("desired-state", desired) && !(desired == "complete" && f.exact("desired-state", "running")):
 				continue

@@ -164,11 +164,18 @@ func (a *API) volumePrune(w http.ResponseWriter, r *request) error {
 	snap := a.snapshot()
 	used := usedVolumes(snap)
 	report := volume.PruneReport{VolumesDeleted: []string{}}
+	var list []*model.Volume
 	for v := range store.List[*model.Volume](snap) {
 		_, anonymous := v.Labels[anonymousLabel]
-		if used[v.ID] || !all && !anonymous || !f.labels("label", v.Labels) || !f.notLabels("label!", v.Labels) {
-			continue
+		if !used[v.ID] && !v.Mounts() && (all || anonymous) && f.labels("label", v.Labels) && f.notLabels("label!", v.Labels) {
+			list = append(list, v)
 		}
+	}
+	sizes, err := a.sizes(r, nil, list)
+	if err != nil {
+		return err
+	}
+	for _, v := range list {
 		if err := a.Core.RemoveVolume(r.Context(), r.who, v.ID); err != nil {
 			if fault.Is(err, fault.Conflict) {
 				continue // somebody began to use it
@@ -176,6 +183,7 @@ func (a *API) volumePrune(w http.ResponseWriter, r *request) error {
 			return err
 		}
 		report.VolumesDeleted = append(report.VolumesDeleted, dockerName(&v.Meta))
+		report.SpaceReclaimed += uint64(sizes.Volumes[v.ID])
 	}
 	slices.Sort(report.VolumesDeleted)
 	return answer(w, http.StatusOK, report)

@@ -21,9 +21,14 @@ import (
 func main() {
 	tutti := flag.String("tutti", "", "socket at which Tutti answers the Engine's API")
 	engine := flag.String("engine", "", "socket of the Docker Engine to compare with")
-	dir := flag.String("dir", "test/compat/docker", "where session.txt and differences.txt are")
+	dir := flag.String("dir", "test/compat/docker", "where session.txt, differences.txt and flags.txt are")
+	flags := flag.Bool("flags", false, "try the flags of every command, in place of the session")
 	flag.Parse()
-	if err := run(*tutti, *engine, *dir); err != nil {
+	do := func() error { return run(*tutti, *engine, *dir) }
+	if *flags {
+		do = func() error { return walkFlags(*tutti, *engine, *dir+"/flags.txt") }
+	}
+	if err := do(); err != nil {
 		fmt.Fprintln(os.Stderr, "compat:", err)
 		os.Exit(1)
 	}
@@ -104,12 +109,24 @@ func differences(path string) (map[string]string, error) {
 	return out, nil
 }
 
+// The versions of the API by which the command line speaks: of the Engine compared with, and of the newest clients.
+const (
+	comparedVersion = "1.41"
+	newestVersion   = "1.50"
+)
+
 // perform runs a step and returns its output and exit code, masked.
 func perform(socket, step string) string {
+	text, code := output(socket, comparedVersion, step)
+	return mask(text) + fmt.Sprintf("\nexit code %d", code)
+}
+
+// output runs a step and returns its output and exit code.
+func output(socket, version, step string) (string, int) {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	c := exec.CommandContext(ctx, "sh", "-c", step)
-	c.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_API_VERSION=1.41")
+	c.Env = append(os.Environ(), "DOCKER_HOST=unix://"+socket, "DOCKER_API_VERSION="+version)
 	c.WaitDelay = time.Second
 	var out bytes.Buffer
 	c.Stdout, c.Stderr = &out, &out
@@ -121,7 +138,7 @@ func perform(socket, step string) string {
 	} else if err != nil {
 		code = -1
 	}
-	return mask(out.String()) + fmt.Sprintf("\nexit code %d", code)
+	return out.String(), code
 }
 
 // masks hide what is different each time.
