@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
@@ -183,6 +184,7 @@ func (a *API) configs(ctx context.Context, b *box) (*container.Config, *containe
 	s := a.settings(ctx, t)
 	if b.made != nil {
 		config, host := *b.made.Config, *b.made.HostConfig
+		host.Links = linksOf(b)
 		if host.NetworkMode.IsContainer() {
 			if other := a.boxByID(a.snapshot(), host.NetworkMode.ConnectedContainer()); other != nil && other.id != b.id {
 				theirs, _ := a.configs(ctx, other)
@@ -227,6 +229,18 @@ func (a *API) configs(ctx context.Context, b *box) (*container.Config, *containe
 	host.NanoCPUs, host.Memory, host.MemoryReservation = t.Limit.NanoCPUs, t.Limit.MemoryBytes, t.Reserve.MemoryBytes
 	host.LogConfig.Type = "json-file"
 	return config, host
+}
+
+// linksOf are a container's links in the form in which the Engine tells of them.
+func linksOf(b *box) (out []string) {
+	for _, link := range b.made.HostConfig.Links {
+		to, alias, ok := strings.Cut(link, ":")
+		if !ok {
+			alias = to
+		}
+		out = append(out, "/"+to+":/"+b.name+"/"+alias)
+	}
+	return out
 }
 
 // mergeEnv joins NAME=value lists; the last value of a name counts.

@@ -20,7 +20,9 @@ type section struct {
 	command string // as `docker COMMAND --help` knows it
 	before  string // is run once, before all
 	run     string
+	on      bool   // each run goes on from what the one before made
 	after   string // is run once, after all
+	like    string // a command whose flags are not tried again
 	flags   []flagged
 }
 
@@ -30,7 +32,7 @@ type flagged struct {
 	words   string // of the refusal or the output, or the reason
 }
 
-// readSections reads a file of sections: "= COMMAND", "< SETUP", "$ RUN", "> CLEAN UP", and flags, one a line, each with
+// readSections reads a file of sections: "= COMMAND", "< SETUP", "$ RUN", "> CLEAN UP", "& COMMAND" whose flags are the same, and flags, one a line, each with
 // what is known of it after " | "; and commands that are left out, with the reason.
 func readSections(path string) (out []*section, without []string, err error) {
 	data, err := os.ReadFile(path)
@@ -58,8 +60,10 @@ func readSections(path string) (out []*section, without []string, err error) {
 		switch kind {
 		case "<":
 			now.before = rest
-		case "$":
-			now.run = rest
+		case "$", "$+":
+			now.run, now.on = rest, kind == "$+"
+		case "&":
+			now.like = rest
 		case ">":
 			now.after = rest
 		default:
@@ -141,19 +145,24 @@ func commands(group ...string) ([]string, error) {
 	return out, nil
 }
 
-// leaves are the values of JSON documents, one a line, by their paths; of other text the lines themselves.
+// leaves are the values of JSON documents, one a line, by their paths, where the order of what is in a list says nothing;
+// of other text the lines themselves.
 func leaves(text string) map[string]string {
 	out := map[string]string{}
-	n := 0
+	documents := 0
 	for line := range strings.Lines(text) {
 		line = strings.TrimSpace(line)
-		n++
 		var v any
 		if strings.HasPrefix(line, "{") && json.Unmarshal([]byte(line), &v) == nil {
-			flatten(fmt.Sprint(n), v, out)
+			documents++
+			flatten(fmt.Sprint(documents), v, out)
 			continue
 		}
-		out[fmt.Sprint(n)] = mask(line)
+		line = mask(line)
+		for out[line] != "" {
+			line += " again"
+		}
+		out[line] = line
 	}
 	return out
 }
@@ -166,7 +175,12 @@ func flatten(path string, v any, out map[string]string) {
 		}
 	case []any:
 		for n, inner := range o {
-			flatten(fmt.Sprintf("%s[%d]", path, n), inner, out)
+			switch inner.(type) {
+			case map[string]any, []any:
+				flatten(fmt.Sprintf("%s[%d]", path, n), inner, out)
+			default:
+				flatten(fmt.Sprintf("%s[%v]", path, inner), inner, out)
+			}
 		}
 	case nil:
 	default:
@@ -181,8 +195,16 @@ func flatten(path string, v any, out map[string]string) {
 func changes(before, after string) string {
 	x, y := leaves(before), leaves(after)
 	var out []string
+	has := map[string]bool{} // of documents
+	for path := range maps.Keys(y) {
+		document, _, _ := strings.Cut(path, ".")
+		has[document] = true
+	}
 	for path := range maps.Keys(x) {
-		if _, ok := y[path]; !ok {
+		if document, _, ok := strings.Cut(path, "."); ok && !has[document] {
+			path = document + " is not there"
+		}
+		if _, ok := y[path]; !ok && !slices.Contains(out, "- "+path) {
 			out = append(out, "- "+path)
 		}
 	}
@@ -199,6 +221,7 @@ func changes(before, after string) string {
 type walk struct {
 	tutti, engine string
 	counts        map[string]int
+	tried         map[string]map[string]bool // flags, by command
 }
 
 func (w *walk) wrong(format string, args ...any) {
@@ -217,7 +240,7 @@ func walkFlags(tutti, engine, path string) error {
 	if err != nil {
 		return err
 	}
-	w := &walk{tutti: tutti, engine: engine, counts: map[string]int{}}
+	w := &walk{tutti: tutti, engine: engine, counts: map[string]int{}, tried: map[string]map[string]bool{}}
 	for _, s := range sections {
 		shown, aliases, err := flagsOf(s.command)
 		if err != nil {
@@ -254,12 +277,12 @@ func walkFlags(tutti, engine, path string) error {
 }
 
 func (w *walk) section(s *section, shown []string) {
-	base := map[string]string{}
-	for _, socket := range []string{w.tutti, w.engine} {
+	base := w.both(func(socket string) string {
 		output(socket, comparedVersion, s.before)
-		base[socket] = tell(socket, comparedVersion, strings.ReplaceAll(s.run, "FLAG", ""))
-	}
+		return tell(socket, comparedVersion, strings.ReplaceAll(s.run, "FLAG", ""))
+	})
 	tried := map[string]bool{}
+	w.tried[s.command] = tried
 	for _, f := range s.flags {
 		name, _, _ := strings.Cut(strings.TrimPrefix(strings.Fields(f.text)[0], "--"), "=")
 		tried[name] = true
@@ -270,13 +293,21 @@ func (w *walk) section(s *section, shown []string) {
 		w.try(s, f, base)
 	}
 	for _, name := range shown {
-		if !tried[name] {
+		if !tried[name] && !w.tried[s.like][name] {
 			w.wrong("docker %s --%s is not tried", s.command, name)
 		}
 	}
-	for _, socket := range []string{w.tutti, w.engine} {
+	w.both(func(socket string) string {
 		output(socket, comparedVersion, s.after)
-	}
+		return ""
+	})
+}
+
+// both does something with Tutti and with the Engine, and returns what came out, by socket.
+func (w *walk) both(do func(socket string) string) map[string]string {
+	theirs := make(chan string)
+	go func() { theirs <- do(w.engine) }()
+	return map[string]string{w.tutti: do(w.tutti), w.engine: <-theirs}
 }
 
 // try tries one flag. base is what comes out without it, by socket.
@@ -294,8 +325,11 @@ func (w *walk) try(s *section, f flagged, base map[string]string) {
 		}
 		return
 	}
-	ours := changes(base[w.tutti], tell(w.tutti, comparedVersion, step))
-	theirs := changes(base[w.engine], tell(w.engine, comparedVersion, step))
+	now := w.both(func(socket string) string { return tell(socket, comparedVersion, step) })
+	ours, theirs := changes(base[w.tutti], now[w.tutti]), changes(base[w.engine], now[w.engine])
+	if s.on {
+		maps.Copy(base, now)
+	}
 	switch {
 	case ours == theirs && f.verdict == "":
 		w.counts["same"]++
