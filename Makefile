@@ -78,7 +78,7 @@ e2e-kills-node: build ## nodes' processes and supervisors killed at random for E
 	@E2E_KILLS=$${E2E_KILLS:-10m} $(summary) -- -tags $(TAGS),e2e -count=1 -timeout 40m -v -run 'TestKillsOf|TestANewer' ./test/e2e
 
 e2e-net: build ## networks on five virtual hosts: who reaches whom, a hundred networks, policies, and faults under load, as a table
-	@E2E_HOSTS=5 $(summary) -- -tags $(TAGS),e2e,netfaults -count=1 -timeout 15m -v -run 'TestEveryInstance|TestAHundredNetworks|TestPolicies|TestNetworkFaults' ./test/e2e
+	@E2E_HOSTS=5 $(summary) -- -tags $(TAGS),e2e,netfaults -count=1 -timeout 15m -v -run 'TestEveryInstance|TestNamesOfEveryScheme|TestAHundredNetworks|TestPolicies|TestNetworkFaults' ./test/e2e
 
 e2e-hosts: build ## virtual hosts come when work finds no place, and go when they are empty
 	@scripts/e2e-hosts.sh

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"sync"
 
@@ -43,16 +44,18 @@ type Balance struct {
 // side is the table of one version of IP, and what it says.
 type side struct {
 	*family
-	inForce *ledger             // nil: unknown, or no table
-	begun   bool                // what an earlier agent left has been dealt with
-	retired map[netip.Addr]bool // addresses that were led to, and are not any more; some have connections still
+	inForce *ledger // nil: unknown, or no table
+	begun   bool    // what an earlier agent left has been dealt with
+	// retired are addresses that were led to, and perhaps are not any more, by the instance that has each: some have
+	// connections still.
+	retired map[string]map[netip.Addr]bool
 	// counting says that what comes to all frontends that are in force is counted.
 	counting bool
 }
 
 // New returns a balancer; its tables come with the first Sync.
 func New(c Config) *Balance {
-	return &Balance{Config: c, sides: [2]*side{{family: ipv4, retired: map[netip.Addr]bool{}}, {family: ipv6, retired: map[netip.Addr]bool{}}}}
+	return &Balance{Config: c, sides: [2]*side{{family: ipv4, retired: map[string]map[netip.Addr]bool{}}, {family: ipv6, retired: map[string]map[netip.Addr]bool{}}}}
 }
 
 // Sync puts the network state in force: by what it says has changed, where it does.
@@ -164,38 +167,55 @@ func (b *Balance) Keep(ctx context.Context) error {
 // cutDead ends connections into instances that are no longer there, so that clients notice at once
 // instead of waiting for an answer that cannot come. Who is no endpoint any more may still have some.
 func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
+	look := map[netip.Addr]bool{} // at what may be gone
 	for _, f := range left {
 		for _, e := range f.Endpoints {
-			s.retired[e] = true
+			look[e] = true
 		}
 	}
-	if len(s.retired) == 0 {
+	again := func(id string) {
+		maps.Copy(look, s.retired[id])
+		delete(s.retired, id)
+	}
+	if c := n.Changes; c == nil || c.Shape {
+		for id := range s.retired {
+			again(id)
+		}
+	} else {
+		for id := range c.Instances {
+			again(id)
+		}
+	}
+	if len(look) == 0 {
 		return
 	}
 	down := map[string]bool{}
-	for _, node := range n.Nodes {
-		if node.Down {
-			down[node.ID] = true
+	for i := range n.Nodes {
+		if n.Nodes[i].Down {
+			down[n.Nodes[i].ID] = true
 		}
 	}
-	alive, dead := map[netip.Addr]bool{}, deadFlows{}
-	for a := range s.retired {
-		if in := n.Holder(a); in != nil && !down[in.NodeID] {
-			alive[a] = true
-		} else {
+	dead := deadFlows{}
+	for a := range look {
+		in := n.Holder(a)
+		if in == nil || down[in.NodeID] {
 			dead[a] = true
+			continue
 		}
+		if s.retired[in.ID] == nil {
+			s.retired[in.ID] = map[netip.Addr]bool{}
+		}
+		s.retired[in.ID][a] = true
 	}
 	if len(dead) > mostPicked {
 		b.cut(s.family, dead)
-		dead = nil
+		return
 	}
 	for a := range dead {
 		if err := cutTo(s.family, a); err != nil {
 			b.Log.Info("connections that lead nowhere could not be cut", "to", a, "error", err)
 		}
 	}
-	s.retired = alive
 }
 
 func (b *Balance) cut(f *family, which netlink.CustomConntrackFilter) {

@@ -21,7 +21,7 @@ services:
     ports: ["18073:8080", "127.0.0.1:18074:8080", "%s:18075:8080"]
   rr: {<<: *probe, scale: 2, networks: [front], deploy: {endpoint_mode: dnsrr}}
   asks: {<<: *probe, networks: [front]}
-  seeks: {<<: *probe, networks: [front], dns_search: [named.marathon.mesos]}
+  seeks: {<<: *probe, networks: [front], dns_search: [web.named]}
   host: {<<: *probe, network_mode: host, deploy: {placement: {constraints: [node.hostname == host-1]}}}
 networks: {front: {}}
 `
@@ -82,8 +82,8 @@ func TestNamesOfEveryScheme(t *testing.T) {
 			t.Errorf("%s answers %q", name, got)
 		}
 	}
-	if got := probe(t, "named", "seeks.1", "name", []string{"web"})["web"]; got != both {
-		t.Errorf("in a search domain web is %q, want %q", got, both)
+	if got := probe(t, "named", "seeks.1", "name", []string{"tasks"})["tasks"]; got != both {
+		t.Errorf("in the search domain web.named tasks is %q, want %q", got, both)
 	}
 	const instances = "web.1.named.tutti.:8080 web.2.named.tutti.:8080"
 	for name, got := range probe(t, "named", "asks.1", "srv", []string{"web", "_8080._tcp.web", "_8080._tcp.web.named.tutti", "_web.named._tcp.marathon.mesos"}) {

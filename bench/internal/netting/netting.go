@@ -127,7 +127,7 @@ func (l *lan) services(n int) {
 		for e := range endpointsEach {
 			i := s*endpointsEach + e
 			in := wire.NetworkInstance{
-				ID: fmt.Sprint("i", i), Name: fmt.Sprintf("s%d.%d", s, e+1), WorkloadID: service.ID, NodeID: "b", Serves: true,
+				ID: fmt.Sprint("i", i), Name: fmt.Sprintf("s%d.%d", s, e+1), Workload: service.ID, WorkloadID: service.ID, NodeID: "b", Serves: true,
 				Addresses: []model.Address{{Network: "m", IP: netip.AddrFrom4([4]byte{10, byte(100 + i>>16), byte(i >> 8), byte(i)}).String()}},
 			}
 			l.state.Instances = append(l.state.Instances, in)

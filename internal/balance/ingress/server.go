@@ -206,6 +206,7 @@ type Process struct {
 	Proxies []netip.Prefix
 	nodeID  string
 	written []byte
+	routed  map[string]bool // IDs of services with routes, of which what was wanted last is in force; nil: it is not
 }
 
 // New returns the ingress of a node, which answers at two addresses, without TLS and with it.
@@ -215,11 +216,48 @@ func New(dir, nodeID, plain, secure string, log *slog.Logger) *Process {
 
 // Sync puts the routes in force: when it returns, requests are led by them.
 func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
+	if !p.concerned(n) {
+		if len(p.routed) == 0 {
+			return nil
+		}
+		if _, running := p.Running(); running {
+			return nil
+		}
+	}
+	p.routed = nil
+	return p.sync(ctx, n)
+}
+
+// concerned reports whether what changed may have to do with routes.
+func (p *Process) concerned(n *wire.Network) bool {
+	c := n.Changes
+	if c == nil || p.routed == nil {
+		return true
+	}
+	for _, list := range []map[string]bool{c.Services, c.Led} {
+		for id := range list {
+			if s := n.Service(id); p.routed[id] || s != nil && len(s.Routes) > 0 {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (p *Process) sync(ctx context.Context, n *wire.Network) error {
 	c := Compute(n, p.nodeID)
+	routed := map[string]bool{}
+	for i := range c.Routes {
+		routed[c.Routes[i].ServiceID] = true
+	}
 	_, running := p.Running()
 	if len(c.Routes) == 0 {
 		p.written = nil
-		return errors.Join(p.Remove(ctx), os.RemoveAll(p.Dir))
+		err := errors.Join(p.Remove(ctx), os.RemoveAll(p.Dir))
+		if err == nil {
+			p.routed = routed
+		}
+		return err
 	}
 	if slices.ContainsFunc(c.Routes, func(r Route) bool { return r.AccessLog }) {
 		c.Logs = p.Logs
@@ -230,6 +268,7 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 		return fmt.Errorf("write routes: %w", err)
 	}
 	if running && slices.Equal(data, p.written) {
+		p.routed = routed
 		return nil
 	}
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
@@ -247,7 +286,7 @@ func (p *Process) Sync(ctx context.Context, n *wire.Network) error {
 		}
 		return err
 	}
-	p.written = data
+	p.written, p.routed = data, routed
 	return nil
 }
 
