@@ -108,8 +108,8 @@ e2e-kube-operators: build build-kube ## Helm and an operator, built from their G
 	@scripts/e2e-kube-operators.sh
 
 e2e-kube-conformance: build build-kube ## Kubernetes' own conformance suite on three virtual hosts; HOSTS=0: on this host; PARTS='sig-apps …': some of it
-	cd test/kubeconformance && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && \
-		go test -c -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version" -o ../../.cache/conformance/e2e.test k8s.io/kubernetes/test/e2e && \
+	cd test/kubeconformance && version=$$(go list -m -f '{{.Version}}' k8s.io/kubernetes) && minor=$${version#v*.} && \
+		go test -c -ldflags "-s -w -X k8s.io/component-base/version.gitVersion=$$version -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=$${minor%%.*}" -o ../../.cache/conformance/e2e.test k8s.io/kubernetes/test/e2e && \
 		go build -o ../../.cache/conformance/ginkgo github.com/onsi/ginkgo/v2/ginkgo
 	@scripts/e2e-kube-conformance.sh $(PARTS)
 

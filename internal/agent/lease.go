@@ -21,11 +21,12 @@ type lease struct {
 
 	mu      sync.Mutex
 	until   time.Duration
+	grace   time.Duration // how long before that tasks are asked to end
 	ending  bool          // it was not renewed in time: tasks should end
 	changed chan struct{} // closed and replaced when ending or held may have changed
 }
 
-// leaseGrace is how long before the end of a lease tasks are asked to end.
+// leaseGrace is how long before the end of a lease tasks are asked to end, at most: a fifth of a shorter one.
 const leaseGrace = time.Second
 
 func newLease(drivers map[string]driver.Driver) *lease {
@@ -51,8 +52,9 @@ func (l *lease) extend(until time.Duration) error {
 			return err // nothing starts, and what runs ends in time
 		}
 	}
-	l.until = until
-	if l.ending && l.clock() < until-leaseGrace {
+	now := l.clock()
+	l.until, l.grace = until, min(leaseGrace, (until-now)/5)
+	if l.ending && now < until-l.grace {
 		l.ending = false
 		l.tell()
 	}
@@ -75,7 +77,7 @@ func (l *lease) held() (bool, <-chan struct{}) {
 func (l *lease) watch(ctx context.Context, then func()) {
 	for {
 		l.mu.Lock()
-		left := l.until - leaseGrace - l.clock()
+		left := l.until - l.grace - l.clock()
 		ends := left <= 0 && !l.ending
 		if ends {
 			l.ending = true

@@ -323,7 +323,7 @@ func (p *planner) secrets() error {
 		}
 		p.content[want.ID] = contentOf(want.Digest, want.Templated)
 		if fresh && p.exists(want) {
-			p.tellFollowers(want)
+			p.tellFollowers(want, s.For)
 		}
 	}
 	return nil
@@ -334,10 +334,19 @@ func (p *planner) exists(s *model.Secret) bool {
 	return ok
 }
 
-// tellFollowers has the instances see what a secret holds now that have folders of it.
-func (p *planner) tellFollowers(s *model.Secret) {
+// tellFollowers has the instances see what a secret holds now that have folders of it: those of one workload, or of
+// all of its application, which may be many.
+func (p *planner) tellFollowers(s *model.Secret, only string) {
 	follows := func(m model.Mount) bool { return m.Folder != "" && m.Source == s.ID }
-	for w := range store.ByApplication[*model.Workload](p.snap, s.Namespace, s.Application) {
+	may := store.ByApplication[*model.Workload](p.snap, s.Namespace, s.Application)
+	if only != "" {
+		may = func(yield func(*model.Workload) bool) {
+			if w, ok := store.Get[*model.Workload](p.snap, only); ok {
+				yield(w)
+			}
+		}
+	}
+	for w := range may {
 		if !slices.ContainsFunc(slices.Concat(w.Template.InitTasks, w.Template.Tasks), func(t model.TaskSpec) bool {
 			return slices.ContainsFunc(t.Mounts, follows)
 		}) {

@@ -84,6 +84,8 @@ type SecretData struct {
 	model.Meta
 	Data      []byte `json:"data"`
 	Templated bool   `json:"templated,omitempty"`
+	// For is the ID of the only workload whose tasks have folders of it, unless any may.
+	For string `json:"for,omitempty"`
 }
 
 // DeployResult tells what a deployment changed.

@@ -25,7 +25,7 @@ func TestALeaseIsWaitedFor(t *testing.T) {
 			t.Errorf("a node that is ready hears %+v", h)
 		}
 		granted := time.Now()
-		time.Sleep(dispatch.LeaseFor)
+		time.Sleep(dispatch.LongestLease)
 		synctest.Wait()
 		w.want("a", model.NodeDown)
 		if left := w.Fence("a"); left <= 0 {
@@ -33,7 +33,7 @@ func TestALeaseIsWaitedFor(t *testing.T) {
 		} else {
 			time.Sleep(left)
 		}
-		if took := time.Since(granted); w.Fence("a") != 0 || took < dispatch.LeaseFor {
+		if took := time.Since(granted); w.Fence("a") != 0 || took < dispatch.LongestLease {
 			t.Errorf("the fence is open for another %s after %s", w.Fence("a"), took)
 		}
 		// The first sign of life after that may find its instances about to be given up.
@@ -67,17 +67,17 @@ func TestANewLeaderWaitsForTheLeasesOfTheOneBefore(t *testing.T) {
 		if h := w.Hear([]dispatch.Beat{{NodeID: "b", Session: "s1"}}); len(h.Refused) != 1 {
 			t.Errorf("who does not lead grants a lease: %+v", h)
 		}
-		if w.Fence("a") < dispatch.LeaseFor {
+		if w.Fence("a") < dispatch.LongestLease {
 			t.Error("who does not lead says that no lease is in force")
 		}
 		w.stop = nil
 		w.lead()
 		for _, id := range []string{"a", "b", "removed"} {
-			if w.Fence(id) < dispatch.LeaseFor {
+			if w.Fence(id) < dispatch.LongestLease {
 				t.Errorf("a new leader waits only %s for a lease of node %s", w.Fence(id), id)
 			}
 		}
-		time.Sleep(dispatch.LeaseFor + time.Second)
+		time.Sleep(dispatch.LongestLease + time.Second)
 		if w.Fence("a") != 0 || w.Fence("removed") != 0 {
 			t.Error("the leases of the leader before are waited for without end")
 		}

@@ -22,6 +22,8 @@ type Beat struct {
 	Session string        `json:"session"`
 	Applied uint64        `json:"applied"`
 	Age     time.Duration `json:"age"` // since the server heard it
+	// Told: the server grants leases as long as the leader says, not of a length of its own.
+	Told bool `json:"told,omitempty"`
 }
 
 // Heard is the leader's answer to signs of life. Together with the leader's proof that it still
@@ -32,6 +34,8 @@ type Heard struct {
 	Revision uint64 `json:"revision"`
 	// Refused are nodes that get no lease: what they run may be about to be given up.
 	Refused []string `json:"refused,omitempty"`
+	// Lease is how long the leases of the others are; 0: LongestLease.
+	Lease time.Duration `json:"lease,omitempty"`
 }
 
 // Liveness knows, on the leader, which nodes are alive. It writes Node.Status, and nobody else does.
@@ -51,13 +55,16 @@ type Liveness struct {
 	known  int       // nodes in the store
 	leads  bool      // Run is at work
 	since  time.Time // when it began
+	untold time.Time // when a server was heard of last that grants leases of a length of its own
 	wake   chan struct{}
 	probes chan struct{} // bounds how many nodes are asked at once
 }
 
 type life struct {
 	seen    time.Time
-	granted time.Time // when a lease was granted last
+	until   time.Time     // until when a lease that was granted here may last
+	before  time.Duration // how long one may be that the leader before has granted
+	capped  time.Duration // how long one may be, since the status was asked to say so; 0: as that says
 	session string
 	applied uint64
 
@@ -103,8 +110,15 @@ func (l *Liveness) Hear(beats []Beat) Heard {
 	now := time.Now()
 	news := false
 	before := make([]time.Time, len(beats))
+	until := make([]time.Time, len(beats))
+	capped := make([]bool, len(beats))
 	l.mu.Lock()
-	leads, dead := l.leads, l.pace().Dead
+	for _, b := range beats {
+		if !b.Told {
+			l.untold = now
+		}
+	}
+	leads, dead, lease := l.leads, l.pace().Dead, l.lease(now)
 	for k, b := range beats {
 		n := l.life(b.NodeID)
 		seen := now.Add(-b.Age)
@@ -120,19 +134,29 @@ func (l *Liveness) Hear(beats []Beat) Heard {
 		}
 		// Noted before the state is looked at: who finds the node without a lease after this has
 		// seen it down after this, and so does the look below.
-		before[k], n.granted = n.granted, now
+		before[k], until[k] = n.until, now.Add(lease)
+		if until[k].After(n.until) {
+			n.until = until[k]
+		}
+		capped[k] = n.capped > 0 && n.capped < lease
 	}
 	l.mu.Unlock()
 	if news {
 		l.lookSoon()
 	}
 	snap := l.store.Snapshot()
-	h := Heard{Revision: snap.Revision()}
+	h := Heard{Revision: snap.Revision(), Lease: lease}
 	for k, b := range beats {
-		// A leader that has not begun yet may lack what the one before it decided.
-		if n, ok := store.Get[*model.Node](snap, b.NodeID); !ok || !leads || n.Status.State != model.NodeReady {
+		// A leader that has not begun yet may lack what the one before it decided. Nor is a lease longer than the
+		// node's status says: the next leader goes by that.
+		n, ok := store.Get[*model.Node](snap, b.NodeID)
+		shorter := capped[k] || ok && longest(&n.Status) < lease
+		if shorter || !ok || !leads || n.Status.State != model.NodeReady {
 			h.Refused = append(h.Refused, b.NodeID)
-			l.takeBack(b.NodeID, now, before[k])
+			l.takeBack(b.NodeID, until[k], before[k])
+		}
+		if shorter {
+			l.lookSoon()
 		}
 	}
 	return h
@@ -142,16 +166,52 @@ func (l *Liveness) Hear(beats []Beat) Heard {
 func (l *Liveness) takeBack(id string, noted, before time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if n := l.nodes[id]; n != nil && n.granted.Equal(noted) {
-		n.granted = before
+	if n := l.nodes[id]; n != nil && n.until.Equal(noted) {
+		n.until = before
 	}
+}
+
+// longest is how long a lease is at most that a node with this status is granted.
+func longest(st *model.NodeStatus) time.Duration {
+	if st.Lease <= 0 || st.State == model.NodeUnknown {
+		return LongestLease
+	}
+	return st.Lease
+}
+
+// untoldFor is for how long a server counts that grants leases of a length of its own, after it was heard of: it
+// may be about to be upgraded, or lead in between.
+const untoldFor = time.Minute
+
+// lease is how long leases are to be; the lock is held.
+func (l *Liveness) lease(now time.Time) time.Duration {
+	if !l.untold.IsZero() && now.Sub(l.untold) < untoldFor {
+		return LongestLease
+	}
+	return l.pace().Lease
+}
+
+// bound is how long leases of a node are to be as its status says; the lock is held. Longer ones are granted once that
+// says so, and it says that they are shorter once no longer one can be in force.
+func (l *Liveness) bound(n *life, now time.Time) time.Duration {
+	want, have := l.lease(now), longest(&n.status)
+	if soon := now.Add(want); want < have && (n.until.After(soon) || l.since.Add(n.before).After(soon)) {
+		want = have
+	}
+	if want < have {
+		n.capped = want
+	}
+	if want == LongestLease {
+		return 0
+	}
+	return want
 }
 
 // life returns what is known of a node; the lock is held.
 func (l *Liveness) life(id string) *life {
 	n := l.nodes[id]
 	if n == nil {
-		n = &life{}
+		n = &life{before: LongestLease}
 		l.nodes[id] = n
 	}
 	return n
@@ -193,13 +253,15 @@ func (l *Liveness) Fence(nodeID string) time.Duration {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.leads {
-		return LeaseFor + fenceMargin
+		return LongestLease + fenceMargin
 	}
-	last := l.since
-	if n := l.nodes[nodeID]; n != nil && n.granted.After(last) {
-		last = n.granted
+	until := l.since.Add(LongestLease)
+	if n := l.nodes[nodeID]; n != nil {
+		if until = l.since.Add(n.before); n.until.After(until) {
+			until = n.until
+		}
 	}
-	return max(0, time.Until(last.Add(LeaseFor+fenceMargin)))
+	return max(0, time.Until(until.Add(fenceMargin)))
 }
 
 // Run keeps the nodes' statuses true until ctx, the leadership, is done. A new leader has heard
@@ -211,6 +273,7 @@ func (l *Liveness) Run(ctx context.Context) error {
 	now := time.Now()
 	for n := range store.List[*model.Node](snap) {
 		known := l.life(n.ID)
+		known.before = longest(&n.Status)
 		known.seen, known.session = now.Add(-leaderless), n.Status.Session
 		if n.Status.State == model.NodeDown {
 			known.seen = time.Time{} // it has to be heard first
@@ -415,7 +478,9 @@ func (l *Liveness) settle(ctx context.Context, now time.Time) error {
 		default:
 			st.State, st.Message = model.NodeDown, fmt.Sprintf("silent for %s", dead)
 		}
-		if st == n.status {
+		st.Lease = l.bound(n, now)
+		longer := n.capped > 0 && longest(&st) > n.capped // which has to be said, too, if it is not known what the status says by now
+		if st == n.status && !longer {
 			continue
 		}
 		if st.State != n.status.State {
@@ -442,7 +507,11 @@ func (l *Liveness) settle(ctx context.Context, now time.Time) error {
 	}
 	l.mu.Lock()
 	for id, st := range next {
-		l.life(id).status = st
+		n := l.life(id)
+		n.status = st
+		if longest(&st) > n.capped {
+			n.capped = 0
+		}
 	}
 	l.mu.Unlock()
 	return nil

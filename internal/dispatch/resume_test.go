@@ -117,7 +117,7 @@ func TestALeaseComesAfterWhatIsWanted(t *testing.T) {
 			removed = true
 		}
 		if m.Lease != nil && m.Lease.Number == 5 {
-			if !removed || m.Lease.For != dispatch.LeaseFor {
+			if !removed || m.Lease.For != dispatch.LongestLease {
 				t.Errorf("the lease %+v came, what was taken away was told before: %v", m.Lease, removed)
 			}
 			break

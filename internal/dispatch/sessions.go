@@ -2,6 +2,7 @@ package dispatch
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -315,7 +316,7 @@ func (s *Sessions) tell(ctx context.Context) error {
 		s.mu.Lock()
 		beats := make([]Beat, 0, len(s.beats))
 		for _, h := range s.beats {
-			h.Age = now.Sub(h.at)
+			h.Age, h.Told = now.Sub(h.at), true
 			beats = append(beats, h.Beat)
 		}
 		clear(s.beats)
@@ -342,13 +343,14 @@ func (s *Sessions) confirm(said Heard, waiting map[*session]uint64, pace Pace) {
 		refused[id] = true
 	}
 	servers := s.Servers.Addresses()
+	length := cmp.Or(said.Lease, LongestLease)
 	s.mu.Lock()
 	if len(servers) > 0 && !sameAddresses(s.servers, servers) {
 		s.servers = servers
 	}
 	s.mu.Unlock()
 	for sess, number := range waiting {
-		lease := &wire.Lease{Number: number, For: LeaseFor, Every: pace.Beat}
+		lease := &wire.Lease{Number: number, For: length, Every: pace.Beat}
 		if refused[sess.nodeID] {
 			lease.For = 0
 		}

@@ -80,6 +80,8 @@ type NodeStatus struct {
 	Since   time.Time `json:"since,omitzero"`
 	// Session changes with every agent start, so that a restart in between is noticed.
 	Session string `json:"session,omitempty"`
+	// Lease is how long the leases are at most that the node is granted; 0: as long as they ever are.
+	Lease time.Duration `json:"lease,omitempty"`
 }
 
 // Taint keeps instances without a matching toleration off a node.

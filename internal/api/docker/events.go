@@ -155,6 +155,9 @@ func (a *API) workloadEvents(snap *store.Snapshot, ch store.Change, of *followed
 		describe(attributes, made)
 		return []*message{newMessage(events.ContainerEventType, action, containerID(w.ID, 0), "local", attributes)}
 	}
+	if w.Type == model.SingleWorkload && w.OwnerID != "" {
+		return nil // it is a part of the service that another platform's workload shows as
+	}
 	old, updated := ch.Old.(*model.Workload)
 	if action == events.ActionUpdate && updated && old.Generation == w.Generation {
 		if old.Status.Rollout.State == w.Status.Rollout.State {

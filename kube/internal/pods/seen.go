@@ -14,6 +14,7 @@ type mirror struct {
 	nodes     map[string]*model.Node
 	instances map[string]*model.Instance // by ID
 	workloads map[string]string          // workload ID → instance ID, of what the bridge made
+	names     map[string][]string        // namespace/name → IDs of those instances
 	services  map[string]*model.Service
 	foreign   map[string]*model.Instance // by ID, of other APIs' workloads
 	owners    map[string]*model.Workload // by ID, which those belong to
@@ -23,7 +24,7 @@ type mirror struct {
 func newMirror() *mirror {
 	return &mirror{
 		nodes: map[string]*model.Node{}, instances: map[string]*model.Instance{}, workloads: map[string]string{}, services: map[string]*model.Service{},
-		foreign: map[string]*model.Instance{}, owners: map[string]*model.Workload{},
+		foreign: map[string]*model.Instance{}, owners: map[string]*model.Workload{}, names: map[string][]string{},
 	}
 }
 
@@ -69,10 +70,15 @@ func (m *mirror) take(s *core.Seen) (n news) {
 			if m.workloads[old.WorkloadID] == s.ID {
 				delete(m.workloads, old.WorkloadID)
 			}
+			m.unname(old)
 			n.workload = old.WorkloadID
 			return n
 		}
 		if s.Instance != nil && s.Instance.Application == application {
+			if old == nil || named(old) != named(s.Instance) {
+				m.unname(old)
+				m.names[named(s.Instance)] = append(m.names[named(s.Instance)], s.ID)
+			}
 			m.instances[s.ID] = s.Instance
 			m.workloads[s.Instance.WorkloadID] = s.ID
 			n.workload = s.Instance.WorkloadID
@@ -159,12 +165,25 @@ func (m *mirror) instance(workloadID string) *model.Instance {
 func (m *mirror) namesakes(namespace, name, workloadID string) (out []string) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for _, i := range m.instances {
-		if i.Namespace == namespace && i.Name == name && i.WorkloadID != workloadID {
+	for _, id := range m.names[namespace+"/"+name] {
+		if i := m.instances[id]; i.WorkloadID != workloadID {
 			out = append(out, i.WorkloadID)
 		}
 	}
 	return out
+}
+
+func named(i *model.Instance) string { return i.Namespace + "/" + i.Name }
+
+// unname forgets the name of an instance; the lock is held.
+func (m *mirror) unname(i *model.Instance) {
+	if i == nil {
+		return
+	}
+	left := slices.DeleteFunc(m.names[named(i)], func(id string) bool { return id == i.ID })
+	if m.names[named(i)] = left; len(left) == 0 {
+		delete(m.names, named(i))
+	}
 }
 
 // service is the ID of the service of a name that the bridge made; "" when there is none.

@@ -367,11 +367,10 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		if err != nil && !apierrors.IsConflict(err) {
 			return fmt.Errorf("bind the pod to node %s: %w", n.Name, err)
 		}
-		b.events.Eventf(pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s: %s", pod.Namespace, pod.Name, n.Name, inst.Reason)
-		// The status follows with the Pod that the watch brings.
 		if err == nil {
-			return nil
+			b.events.Eventf(pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s: %s", pod.Namespace, pod.Name, n.Name, inst.Reason)
 		}
+		return nil // the watch brings the Pod with its node, and all else follows then
 	}
 	if ended(pod) {
 		return nil
@@ -458,7 +457,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		}
 		return nil
 	}
-	next := &madePod{labels: made.labels, resources: made.resources, refresh: b.now().Add(24 * time.Hour)}
+	next := &madePod{labels: made.labels, resources: made.resources, refresh: b.now().Add(24 * time.Hour), unplaced: pod.Spec.NodeName == "" && namesNode(pod)}
 	d, err := translate(pod, b.surroundings(ctx, pod, next))
 	if err != nil {
 		return err

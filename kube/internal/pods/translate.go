@@ -138,7 +138,7 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 		if err != nil {
 			return nil, err
 		}
-		d.Secrets = []core.SecretData{{Meta: model.Meta{ID: filesID(pod), Name: nameOf(pod.Name), Labels: map[string]string{uidLabel: string(pod.UID)}}, Data: data}}
+		d.Secrets = []core.SecretData{{Meta: model.Meta{ID: filesID(pod), Name: nameOf(pod.Name), Labels: map[string]string{uidLabel: string(pod.UID)}}, Data: data, For: w.ID}}
 	}
 	return d, nil
 }
@@ -390,7 +390,13 @@ func (t *translation) resources(at string, c *corev1.Container, task *model.Task
 		return out
 	}
 	task.Reserve, task.Limit = read(c.Resources.Requests, false), read(c.Resources.Limits, true)
+	if task.Reserve.NanoCPUs == 0 {
+		task.Tuning = &model.Tuning{CPUShares: fewestShares} // who asks for nothing comes after all who do
+	}
 }
+
+// fewestShares are the shares of processors that a container has which asks for none.
+const fewestShares = 2
 
 func (t *translation) security(at string, c *corev1.Container, task *model.TaskSpec) {
 	pod, own := t.pod.Spec.SecurityContext, c.SecurityContext
