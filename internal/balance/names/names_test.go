@@ -147,7 +147,7 @@ func TestPorts(t *testing.T) {
 		"_http._udp.spread.":                        "",
 		"_sql._tcp.db.":                             "db.1.shop.tutti.:5432",
 		"db.":                                       "db.1.shop.tutti.:53 db.1.shop.tutti.:5432",
-		"_sql._tcp.db.default.svc.cluster.local.":   "db.shop.tutti.:15432",
+		"_sql._tcp.db.default.svc.cluster.local.":   "db.default.svc.cluster.local.:15432",
 		"_sql._tcp.db.elsewhere.svc.cluster.local.": "NXDOMAIN",
 		"_sql._tcp.nothing.":                        "NXDOMAIN",
 	} {
@@ -166,6 +166,34 @@ func TestPorts(t *testing.T) {
 		}
 		if strings.Join(got, " ") != want {
 			t.Errorf("%s gives %v, want %s", question, got, want)
+		}
+	}
+}
+
+// TestNamesOfAddresses that a service leads to wherever they are: each has one below the service's, its own or by what it is.
+func TestNamesOfAddresses(t *testing.T) {
+	n := shop()
+	n.Services = append(n.Services, wire.NetworkService{
+		ID: "head", Name: "head", Namespace: "default", Direct: true, RoundRobin: true, VirtualIPs: at("front=10.1.0.6"),
+		Backends: []model.Backend{{Address: "10.1.0.11", Name: "blue"}, {Address: "10.1.0.12"}}, Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 80}},
+	})
+	r := responderFor(n)
+	var got []string
+	m := ask(r, proxyAsks, "_http._tcp.head.default.svc.cluster.local.", dns.TypeSRV)
+	for _, rr := range m.Answer {
+		s := rr.(*dns.SRV)
+		got = append(got, fmt.Sprint(s.Target, ":", s.Port))
+		if a := ask(r, proxyAsks, s.Target, dns.TypeA); len(a.Answer) != 1 || len(m.Extra) != 2 {
+			t.Errorf("the name %s means %v; the answer came with %v", s.Target, a.Answer, m.Extra)
+		}
+	}
+	slices.Sort(got)
+	if want := "10-1-0-12.head.default.svc.cluster.local.:80 blue.head.default.svc.cluster.local.:80"; strings.Join(got, " ") != want {
+		t.Errorf("its ports are at %v, want %s", got, want)
+	}
+	for _, none := range []string{"10-1-0-11.head.default.svc.cluster.local.", "blue.head.other.svc.cluster.local."} {
+		if a := ask(r, proxyAsks, none, dns.TypeA); a.Rcode != dns.RcodeNameError {
+			t.Errorf("%s means %v", none, a.Answer)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package names
 
 import (
+	"cmp"
 	"encoding/hex"
 	"fmt"
 	"math/rand/v2"
@@ -211,7 +212,7 @@ func (r *responder) services(asker netip.Addr, name string, head dns.RR_Header, 
 	for _, i := range rand.Perm(len(targets)) {
 		t := targets[i]
 		head.Rrtype = dns.TypeSRV
-		host := t.name + suffixes[0] + "."
+		host := t.name + cmp.Or(t.domain, suffixes[0]) + "."
 		m.Answer = append(m.Answer, &dns.SRV{Hdr: head, Priority: 0, Weight: 1, Port: uint16(t.port), Target: host})
 		for _, ip := range t.addresses {
 			rr := record4or6(dns.RR_Header{Name: host, Class: dns.ClassINET, Ttl: ttl}, ip)

@@ -1,6 +1,7 @@
 package names
 
 import (
+	"cmp"
 	"net/netip"
 	"slices"
 	"strings"
@@ -243,7 +244,8 @@ func (z *zone) shares(a, b *wire.NetworkInstance) bool {
 	return false
 }
 
-// kube answers NAME.NAMESPACE, which is a service, and INSTANCE.NAME.NAMESPACE.
+// kube answers NAME.NAMESPACE, which is a service, and INSTANCE.NAME.NAMESPACE, where INSTANCE may also be what an
+// address is called that the service leads to.
 func (z *zone) kube(c *wire.NetworkInstance, name string) answer {
 	labels := strings.Split(name, ".")
 	if len(labels) < 2 {
@@ -253,7 +255,23 @@ func (z *zone) kube(c *wire.NetworkInstance, name string) answer {
 	if len(labels) == 2 {
 		return z.find(c, labels[0], false, within)
 	}
-	return z.find(c, strings.Join(labels[:len(labels)-2], "."), false, within)
+	out := z.find(c, strings.Join(labels[:len(labels)-2], "."), false, within)
+	if !out.known && len(labels) == 3 {
+		for _, s := range z.find(c, labels[1], false, within).services {
+			for i := range s.Backends {
+				if b := &s.Backends[i]; labels[0] == below(b) {
+					out.known = true
+					out.addresses = append(out.addresses, addresses(&model.Address{IP: b.Address})...)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// below is the name that an address has below that of a service which leads to it.
+func below(b *model.Backend) string {
+	return strings.ToLower(cmp.Or(b.Name, strings.ReplaceAll(b.Address, ".", "-")))
 }
 
 // find answers a name on the asker's networks, in their order. Of several that have it, the asker's own
@@ -349,6 +367,7 @@ func (z *zone) reverse(ip netip.Addr) string {
 // target is a port of a service, as a question about ports is answered.
 type target struct {
 	name      string // of the host, without what stands after any name of the cluster
+	domain    string // what stands after it; "": the first of suffixes
 	port      int
 	addresses []netip.Addr
 }
@@ -377,7 +396,7 @@ func (z *zone) ports(asker netip.Addr, name string) (targets []target, known boo
 			if strings.HasSuffix(name, kubeServices) && !s.RoundRobin {
 				targets = append(targets, z.virtualTarget(&s, &p))
 			} else {
-				targets = append(targets, z.taskTargets(&s, &p)...)
+				targets = append(append(targets, z.taskTargets(&s, &p)...), backendTargets(&s, &p)...)
 			}
 		}
 	}
@@ -386,7 +405,7 @@ func (z *zone) ports(asker netip.Addr, name string) (targets []target, known boo
 }
 
 func (z *zone) virtualTarget(s *found, p *model.ServicePort) target {
-	t := target{name: qualified(s.Name, s.Application), port: p.Target}
+	t := target{name: qualified(s.Name, s.Namespace), domain: kubeServices, port: p.Target}
 	if p.Virtual != 0 {
 		t.port = p.Virtual
 	}
@@ -410,6 +429,18 @@ func (z *zone) taskTargets(s *found, p *model.ServicePort) (out []target) {
 		if len(t.addresses) > 0 {
 			out = append(out, t)
 		}
+	}
+	return out
+}
+
+// backendTargets are the addresses that a service leads to wherever they are.
+func backendTargets(s *found, p *model.ServicePort) (out []target) {
+	for i := range s.Backends {
+		b := &s.Backends[i]
+		out = append(out, target{
+			name: below(b) + "." + qualified(s.Name, s.Namespace), domain: kubeServices, port: p.Target,
+			addresses: addresses(&model.Address{IP: b.Address}),
+		})
 	}
 	return out
 }
