@@ -69,6 +69,11 @@ func (w *worker) prepare(ctx context.Context, as *wire.Assignment) (*prepared, e
 	if err != nil {
 		return nil, err
 	}
+	if as.Template.Shared().OnePIDs {
+		if err := w.prepareHolder(p); err != nil {
+			return nil, err
+		}
+	}
 	all := slices.Concat(as.Template.InitTasks, as.Template.Tasks)
 	for i := range all {
 		t := &all[i]

@@ -119,6 +119,10 @@ func (s *separate) course(ctx context.Context) outcome {
 			<-l.ended
 		}
 	}
+	if t.Shared().OnePIDs {
+		l := s.begin(ctx, holder(), model.RestartAlways, make(chan struct{}))
+		sidecars = append(sidecars, l)
+	}
 	for i := range t.InitTasks {
 		task := &t.InitTasks[i]
 		if task.Sidecar {

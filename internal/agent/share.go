@@ -56,6 +56,13 @@ func dropMount(dir string) error {
 func (w *worker) joinOthers(ctx context.Context, task *driver.Task) error {
 	as, _, _ := w.desired()
 	shared := as.Template.Shared()
+	if _, name, _ := splitRunID(task.ID); shared.OnePIDs && name != holderName {
+		pid, err := w.awaitHolder(ctx)
+		if err != nil {
+			return err
+		}
+		task.PIDNS = fmt.Sprintf("/proc/%d/ns/pid", pid)
+	}
 	if shared.PIDsOf != "" {
 		_, pid, err := w.awaitOther(ctx, as, shared.PIDsOf, shared.PIDsTask)
 		if err != nil {
@@ -76,6 +83,48 @@ func (w *worker) joinOthers(ctx context.Context, task *driver.Task) error {
 		task.Mounts = append(task.Mounts[:len(task.Mounts):len(task.Mounts)], shm)
 	}
 	return nil
+}
+
+// holderName is what the process runs as, beside an instance's tasks, that holds the namespace of processes which these
+// have together. No task has the name.
+const holderName = "_processes"
+
+// holder is that process, as a task that no template has: its root is an empty directory, and it may do nothing.
+func holder() *model.TaskSpec {
+	return &model.TaskSpec{Name: holderName, Init: true, Args: []string{driver.Hold}, CapDrop: []string{"ALL"}, SecurityOpts: []string{"no-new-privileges"}, ReadOnlyRoot: true}
+}
+
+// prepareHolder makes the directory that is the holder's root.
+func (w *worker) prepareHolder(p *prepared) error {
+	dir := filepath.Join(w.filesDir(), holderName)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("make a root for what holds the processes' namespace: %w", err)
+	}
+	p.rootfs[holderName] = dir
+	return nil
+}
+
+// awaitHolder waits until the holder runs, and returns its process ID.
+func (w *worker) awaitHolder(ctx context.Context) (int, error) {
+	for {
+		w.mu.Lock()
+		runs := w.runs[holderName]
+		w.mu.Unlock()
+		if len(runs) > 0 {
+			st, err := w.agent.Drivers["oci"].Status(ctx, runID(w.id, holderName, runs[len(runs)-1]))
+			if err == nil && st.State == driver.Running && st.PID > 0 {
+				return st.PID, nil
+			}
+		}
+		if _, want, _ := w.desired(); !want {
+			return 0, fault.New(fault.Unavailable, "stopped before it was started")
+		}
+		select {
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
 }
 
 // otherWait is how long an instance that was placed where another is waits for the node to be told of that.

@@ -122,6 +122,9 @@ func checkDeployment(d *Deployment) error {
 		if why := w.Template.UsersProblem(); why != "" {
 			bad("workload %s: with users of its own (a user namespace) it cannot have %s", w.Name, why)
 		}
+		if why := w.Template.OnePIDsProblem(); why != "" {
+			bad("workload %s: with one namespace for the processes of all tasks it cannot have %s", w.Name, why)
+		}
 		for _, t := range slices.Concat(w.Template.InitTasks, w.Template.Tasks) {
 			if why := t.Tuning.Problem(); why != "" {
 				bad("workload %s: %s", w.Name, why)

@@ -478,7 +478,9 @@ func (l *Liveness) settle(ctx context.Context, now time.Time) error {
 		default:
 			st.State, st.Message = model.NodeDown, fmt.Sprintf("silent for %s", dead)
 		}
-		st.Lease = l.bound(n, now)
+		if st.State == model.NodeReady { // others are granted none
+			st.Lease = l.bound(n, now)
+		}
 		longer := n.capped > 0 && longest(&st) > n.capped // which has to be said, too, if it is not known what the status says by now
 		if st == n.status && !longer {
 			continue

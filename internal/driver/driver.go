@@ -82,6 +82,10 @@ type Task struct {
 	Leased bool
 }
 
+// Hold, as the only argument of a task with Init, is no program: the init process alone runs, and ends when it is asked
+// to. Others enter its namespaces.
+const Hold = "{hold}"
+
 // Cgroups tells where cgroups of version 1 are. Of version 2 there is nothing to tell.
 type Cgroups struct {
 	Roots       map[string]string // where paths begin, by subsystem

@@ -33,6 +33,9 @@ type Sharing struct {
 	IPCOf  string `json:"ipcOf,omitempty"`
 	// PIDsTask is the task of PIDsOf that is meant; "" is its first one.
 	PIDsTask string `json:"pidsTask,omitempty"`
+	// OnePIDs has the tasks of an instance see each other's processes: these have one namespace, whose first process is
+	// none of theirs, and outlives each of them. It is for templates whose tasks are separate.
+	OnePIDs bool `json:"onePIDs,omitempty"`
 	// NetworkOf is a workload, likewise, whose network, host name and names the tasks use as their own.
 	NetworkOf string `json:"networkOf,omitempty"`
 }
@@ -139,6 +142,34 @@ func (t *Template) UsersProblem() string {
 				return "a process of the host"
 			case tasks[i].Privileged:
 				return "all privileges"
+			case tasks[i].Runtime != "":
+				return "another OCI runtime than the built-in one (" + tasks[i].Runtime + ")"
+			}
+		}
+	}
+	return ""
+}
+
+// OnePIDsProblem says what a template whose tasks have one namespace of processes cannot have, or lacks; "" when it is well.
+func (t *Template) OnePIDsProblem() string {
+	s := t.Shared()
+	switch {
+	case !s.OnePIDs:
+		return ""
+	case !t.Separate:
+		return "tasks that are started and ended together"
+	case t.HostPIDs:
+		return "the node's processes"
+	case s.PIDsOf != "":
+		return "the processes of another workload"
+	case s.OwnUsers:
+		return "users of their own"
+	}
+	for _, tasks := range [...][]TaskSpec{t.InitTasks, t.Tasks} {
+		for i := range tasks {
+			switch {
+			case tasks[i].Driver == "process":
+				return "a process of the host"
 			case tasks[i].Runtime != "":
 				return "another OCI runtime than the built-in one (" + tasks[i].Runtime + ")"
 			}

@@ -193,7 +193,7 @@ func (r *responder) fromZone(asker netip.Addr, name string, question dns.Questio
 		_, host, _ = strings.Cut(host, ".")
 	}
 	ours := !strings.Contains(host, ".")
-	for _, s := range append(suffixes, kubeServices, kubePods, mesosTasks) {
+	for _, s := range append(suffixes, kubeDomain, mesosTasks) {
 		ours = ours || strings.HasSuffix(lower, s)
 	}
 	if !ours {

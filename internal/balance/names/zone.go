@@ -16,9 +16,10 @@ var suffixes = []string{".tutti", ".internal"}
 
 // Names that other platforms' programs ask for.
 const (
-	kubeServices = ".svc.cluster.local" // NAME.NAMESPACE, INSTANCE.NAME.NAMESPACE
-	kubePods     = ".pod.cluster.local" // 10-1-2-3.NAMESPACE
-	mesosTasks   = ".marathon.mesos"    // NAME.APPLICATION: the addresses of its tasks
+	kubeDomain   = ".cluster.local"
+	kubeServices = ".svc" + kubeDomain // NAME.NAMESPACE, INSTANCE.NAME.NAMESPACE
+	kubePods     = ".pod" + kubeDomain // 10-1-2-3.NAMESPACE
+	mesosTasks   = ".marathon.mesos"   // NAME.APPLICATION: the addresses of its tasks
 )
 
 // zone is the network state arranged for answering. It follows the state by differences.

@@ -8,9 +8,30 @@ import (
 	"syscall"
 )
 
+// hold is the first process of a namespace that others' processes are in: it collects what they leave behind, until it
+// is asked to end.
+func hold() int {
+	signals := make(chan os.Signal, 16)
+	signal.Notify(signals, syscall.SIGCHLD, syscall.SIGTERM, syscall.SIGINT)
+	for s := range signals {
+		if s != syscall.SIGCHLD {
+			return 0
+		}
+		for {
+			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); err != nil || pid <= 0 {
+				break
+			}
+		}
+	}
+	return 0
+}
+
 // reap is PID 1 of a container that asked for one: it runs the task, passes signals on to it and
 // collects what others leave behind.
 func reap(args []string) int {
+	if len(args) == 0 {
+		return hold()
+	}
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
 	signals := make(chan os.Signal, 16)

@@ -47,6 +47,9 @@ func spec(t *driver.Task, reaper string) (*specs.Spec, error) {
 	}
 	args := t.Args
 	if t.Init {
+		if len(args) == 1 && args[0] == driver.Hold {
+			args = nil
+		}
 		args = append([]string{reaperPath, reapArg, "--"}, args...)
 	}
 	cwd := t.WorkingDir
@@ -159,10 +162,19 @@ func capabilities(t *driver.Task) (*specs.LinuxCapabilities, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list capabilities: %w", err)
 	}
+	own, err := capability.NewPid2(0)
+	if err == nil {
+		err = own.Load()
+	}
+	if err != nil {
+		return nil, fmt.Errorf("find out this process's capabilities: %w", err)
+	}
 	for _, c := range supported {
 		name := "CAP_" + strings.ToUpper(c.String())
 		known[name] = true
-		all = append(all, name)
+		if own.Get(capability.BOUNDING, c) { // what is not held cannot be passed on
+			all = append(all, name)
+		}
 	}
 	normal := func(names []string) ([]string, bool, error) {
 		var out []string

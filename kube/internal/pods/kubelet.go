@@ -249,6 +249,8 @@ func (k *Kubelet) logs(w http.ResponseWriter, r *http.Request) {
 		if !began {
 			began = true
 			w.Header().Set("Content-Type", "text/plain")
+			// Ended by the end of the connection: who hands this on over a WebSocket loses what is read together with an end.
+			w.Header().Set("Transfer-Encoding", "identity")
 			w.WriteHeader(http.StatusOK)
 			_ = flush()
 		}

@@ -97,6 +97,8 @@ func translate(pod *corev1.Pod, around *surroundings) (*core.Deployment, error) 
 	}
 	if s.HostUsers != nil && !*s.HostUsers {
 		w.Template.Sharing = &model.Sharing{OwnUsers: true}
+	} else if s.ShareProcessNamespace != nil && *s.ShareProcessNamespace {
+		w.Template.Sharing = &model.Sharing{OnePIDs: true}
 	}
 	if s.TerminationGracePeriodSeconds != nil {
 		w.Template.StopGrace = time.Duration(*s.TerminationGracePeriodSeconds) * time.Second
@@ -175,8 +177,8 @@ var conditions = map[corev1.RestartPolicy]model.RestartCondition{
 // refuse notes what of the Pod itself is not supported.
 func (t *translation) refuse() {
 	s := &t.pod.Spec
-	if s.ShareProcessNamespace != nil && *s.ShareProcessNamespace {
-		t.refused.add("spec.shareProcessNamespace", "one process namespace for all containers")
+	if s.HostUsers != nil && !*s.HostUsers && s.ShareProcessNamespace != nil && *s.ShareProcessNamespace {
+		t.refused.add("spec.shareProcessNamespace", "one process namespace for all containers that have users of their own")
 	}
 	if len(s.ResourceClaims) > 0 {
 		t.refused.add("spec.resourceClaims", "a claim of devices")

@@ -184,7 +184,7 @@ func TestVolumesBecomeMountsAndFolders(t *testing.T) {
 func TestWhatIsNotSupportedIsRefusedByName(t *testing.T) {
 	pod := podOf(corev1.Container{Name: "app", Image: "x", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v"}}})
 	pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{NFS: &corev1.NFSVolumeSource{}}}}
-	pod.Spec.ShareProcessNamespace = ptr(true)
+	pod.Spec.ShareProcessNamespace, pod.Spec.HostUsers = ptr(true), ptr(false)
 	_, err := translate(pod, around())
 	for _, want := range []string{"spec.shareProcessNamespace", "volume v"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
