@@ -58,6 +58,7 @@ func ServeExec(ctx context.Context, start ExecStart, receive func(*ExecInput) er
 			if err := receive(&in); err != nil {
 				if !errors.Is(err, io.EOF) {
 					cancel() // the client is gone: so should be its process
+					input.CloseWithError(context.Canceled)
 				}
 				return
 			}
@@ -152,8 +153,10 @@ func sendInput(r io.Reader, send func(ExecInput) error) {
 		if n > 0 && send(ExecInput{Data: buf[:n]}) != nil {
 			return
 		}
-		if err != nil {
+		if errors.Is(err, io.EOF) {
 			_ = send(ExecInput{Closed: true})
+		}
+		if err != nil { // any other end is that of whoever wrote, not of what there is to read
 			return
 		}
 	}

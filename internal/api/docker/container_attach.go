@@ -101,8 +101,12 @@ func (at *attached) attach(ctx context.Context, conn io.Reader, keys []byte, det
 	}
 	if at.r.flag("stdin") && at.b.spec().Stdin {
 		at.stdin = conn
-		if at.b.spec().TTY {
+		tty := at.b.spec().TTY
+		if tty {
 			at.stdin = &detachReader{r: conn, keys: keys, detached: detached}
+		}
+		if tty || at.b.made == nil || !at.b.made.Config.StdinOnce { // its input goes on when this client's ends
+			at.stdin = &leavingReader{at.stdin, detached}
 		}
 	}
 	if err := at.follow(ctx); err != nil && ctx.Err() == nil {

@@ -342,6 +342,9 @@ func (t *translation) networks(*model.TaskSpec) error {
 			endpoints[mode] = nil
 		}
 	}
+	if e := endpoints[network.NetworkDefault]; e != nil && endpoints[mode] == nil {
+		endpoints[mode] = e
+	}
 	delete(endpoints, network.NetworkDefault)
 	if tpl.HostNetwork || tpl.NoNetwork {
 		delete(endpoints, mode)

@@ -434,17 +434,19 @@ func TestAServiceIsAWorkload(t *testing.T) {
 }
 
 func FuzzCreate(f *testing.F) {
-	f.Add("/containers/create", `{"Image":"busybox:1","HostConfig":{"Binds":["a:/b:ro"],"PortBindings":{"80/tcp":[{"HostPort":"1-2"}]},"Tmpfs":{"/x":"size=1m"}}}`)
-	f.Add("/services/create", `{"Name":"s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"},"Placement":{"Constraints":["node.role==manager"]}},"Mode":{"Replicated":{"Replicas":2}}}`)
-	f.Add("/networks/create", `{"Name":"n","IPAM":{"Config":[{"Subnet":"10.1.0.0/24"}]}}`)
-	f.Add("/volumes/create", `{"Name":"v","Labels":{"a":"b"}}`)
-	f.Add("/secrets/create", `{"Name":"v","Data":"YQ=="}`)
-	f.Add("/configs/create", `{"Name":"v","Data":"YQ=="}`)
-	f.Fuzz(func(t *testing.T, path, body string) {
-		if strings.ContainsAny(path, " \x00\r\n%?#") || !strings.HasPrefix(path, "/") {
-			return
-		}
+	paths := []string{"/containers/create", "/services/create", "/networks/create", "/volumes/create", "/secrets/create", "/configs/create"}
+	for n, body := range []string{
+		`{"Image":"busybox:1","HostConfig":{"Binds":["a:/b:ro"],"PortBindings":{"80/tcp":[{"HostPort":"1-2"}]},"Tmpfs":{"/x":"size=1m"}}}`,
+		`{"Name":"s","TaskTemplate":{"ContainerSpec":{"Image":"busybox:1"},"Placement":{"Constraints":["node.role==manager"]}},"Mode":{"Replicated":{"Replicas":2}}}`,
+		`{"Name":"n","IPAM":{"Config":[{"Subnet":"10.1.0.0/24"}]}}`, `{"Name":"v","Labels":{"a":"b"}}`, `{"Name":"v","Data":"YQ=="}`, `{"Name":"v","Data":"YQ=="}`,
+	} {
+		f.Add(uint8(n), body)
+	}
+	f.Add(uint8(0), `{"Image":"busybox:1","Healthcheck":{"Test":["CMD-SHELL","x"],"Interval":1000000},"HostConfig":{"Mounts":[{"Type":"volume","Source":"v","Target":"/x","VolumeOptions":{"Subpath":"a"}}],"Devices":[{"PathOnHost":"/dev/null"}],"RestartPolicy":{"Name":"on-failure"}},"NetworkingConfig":{"EndpointsConfig":{"bridge":{"Aliases":["a"]}}}}`)
+	f.Add(uint8(1), `{"Name":"s","Labels":{"tutti.spread":"[node.name]"},"TaskTemplate":{"ContainerSpec":{"Image":"busybox:1","Mounts":[{"Type":"tmpfs","Target":"/x"}],"Hostname":"{{.Node.Hostname}}"},"Resources":{"Limits":{"NanoCPUs":1}},"RestartPolicy":{"Delay":1,"Window":1}},"Mode":{"ReplicatedJob":{"MaxConcurrent":1}},"EndpointSpec":{"Ports":[{"TargetPort":1,"PublishMode":"host"}]}}`)
+	f.Fuzz(func(t *testing.T, which uint8, body string) {
 		h := newHouse(t)
+		path := paths[int(which)%len(paths)]
 		if code, text := h.ask("POST", path, body); code >= 500 && code != 501 && code != 503 {
 			t.Errorf("%s: %d %s", path, code, text)
 		}

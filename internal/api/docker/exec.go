@@ -185,16 +185,15 @@ func (a *API) execStart(w http.ResponseWriter, r *request) error {
 	}
 	defer conn.end()
 	ctx, cancel := context.WithCancel(r.lifetime)
-	defer cancel()
+	detached := make(chan struct{})
 	size, closeTerminal := a.terminals.open(p.id)
-	defer closeTerminal()
-	out := &frames{w: conn, raw: p.config.Tty}
+	out := &frames{w: &untilOver{conn, detached}, raw: p.config.Tty}
 	s := driver.Streams{Resize: size}
 	if p.config.AttachStdin {
 		s.Stdin = conn
 		if p.config.Tty {
 			keys, _ := detachKeys(p.config.DetachKeys) // checked when it was made
-			s.Stdin = &detachReader{r: conn, keys: keys, detached: cancel}
+			s.Stdin = &detachReader{r: conn, keys: keys, detached: sync.OnceFunc(func() { close(detached) })}
 		}
 	}
 	if p.config.AttachStdout {
@@ -203,8 +202,18 @@ func (a *API) execStart(w http.ResponseWriter, r *request) error {
 	if p.config.AttachStderr && !p.config.Tty {
 		s.Stderr = out.stream(stderr)
 	}
-	if err := a.execute(ctx, r, b, p, spec, s); err != nil && ctx.Err() == nil {
-		_, _ = io.WriteString(out.stream(stdout), err.Error()+"\r\n")
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		defer cancel()
+		defer closeTerminal()
+		if err := a.execute(ctx, r, b, p, spec, s); err != nil && ctx.Err() == nil {
+			_, _ = io.WriteString(out.stream(stdout), err.Error()+"\r\n")
+		}
+	}()
+	select {
+	case <-ended:
+	case <-detached: // the process goes on without its client
 	}
 	return nil
 }
@@ -219,8 +228,10 @@ func (a *API) execute(ctx context.Context, r *request, b *box, p *process, spec 
 		err = fault.New(fault.NotFound, "OCI runtime exec failed: exec failed: exec: %q: executable file not found in $PATH: %w", spec.Args[0], err)
 	case fault.Is(err, fault.Invalid):
 		code = 126
-	default:
+	case ctx.Err() != nil || fault.Is(err, fault.Unavailable): // it was killed
 		code = 137
+	default:
+		code = 126
 	}
 	a.execs.end(p, code)
 	a.Log.Debug("process of an exec ended", "container", b.id, "code", code, "error", err, "context", ctx.Err())

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -72,6 +73,15 @@ func (h *house) runs(name string) {
 	if _, err := h.store.Commit(context.Background(), cs); err != nil {
 		h.t.Fatal(err)
 	}
+}
+
+// change changes the workload of a container in place.
+func (h *house) change(name string, how func(*model.Workload)) {
+	h.t.Helper()
+	w, _ := store.ByName[*model.Workload](h.store.Snapshot(), model.DefaultNamespace, "containers", name)
+	w = w.Clone()
+	how(w)
+	h.put(w)
 }
 
 // TestNonsenseIsRefusedCleanly holds that versions, bodies and upgrades that mean nothing get an answer of the
@@ -252,6 +262,113 @@ func TestNothingLeaks(t *testing.T) {
 		g, f := settled()
 		return g <= goroutines && f <= files && b.open.Load() == 0
 	})
+}
+
+// room plays a container in which several talk: what one of them says all hear, and it notes when its input ends.
+type room struct {
+	house
+	mu     sync.Mutex
+	heard  []io.Writer
+	ended  atomic.Int64 // inputs that came to their end
+	inside atomic.Int64
+}
+
+func (m *room) Attach(ctx context.Context, _ string, _ wire.TaskRef, s driver.Streams) error {
+	m.mu.Lock()
+	m.heard = append(m.heard, s.Stdout)
+	m.mu.Unlock()
+	m.inside.Add(1)
+	defer m.inside.Add(-1)
+	go func() {
+		buf := make([]byte, 100)
+		for {
+			n, err := s.Stdin.Read(buf)
+			m.mu.Lock()
+			for _, w := range m.heard {
+				_, _ = w.Write(buf[:n]) // who has left hears no more
+			}
+			m.mu.Unlock()
+			if errors.Is(err, io.EOF) {
+				m.ended.Add(1)
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// TestSeveralAreAttached holds that all who are attached to a terminal hear what comes, that each leaves by the keys that
+// it chose and the others stay, and that the container's input has no end by that; nor by the connection's.
+func TestSeveralAreAttached(t *testing.T) {
+	m := &room{house: *newHouse(t)}
+	m.answer(m)
+	m.runs("web")
+	m.change("web", func(w *model.Workload) { w.Template.Tasks[0].TTY = true })
+	dial := m.serve()
+	attach := func(keys string) net.Conn {
+		c := dial()
+		_ = c.SetDeadline(time.Now().Add(time.Minute))
+		fmt.Fprintf(c, "POST /containers/web/attach?stream=1&stdout=1&stdin=1&detachKeys=%s HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n", keys)
+		return c
+	}
+	var conns []net.Conn
+	for _, keys := range []string{"", "ctrl-a", "a,b", "ctrl-@,x", "ctrl-_"} {
+		conns = append(conns, attach(keys))
+	}
+	await := func(what string, enough func() bool) {
+		t.Helper()
+		for until := time.Now().Add(time.Minute); !enough(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(until) {
+				t.Fatal(what)
+			}
+		}
+	}
+	await("not all are attached", func() bool { return m.inside.Load() == int64(len(conns)) })
+	readers := make([]*bufio.Reader, len(conns))
+	for n, c := range conns {
+		readers[n] = bufio.NewReader(c)
+		for { // the answer's head
+			line, err := readers[n].ReadString('\n')
+			if err != nil {
+				t.Fatal(err)
+			}
+			if line == "\r\n" {
+				break
+			}
+		}
+	}
+	hear := func(from int, text string) {
+		t.Helper()
+		for n := from; n < len(conns); n++ {
+			got := make([]byte, len(text))
+			if _, err := io.ReadFull(readers[n], got); err != nil || string(got) != text {
+				t.Errorf("client %d hears %q, %v; want %q", n, got, err, text)
+			}
+		}
+	}
+	fmt.Fprint(conns[0], "hello")
+	hear(0, "hello")
+	for n, keys := range []string{"\x10\x11", "\x01", "ab", "\x00x"} {
+		fmt.Fprint(conns[n], "bye"+keys)
+		hear(n, "bye")
+		if rest, err := io.ReadAll(readers[n]); err != nil || len(rest) > 0 {
+			t.Errorf("client %d has left, and hears %q, %v", n, rest, err)
+		}
+		await("one who has left is attached", func() bool { return m.inside.Load() == int64(len(conns)-n-1) })
+	}
+	if half, ok := conns[4].(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+	await("one whose input has ended is attached", func() bool { return m.inside.Load() == 0 })
+	if n := m.ended.Load(); n != 0 {
+		t.Errorf("the input of the container came to an end %d times", n)
+	}
+	for _, c := range conns {
+		c.Close()
+	}
 }
 
 // TestAttachingByWebSocket holds that what a container says comes over a WebSocket, and that the stream ends with the client.

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -142,6 +143,40 @@ func WatchCut(ctx context.Context, conn net.Conn, gone func()) {
 	}
 }
 
+// errDetached ends the input of a client that leaves: that of the container has no end by that.
+var errDetached = errors.New("the client has left")
+
+// leavingReader ends as one that has left when there is no more to read.
+type leavingReader struct {
+	r        io.Reader
+	detached func()
+}
+
+func (l *leavingReader) Read(p []byte) (int, error) {
+	n, err := l.r.Read(p)
+	if errors.Is(err, io.EOF) {
+		l.detached()
+		err = errDetached
+	}
+	return n, err
+}
+
+// untilOver writes until it is over, and takes the rest without a word.
+type untilOver struct {
+	w    io.Writer
+	over <-chan struct{}
+}
+
+func (u *untilOver) Write(p []byte) (int, error) {
+	n, err := u.w.Write(p)
+	select {
+	case <-u.over:
+		return len(p), nil
+	default:
+		return n, err
+	}
+}
+
 // detachReader passes input on until the keys that detach a client from a terminal.
 type detachReader struct {
 	r        io.Reader
@@ -160,7 +195,7 @@ func (d *detachReader) Read(p []byte) (int, error) {
 		if c == d.keys[d.matched] {
 			if d.matched++; d.matched == len(d.keys) {
 				d.detached()
-				return copy(p, out), io.EOF
+				return copy(p, out), errDetached
 			}
 			continue
 		}

@@ -2,7 +2,9 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
 	"sync"
 	"syscall"
 
@@ -50,8 +52,9 @@ func (d *Driver) converse(ctx context.Context, id string, r request, s driver.St
 	}
 	if s.Stdin != nil {
 		go func() {
-			copyOut(s.Stdin, func(b []byte) error { return send(input{Data: b}) })
-			send(input{Closed: true}) // if it cannot be sent, the process has ended
+			if errors.Is(copyOut(s.Stdin, func(b []byte) error { return send(input{Data: b}) }), io.EOF) {
+				send(input{Closed: true}) // if it cannot be sent, the process has ended
+			}
 		}()
 	}
 	go func() {

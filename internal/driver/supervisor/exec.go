@@ -144,15 +144,17 @@ func (s *supervisor) exec(e *driver.ExecSpec, stdin bool, dec *cbor.Decoder, enc
 	return exitCode(ws), nil
 }
 
-func copyOut(r io.Reader, send func([]byte) error) {
+func copyOut(r io.Reader, send func([]byte) error) error {
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := r.Read(buf)
-		if n > 0 && send(buf[:n]) != nil {
-			return
+		if n > 0 {
+			if err := send(buf[:n]); err != nil {
+				return err
+			}
 		}
 		if err != nil {
-			return
+			return err
 		}
 	}
 }

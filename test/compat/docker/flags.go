@@ -28,7 +28,7 @@ type section struct {
 
 type flagged struct {
 	text    string // the flag with its value
-	verdict string // "", "refused", "differs", "newer" or "client"
+	verdict string // "", "refused", "differs", "newer", "either" or "client"
 	words   string // of the refusal or the output, or the reason
 }
 
@@ -268,8 +268,8 @@ func walkFlags(tutti, engine, path string) error {
 		}
 	}
 	c := w.counts
-	fmt.Printf("flags of %d commands: %d the same, %d of later versions work, %d refused by name, %d differ as listed, %d of the client alone, %d of commands that are refused or the client's, %d wrong\n",
-		len(sections), c["same"], c["newer"], c["refused"], c["differs"], c["client"], c["left"], c["wrong"])
+	fmt.Printf("flags of %d commands: %d the same, %d of later versions work, %d refused by name, %d differ as listed, %d as the machine is, %d of the client alone, %d of commands that are refused or the client's, %d wrong\n",
+		len(sections), c["same"], c["newer"], c["refused"], c["differs"], c["either"], c["client"], c["left"], c["wrong"])
 	if c["wrong"] > 0 {
 		return errors.New("flags differ from the Engine's")
 	}
@@ -314,7 +314,7 @@ func (w *walk) both(do func(socket string) string) map[string]string {
 func (w *walk) try(s *section, f flagged, base map[string]string) {
 	step := strings.ReplaceAll(s.run, "FLAG", f.text)
 	switch f.verdict {
-	case "client":
+	case "client", "either":
 		w.counts[f.verdict]++
 		return
 	case "refused", "newer":
