@@ -134,22 +134,40 @@ func (a *API) containerStop(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return err
 	}
-	if s := r.query.Get("signal"); s != "" && b.running() {
-		n, err := signalNumber(s)
-		if err != nil {
-			return err
-		}
-		if err := a.Core.Signal(r.Context(), r.who, b.instance.ID, b.spec().Name, n); err != nil {
-			return err
-		}
-	}
 	if !b.running() {
 		return done(w, http.StatusNotModified)
+	}
+	if grace, err = a.byItsSignal(r, b, grace); err != nil {
+		return err
 	}
 	if err := a.stop(r, b, grace); err != nil {
 		return err
 	}
 	return done(w, http.StatusNoContent)
+}
+
+// byItsSignal has a container end by the signal that a request names, if it does, in place of its own, and returns how
+// long it has for what is left of that: no time, once it was sent.
+func (a *API) byItsSignal(r *request, b *box, grace *time.Duration) (*time.Duration, error) {
+	text := r.query.Get("signal")
+	if text == "" || !b.running() {
+		return grace, nil
+	}
+	n, err := signalNumber(text)
+	if err != nil {
+		return nil, err
+	}
+	if err := a.Core.Signal(r.Context(), r.who, b.instance.ID, b.spec().Name, n); err != nil {
+		return nil, err
+	}
+	if grace == nil {
+		grace = &b.template.StopGrace
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), *grace)
+	defer cancel()
+	key := b.runKey()
+	_ = a.await(ctx, b.id, func(now *box) bool { return now == nil || now.runKey() != key || !now.running() })
+	return new(time.Duration), nil
 }
 
 // stop ends a container and waits for its end. One of a service is replaced by the service.
@@ -162,6 +180,9 @@ func (a *API) stop(r *request, b *box, grace *time.Duration) error {
 	}
 	key := b.runKey()
 	over := func(now *box) bool { return now == nil || now.runKey() != key || !now.running() }
+	if over(a.boxByID(a.snapshot(), b.id)) {
+		return nil
+	}
 	if err := a.Core.Signal(r.Context(), r.who, b.instance.ID, b.spec().Name, int(unix.SIGTERM)); err != nil {
 		return err
 	}
@@ -226,6 +247,9 @@ func (a *API) containerRestart(w http.ResponseWriter, r *request) error {
 	}
 	grace, err := within(r)
 	if err != nil {
+		return err
+	}
+	if grace, err = a.byItsSignal(r, b, grace); err != nil {
 		return err
 	}
 	if b.made == nil {

@@ -231,7 +231,7 @@ func (w *walk) wrong(format string, args ...any) {
 
 // walkFlags tries every flag of the commands that a file lists. What a flag changes in the output is compared with what
 // it changes with the Engine; flags and commands that the file does not know fail.
-func walkFlags(tutti, engine, path string) error {
+func walkFlags(tutti, engine, path string, only *regexp.Regexp) error {
 	sections, without, err := readSections(path)
 	if err != nil {
 		return err
@@ -247,7 +247,9 @@ func walkFlags(tutti, engine, path string) error {
 			return err
 		}
 		all = slices.DeleteFunc(all, func(c string) bool { return c == s.command || slices.Contains(aliases, c) })
-		w.section(s, shown)
+		if only.MatchString(s.command) {
+			w.section(s, shown)
+		}
 	}
 	for _, command := range all {
 		shown, aliases, err := flagsOf(command)
