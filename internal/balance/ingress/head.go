@@ -327,7 +327,7 @@ func (a *answer) parse(b []byte, head bool) (size int, err error) {
 			}
 			a.length = n
 		case encodingField:
-			if chunked || !bytes.EqualFold(v, []byte("chunked")) {
+			if chunked || first[7] == '0' || !bytes.EqualFold(v, []byte("chunked")) { // in HTTP/1.0 readers disagree on it
 				return 0, errAnswer
 			}
 			chunked = true

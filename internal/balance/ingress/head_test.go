@@ -140,7 +140,7 @@ func FuzzAnswer(f *testing.F) {
 		"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: A\r\n\r\n5;x=y\r\nhello\r\n10\r\n0123456789abcdef\r\n0\r\nA: b\r\n\r\n",
 		"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n0\r\nA:\r\n5; b\r\n\r\n", // a trailer without a colon
-		"HTTP/1.0 200 OK\n\nhello", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 200\r\nConnection: close, x-a\r\nX-A: b\r\n\r\nhello",
+		"HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n", "HTTP/1.0 200 OK\n\nhello", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 200\r\nConnection: close, x-a\r\nX-A: b\r\n\r\nhello",
 	} {
 		f.Add([]byte(s), uint8(7))
 	}
