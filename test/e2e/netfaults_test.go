@@ -17,7 +17,7 @@ import (
 // faulty is a service that is asked on every way there is, and who asks it from within the cluster. What asks, and
 // is asked, from outside is on hosts that nothing happens to.
 const faulty = `
-x-probe: &probe {image: "probe:v1", stop_grace_period: 5s}
+x-probe: &probe {image: "probe:v1", stop_grace_period: 15s}
 services:
   web:
     <<: *probe

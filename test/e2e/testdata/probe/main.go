@@ -64,7 +64,7 @@ func main() {
 		<-stop
 		// A connection that was accepted just now is not known to the server yet, and Shutdown would not wait for it.
 		time.Sleep(300 * time.Millisecond)
-		ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second) // unless whoever stopped it is less patient
 		defer cancel()
 		server.Shutdown(ctx)
 		close(ended)
