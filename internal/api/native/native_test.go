@@ -139,6 +139,10 @@ func (f *fakeNodes) Counts(_ context.Context, node string) (wire.CountsReply, er
 	return f.counts[node], nil
 }
 
+func (f *fakeNodes) Sizes(context.Context, string, wire.SizesRequest) (wire.SizesReply, error) {
+	return wire.SizesReply{}, nil
+}
+
 func (f *fakeNodes) Try(context.Context, string, wire.TryRequest) (wire.TryReply, error) {
 	return wire.TryReply{}, nil
 }
