@@ -141,12 +141,21 @@ home() { k get pod "$1" -o 'jsonpath={.spec.nodeName}'; }
 leader() { tutti server ls | awk '/leader/ { print $1 }'; }
 settled() { tutti server ls | awk '/host-/ { n++ } /ready|leader|follow/ { up++ } END { exit !(n == 3 && up == 3) }' && (($(tutti nodes | grep -c ready) == 3)); }
 
-# lose HOST TITLE [keep]: a host loses its power under requests.
+# cut_power HOST ends a host, and returns when it is off the network, which comes first.
+cut_power() {
+	local link=/sys/class/net/tutti-h${1#host-}/operstate
+	tutti host kill "$1" >/dev/null &
+	killing=$!
+	while [[ $(cat "$link" 2>/dev/null) = up ]]; do
+		sleep 0.02
+	done
+}
+# lose HOST TITLE: a host loses its power under requests.
 lose() {
 	local host=$1 began
 	ask
+	cut_power "$host"
 	began=$(now)
-	tutti host kill "$host" >/dev/null
 	if until_true 60 elsewhere "${host#host-}"; then
 		printf '%s: all 11 pods are ready elsewhere after %s ms\n' "$2" $(($(now) - began))
 	else
@@ -157,6 +166,7 @@ lose() {
 	asked "$2"
 }
 back() {
+	wait "$killing" || fail "$1 was not killed"
 	tutti host start "$1" >/dev/null
 	until_true 60 settled || fail "$1 does not come back"
 	until_true 120 k wait --for=condition=ready --timeout=1s pod/postgres-0 pod/redis-0 || fail 'the databases do not come back'
@@ -173,7 +183,7 @@ back "$victim"
 
 victim=$(home ledger-0)
 count=$(writers | wc -l)
-tutti host kill "$victim" >/dev/null
+cut_power "$victim"
 another "$count" "$victim, where it ran, loses its power (the leader is $(leader))"
 back "$victim"
 

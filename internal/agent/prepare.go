@@ -324,6 +324,8 @@ func (w *worker) putSecrets(as *wire.Assignment) (string, error) {
 
 // putFolders lays out the secrets of which the template mounts folders.
 func (w *worker) putFolders(as *wire.Assignment) error {
+	w.folders.Lock()
+	defer w.folders.Unlock()
 	done := map[string]bool{}
 	for _, t := range slices.Concat(as.Template.InitTasks, as.Template.Tasks) {
 		for _, m := range t.Mounts {
@@ -361,6 +363,31 @@ func (w *worker) followFolders() {
 		return
 	}
 	w.followed = as
+}
+
+// refind has a task's mounts of what is below folders lead to what is there by now: what was there when the mounts were
+// prepared may have been replaced, and be gone.
+func (w *worker) refind(t *model.TaskSpec, task *driver.Task) error {
+	own := false
+	for i := range t.Mounts {
+		m := &t.Mounts[i]
+		if m.Folder == "" || m.SubPath == "" {
+			continue
+		}
+		source, err := w.folder(m)
+		if err != nil {
+			return err
+		}
+		if !own {
+			task.Mounts, own = slices.Clone(task.Mounts), true
+		}
+		for k := range task.Mounts {
+			if task.Mounts[k].Target == m.Target {
+				task.Mounts[k].Source = source
+			}
+		}
+	}
+	return nil
 }
 
 // folder is where a folder of a secret is laid out.

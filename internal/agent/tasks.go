@@ -79,7 +79,11 @@ func (w *worker) startTask(ctx context.Context, p *prepared, t *model.TaskSpec, 
 		}
 	}
 	end := w.agent.turns.take(ctx)
-	err = d.Start(ctx, task)
+	w.folders.RLock() // what is found in folders stays there meanwhile
+	if err = w.refind(t, &task); err == nil {
+		err = d.Start(ctx, task)
+	}
+	w.folders.RUnlock()
 	end()
 	st, statusErr := d.Status(ctx, id)
 	if statusErr != nil {

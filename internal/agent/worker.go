@@ -41,6 +41,7 @@ type worker struct {
 	bounded    map[string]model.Bounds // by task: those of the assignment that its latest run has
 
 	followed *wire.Assignment // whose folders were laid out; the run loop's
+	folders  sync.RWMutex     // what is in folders changes under it
 }
 
 func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {

@@ -15,6 +15,7 @@ type mirror struct {
 	instances map[string]*model.Instance // by ID
 	workloads map[string]string          // workload ID → instance ID, of what the bridge made
 	names     map[string][]string        // namespace/name → IDs of those instances
+	ends      map[string]*model.Instance // workload ID → its instance as it ended, which is no more
 	services  map[string]*model.Service
 	foreign   map[string]*model.Instance // by ID, of other APIs' workloads
 	owners    map[string]*model.Workload // by ID, which those belong to
@@ -24,7 +25,7 @@ type mirror struct {
 func newMirror() *mirror {
 	return &mirror{
 		nodes: map[string]*model.Node{}, instances: map[string]*model.Instance{}, workloads: map[string]string{}, services: map[string]*model.Service{},
-		foreign: map[string]*model.Instance{}, owners: map[string]*model.Workload{}, names: map[string][]string{},
+		foreign: map[string]*model.Instance{}, owners: map[string]*model.Workload{}, names: map[string][]string{}, ends: map[string]*model.Instance{},
 	}
 }
 
@@ -71,6 +72,9 @@ func (m *mirror) take(s *core.Seen) (n news) {
 				delete(m.workloads, old.WorkloadID)
 			}
 			m.unname(old)
+			if old.Status.State.Final() {
+				m.ends[old.WorkloadID] = old
+			}
 			n.workload = old.WorkloadID
 			return n
 		}
@@ -159,6 +163,19 @@ func (m *mirror) instance(workloadID string) *model.Instance {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.instances[m.workloads[workloadID]]
+}
+
+// end is how the instance of a workload ended that is no more; nil when that is not known.
+func (m *mirror) end(workloadID string) *model.Instance {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.ends[workloadID]
+}
+
+func (m *mirror) forget(workloadID string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.ends, workloadID)
 }
 
 // namesakes are the workloads, other than one, that have an instance of a name.

@@ -2,6 +2,7 @@ package pods
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -92,12 +93,13 @@ func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) 
 	setResources(&st, withStatus(pod, specified(pod)))
 	st.Phase, st.Reason, st.Message = phase(pod, i)
 	initialized, ready := true, i.Status.Ready && i.Desired == model.DesiredRun
-	var late []string
+	var late, awaited []string
 	for k, c := range st.InitContainerStatuses {
 		sidecar := pod.Spec.InitContainers[k].RestartPolicy != nil
 		done := c.State.Terminated != nil && c.State.Terminated.ExitCode == 0
 		if sidecar && !(c.Started != nil && *c.Started) || !sidecar && !done {
 			initialized = false
+			awaited = append(awaited, c.Name)
 		}
 	}
 	for _, c := range st.ContainerStatuses {
@@ -116,7 +118,7 @@ func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) 
 		}
 		setCondition(&st, corev1.PodInitialized, corev1.ConditionTrue, reason, "", now)
 	default:
-		setCondition(&st, corev1.PodInitialized, corev1.ConditionFalse, "ContainersNotInitialized", "containers with incomplete status", now)
+		setCondition(&st, corev1.PodInitialized, corev1.ConditionFalse, "ContainersNotInitialized", fmt.Sprintf("containers with incomplete status: %v", awaited), now)
 	}
 	reason, message := "", ""
 	switch {

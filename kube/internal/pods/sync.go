@@ -484,6 +484,12 @@ func (b *bridge) end(ctx context.Context, pod *corev1.Pod, inst *model.Instance)
 	b.mu.Unlock()
 	switch {
 	case inst == nil && (!made || asked), pod.Spec.NodeName != "" && !b.isNode(pod.Spec.NodeName):
+		// Whoever has a finalizer of it may wait for how it ended, which may have been told of together with its going.
+		if !ended(pod) && len(pod.Finalizers) > 0 {
+			if err := b.putStatus(ctx, pod, b.endOf(pod)); err != nil {
+				return err
+			}
+		}
 		return b.delete(ctx, pod)
 	case inst != nil && inst.Status.State.Final():
 		if !ended(pod) && inst.Status.State != model.InstanceLost {
@@ -507,6 +513,17 @@ func (b *bridge) end(ctx context.Context, pod *corev1.Pod, inst *model.Instance)
 	}
 	b.tellEnding(pod)
 	return b.remove(ctx, uid, time.Duration(grace)*time.Second)
+}
+
+// endOf is the status of a Pod of which nothing runs any more: failed, when it is not known how it ended.
+func (b *bridge) endOf(pod *corev1.Pod) corev1.PodStatus {
+	if last := b.seen.end(string(pod.UID)); last != nil && last.Status.State != model.InstanceLost {
+		return statusOf(pod, last, b.seen.node(last.NodeID), b.now())
+	}
+	st := *pod.Status.DeepCopy()
+	st.Phase, st.Reason, st.Message, st.ObservedGeneration = corev1.PodFailed, "Terminated", "nothing of it is left", pod.Generation
+	setCondition(&st, corev1.PodReady, corev1.ConditionFalse, "PodFailed", "", b.now())
+	return st
 }
 
 // remove removes the workload of a Pod, and what its volumes hold.
@@ -565,6 +582,7 @@ func (b *bridge) syncGone(ctx context.Context, uid string) error {
 		delete(b.removed, uid)
 		delete(b.certs, uid)
 		b.mu.Unlock()
+		b.seen.forget(uid)
 	}
 	return nil
 }
