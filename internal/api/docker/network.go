@@ -187,6 +187,14 @@ func (a *API) networkList(w http.ResponseWriter, r *request) error {
 	return answer(w, http.StatusOK, out)
 }
 
+// scopeOf is the scope of the networks of a driver.
+func scopeOf(driver string) string {
+	if driver == model.DriverOverlay {
+		return "swarm"
+	}
+	return "local"
+}
+
 func isPredefined(name string) bool {
 	return slices.Contains([]string{network.NetworkBridge, network.NetworkHost, network.NetworkNone, ingressName}, name)
 }
@@ -272,8 +280,8 @@ func translateNetwork(req *network.CreateRequest) (*model.Network, error) {
 		return nil, notHonoured("--ingress", true)
 	case req.ConfigOnly || req.ConfigFrom != nil && req.ConfigFrom.Network != "":
 		return nil, notHonoured("--config-only, --config-from", req.Name)
-	case req.Scope != "" && req.Scope != "swarm" && req.Scope != "local":
-		return nil, notHonoured("--scope", req.Scope)
+	case req.Scope != "" && req.Scope != scopeOf(req.Driver):
+		return nil, notHonoured("--scope of a network of driver "+cmp.Or(req.Driver, "bridge"), req.Scope)
 	}
 	app, name := placeOf(req.Name, req.Labels)
 	n := &model.Network{
