@@ -36,6 +36,9 @@ func (w *worker) giveDevices(t *model.TaskSpec, task *driver.Task) (err error) {
 	if w.agent.Devices == nil {
 		return fault.New(fault.Unsupported, "node %s knows no device %s", w.agent.NodeName, named[0])
 	}
-	task.Injected, err = w.agent.Devices.Inject(named)
+	asked, err := w.agent.Devices.Inject(named)
+	if err == nil {
+		task.Injected = &driver.Injected{Spec: asked}
+	}
 	return err
 }

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"runtime"
+	"sync"
 	"time"
 )
 
@@ -13,17 +14,18 @@ type turns chan struct{}
 
 func newTurns() turns { return make(turns, max(4, 2*runtime.GOMAXPROCS(0))) }
 
-// turnWait is how long a turn is waited for: where others hang, as in a mount of a host that is gone, one goes on
-// beside them.
-const turnWait = 10 * time.Second
+// turnLimit is for how long one has a turn: when what it does hangs, as in a mount of a host that is gone, it goes on beside
+// another's. Who waits is not let in otherwise: with hundreds waiting, that takes from a node the time to say that it lives.
+const turnLimit = 5 * time.Second
 
 // take waits for a turn, and returns what ends it.
 func (t turns) take(ctx context.Context) (end func()) {
 	select {
 	case t <- struct{}{}:
-		return func() { <-t }
 	case <-ctx.Done(): // what is done next finds out
-	case <-time.After(turnWait):
+		return func() {}
 	}
-	return func() {}
+	give := sync.OnceFunc(func() { <-t })
+	late := time.AfterFunc(turnLimit, give)
+	return func() { late.Stop(); give() }
 }

@@ -43,27 +43,9 @@ type container struct {
 
 func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 	c := &container{task: t, dir: dir}
-	var err error
-	if c.spec, err = spec(t, reaper); err != nil {
-		return nil, err
-	}
-	if c.limits, err = rlimits(t.Ulimits); err != nil {
-		return nil, err
-	}
-	c.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: t.ID, NoNewKeyring: false, Spec: c.spec})
+	err := c.configure(reaper, func(path string) (*filter, error) { return keepFilter(path, c.profile) })
 	if err != nil {
-		return nil, fault.New(fault.Invalid, "configure the container: %w", err)
-	}
-	c.profile = sync.OnceValues(func() (*configs.Seccomp, error) {
-		if err := restrict(t, c.spec); err != nil {
-			return nil, err
-		}
-		return specconv.SetupSeccomp(c.spec.Linux.Seccomp)
-	})
-	if confined(t) {
-		if c.filter, err = filterFor(filepath.Dir(dir), profileKey(t, c.spec), c.profile); err != nil {
-			return nil, err
-		}
+		return nil, err
 	}
 	if c.filter == nil { // otherwise it is loaded by ourselves
 		if c.config.Seccomp, err = c.profile(); err != nil {
@@ -77,6 +59,32 @@ func newContainer(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 		return nil, fmt.Errorf("create the container: %w", err)
 	}
 	return c, nil
+}
+
+// configure finds out what the container is to be. The filter of a confined one is given by keep, which gets the path that
+// it is kept under.
+func (c *container) configure(reaper string, keep func(path string) (*filter, error)) (err error) {
+	t := c.task
+	if c.spec, err = spec(t, reaper); err != nil {
+		return err
+	}
+	if c.limits, err = rlimits(t.Ulimits); err != nil {
+		return err
+	}
+	c.config, err = specconv.CreateLibcontainerConfig(&specconv.CreateOpts{CgroupName: t.ID, NoNewKeyring: false, Spec: c.spec})
+	if err != nil {
+		return fault.New(fault.Invalid, "configure the container: %w", err)
+	}
+	c.profile = sync.OnceValues(func() (*configs.Seccomp, error) {
+		if err := restrict(t, c.spec); err != nil {
+			return nil, err
+		}
+		return specconv.SetupSeccomp(c.spec.Linux.Seccomp)
+	})
+	if confined(t) {
+		c.filter, err = keep(filterPath(filepath.Dir(c.dir), profileKey(t, c.spec)))
+	}
+	return err
 }
 
 // containerID is libcontainer's name for the only container in a directory.

@@ -36,7 +36,7 @@ type direct struct {
 	started bool
 }
 
-func newDirect(c *container) (supervisor.Body, error) {
+func newDirect(c *container) (*direct, error) {
 	if err := validate.Validate(c.config); err != nil {
 		return nil, fmt.Errorf("create the container: %w", err)
 	}
@@ -47,39 +47,93 @@ func newDirect(c *container) (supervisor.Body, error) {
 	return &direct{usage: usage{m}, lib: c}, nil
 }
 
-// Start implements supervisor.Body.
-func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
+// prepare makes the container's cgroup, and writes its first steps down.
+func (d *direct) prepare(files standard) (p *launch.Program, flags uintptr, err error) {
 	if d.group.Exists() {
 		if pids, err := cgroup.Members(d.group); err != nil {
-			return nil, err
+			return nil, 0, err
 		} else if len(pids) > 0 {
-			return nil, fmt.Errorf("create the container: there are %d processes in its cgroup, and should be none", len(pids))
+			return nil, 0, fmt.Errorf("create the container: there are %d processes in its cgroup, and should be none", len(pids))
 		}
 		if err := d.Resume(); err != nil {
-			return nil, fmt.Errorf("create the container: %w", err)
+			return nil, 0, fmt.Errorf("create the container: %w", err)
 		}
 	}
 	// The process joins by itself, as the first of its steps.
 	if err := d.group.Apply(-1); err != nil {
-		return nil, fmt.Errorf("make the container's cgroup: %w", err)
+		return nil, 0, fmt.Errorf("make the container's cgroup: %w", err)
 	}
 	if err := d.group.Set(d.lib.config.Cgroups.Resources); err != nil {
-		return nil, fmt.Errorf("limit the container: %w", err)
+		return nil, 0, fmt.Errorf("limit the container: %w", err)
 	}
-	p, flags, err := steps(d.lib, d.group.GetPaths(), files)
+	return steps(d.lib, d.group.GetPaths(), files)
+}
+
+// notBegun says why a process could not be begun.
+func (d *direct) notBegun(err error) error {
+	if failed, ok := errors.AsType[*launch.Error](err); ok && failed.Exec {
+		return startError(d.lib.task.Args[0], fmt.Errorf("exec: %w", failed.Errno))
+	}
+	return fmt.Errorf("start the container: %w", err)
+}
+
+// Start implements supervisor.Body.
+func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
+	p, flags, err := d.prepare(standardOf(files))
 	if err != nil {
 		return nil, err
 	}
 	first, err := p.Run(flags)
-	if failed, ok := errors.AsType[*launch.Error](err); ok && failed.Exec {
-		return nil, startError(d.lib.task.Args[0], fmt.Errorf("exec: %w", failed.Errno))
-	} else if err != nil {
-		return nil, fmt.Errorf("start the container: %w", err)
+	if err != nil {
+		return nil, d.notBegun(err)
 	}
+	return d.adopt(first), nil
+}
+
+// Adopt implements supervisor.Adopter.
+func (d *direct) Adopt(pid int) (supervisor.Process, error) {
+	first, err := os.FindProcess(pid) // which it is, as nobody has waited for it
+	if err != nil {
+		return nil, err
+	}
+	return d.adopt(first), nil
+}
+
+func (d *direct) adopt(first *os.Process) supervisor.Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.first, d.started = first, true
-	return &directProcess{first, d, d.lib.strays.leave(first.Pid)}, nil
+	return &directProcess{first, d, d.lib.strays.leave(first.Pid)}
+}
+
+// prepareFirst has a container begun before its supervisor is there: nil where that has to do it, be it that steps do not know all, be it
+// to say what is wrong.
+func prepareFirst(t *driver.Task, dir, reaper string, files [3]int) *supervisor.First {
+	if t.Runtime != "" {
+		return nil
+	}
+	c := &container{task: t, dir: dir}
+	if c.configure(reaper, readFilter) != nil || confined(t) && c.filter == nil || !stepsKnow(t, c.config) {
+		return nil
+	}
+	d, err := newDirect(c)
+	if err != nil {
+		return nil
+	}
+	p, flags, err := d.prepare(files)
+	if err != nil {
+		d.Destroy()
+		return nil
+	}
+	return &supervisor.First{
+		Hand: func(record, before, after string) []byte {
+			return p.Hand(flags, launch.Record{Path: record, Before: before, After: after})
+		},
+		Failed: func(step int, errno syscall.Errno) error {
+			d.Destroy()
+			return d.notBegun(p.Failure(step, errno))
+		},
+	}
 }
 
 type directProcess struct {

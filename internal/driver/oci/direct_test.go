@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -60,42 +61,80 @@ var likeRunc = map[string]func(e *env, t *driver.Task){
 	"the host's": func(e *env, t *driver.Task) { t.HostIPC, t.HostNames, t.HostCgroups = true, true, true },
 }
 
+// ways are by whom the first process of a container is begun.
+const (
+	bySupervisor = "the supervisor"
+	before       = "what is before the supervisor"
+	byRunc       = "runc"
+)
+
 func TestWhatStepsMakeIsWhatRuncMakes(t *testing.T) {
 	for name, change := range likeRunc {
 		t.Run(name, func(t *testing.T) {
 			said := map[string][]string{}
-			for _, runtime := range []string{"", "runc"} {
+			for _, way := range []string{bySupervisor, before, byRunc} {
 				e := setUp(t)
 				const id = "i.one.1"
-				e.start(id, foreignTask(runtime, func(task *driver.Task) { change(e, task) }), "describe", "/etc", "/tmp", "/data", "/some", "/home", "/run", "/scratch")
-				if st := e.wait(id); st.ExitCode != 0 {
-					t.Fatalf("by %q it ended as %+v: %s", runtime, st, e.logs(id, all))
+				runtime := ""
+				if way == byRunc {
+					runtime = "runc"
 				}
-				said[runtime] = slices.Collect(strings.SplitSeq(e.logs(id, all), "\n"))
-			}
-			e := setUp(t)
-			task := e.task()
-			task.ID, task.Args = "i.way.1", []string{"/prog"}
-			change(e, &task)
-			task.Cgroups, _ = hostCgroups()
-			if b, err := newBody(&task, e.cfg.RunDir, ""); err != nil {
-				t.Error(err)
-			} else if _, ok := b.(*direct); !ok {
-				t.Errorf("it is made by %T", b)
-			}
-			if len(said[""]) < 60 {
-				t.Fatalf("it says little: %q", said[""])
-			}
-			for _, line := range said[""] {
-				if !slices.Contains(said["runc"], line) {
-					t.Errorf("only by steps: %s", line)
+				describe := func(id string) {
+					e.start(id, foreignTask(runtime, func(task *driver.Task) { change(e, task) }), "describe", "/etc", "/tmp", "/data", "/some", "/home", "/run", "/scratch")
+					if st := e.wait(id); st.ExitCode != 0 {
+						t.Fatalf("by %s it ended as %+v: %s", way, st, e.logs(id, all))
+					}
 				}
+				begun := false
+				switch first := e.d.First; way {
+				case bySupervisor:
+					e.d.First = nil
+				case before:
+					describe("i.two.1") // the first has its filter compiled, which supervisors do
+					e.d.First = func(t *driver.Task, dir, reaper string, files [3]int) *supervisor.First {
+						f := first(t, dir, reaper, files)
+						begun = f != nil
+						return f
+					}
+				}
+				describe(id)
+				said[way] = slices.DeleteFunc(strings.Split(e.logs(id, all), "\n"), func(line string) bool {
+					return strings.HasPrefix(line, "interface ") // the host's come and go
+				})
+				if begun != (way == before) {
+					t.Errorf("by %s: begun beforehand: %v", way, begun)
+				}
+				e.madeBySteps(change)
 			}
-			for _, line := range said["runc"] {
-				if !slices.Contains(said[""], line) {
-					t.Errorf("only by runc:  %s", line)
+			if len(said[byRunc]) < 60 {
+				t.Fatalf("it says little: %q", said[byRunc])
+			}
+			for _, way := range []string{bySupervisor, before} {
+				for _, line := range said[way] {
+					if !slices.Contains(said[byRunc], line) {
+						t.Errorf("only by %s: %s", way, line)
+					}
+				}
+				for _, line := range said[byRunc] {
+					if !slices.Contains(said[way], line) {
+						t.Errorf("not by %s: %s", way, line)
+					}
 				}
 			}
 		})
+	}
+}
+
+// madeBySteps checks that a supervisor would have no need of libcontainer.
+func (e *env) madeBySteps(change func(e *env, t *driver.Task)) {
+	e.t.Helper()
+	task := e.task()
+	task.ID, task.Args = "i.way.1", []string{"/prog"}
+	change(e, &task)
+	task.Cgroups, _ = hostCgroups()
+	if b, err := newBody(&task, filepath.Join(e.cfg.RunDir, "body"), ""); err != nil {
+		e.t.Error(err)
+	} else if _, ok := b.(*direct); !ok {
+		e.t.Errorf("it is made by %T", b)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"runtime/debug"
 	"strings"
+	"sync"
 	"syscall"
 	"unsafe"
 
@@ -44,11 +45,15 @@ type filter struct {
 
 const instructionBytes = 8
 
-// filterFor returns the filter of a profile that the key stands for, nil when this kernel does not give out what it
-// loaded: then libcontainer has to do it. The profile is made where it was not compiled before.
-func filterFor(dir string, key []byte, make func() (*configs.Seccomp, error)) (*filter, error) {
+// filterPath is where the filter of a profile is kept that the key stands for.
+func filterPath(dir string, key []byte) string {
 	sum := sha256.Sum256(append(key, compiler()...))
-	path := filepath.Join(dir, "seccomp-"+hex.EncodeToString(sum[:16]))
+	return filepath.Join(dir, "seccomp-"+hex.EncodeToString(sum[:16]))
+}
+
+// keepFilter returns the filter that is kept under a path, nil when this kernel does not give out what it
+// loaded: then libcontainer has to do it. The profile is made where it was not compiled before.
+func keepFilter(path string, make func() (*configs.Seccomp, error)) (*filter, error) {
 	if f, err := readFilter(path); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
@@ -88,7 +93,7 @@ func readBack(path string, data []byte) (*filter, error) {
 }
 
 // compiler tells versions of what makes profiles and filters apart, so that a newer tutti makes its own.
-func compiler() (versions string) {
+var compiler = sync.OnceValue(func() (versions string) {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
 		return ""
@@ -99,7 +104,7 @@ func compiler() (versions string) {
 		}
 	}
 	return versions
-}
+})
 
 func readFilter(path string) (*filter, error) {
 	data, err := os.ReadFile(path)

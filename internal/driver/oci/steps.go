@@ -125,7 +125,7 @@ type making struct {
 
 // steps writes what the first process of a container has to do, and says in which new namespaces.
 // What it does is what libcontainer does (linuxStandardInit.Init, and what is before it), in the same order.
-func steps(c *container, groups map[string]string, files *supervisor.Files) (*launch.Program, uintptr, error) {
+func steps(c *container, groups map[string]string, files standard) (*launch.Program, uintptr, error) {
 	m := &making{c: c.config, groups: groups}
 	if c.task.Cgroups != nil {
 		m.hierarchies = c.task.Cgroups.Hierarchies
@@ -196,11 +196,24 @@ func joined(groups map[string]string) (files []string) {
 	return files
 }
 
-// standardFiles takes what is given for them; for others see enter.
-func (m *making) standardFiles(files *supervisor.Files) {
-	for fd, f := range []*os.File{files.Stdin, files.Stdout, files.Stderr} {
+// standard are the descriptors that become a process's standard files; below zero: nothing.
+type standard [3]int
+
+func standardOf(files *supervisor.Files) (s standard) {
+	for i, f := range []*os.File{files.Stdin, files.Stdout, files.Stderr} {
+		s[i] = -1
 		if f != nil {
-			m.Call("take a standard file", unix.SYS_DUP3, f.Fd(), fd, 0)
+			s[i] = int(f.Fd())
+		}
+	}
+	return s
+}
+
+// standardFiles takes what is given for them; for others see enter.
+func (m *making) standardFiles(files standard) {
+	for i, fd := range files {
+		if fd >= 0 {
+			m.Call("take a standard file", unix.SYS_DUP3, fd, i, 0)
 		}
 	}
 }
@@ -454,7 +467,7 @@ func (m *making) devices() error {
 }
 
 // enter makes the container's tree the only one.
-func (m *making) enter(cwd string, files *supervisor.Files) {
+func (m *making) enter(cwd string, files standard) {
 	old := m.Call("open the host's root", unix.SYS_OPENAT, unix.AT_FDCWD, "/", unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0).Result()
 	m.Call("go to the container's root", unix.SYS_FCHDIR, m.root)
 	m.Call("change the root", unix.SYS_PIVOT_ROOT, ".", ".")
@@ -467,12 +480,12 @@ func (m *making) enter(cwd string, files *supervisor.Files) {
 	if p := m.c.RootPropagation; p != 0 && p&(unix.MS_PRIVATE|unix.MS_SLAVE) == 0 {
 		m.Call("pass mounts on", unix.SYS_MOUNT, "", "/", nil, p, nil)
 	}
-	if files.Stdin == nil || files.Stdout == nil || files.Stderr == nil {
+	if slices.Min(files[:]) < 0 {
 		null := m.Call("open /dev/null", unix.SYS_OPENAT, unix.AT_FDCWD, "/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0).Result()
 		m.CheckNull(null)
-		for fd, f := range []*os.File{files.Stdin, files.Stdout, files.Stderr} {
-			if f == nil {
-				m.Call("take /dev/null as a standard file", unix.SYS_DUP3, null, fd, 0)
+		for i, fd := range files {
+			if fd < 0 {
+				m.Call("take /dev/null as a standard file", unix.SYS_DUP3, null, i, 0)
 			}
 		}
 		m.close(null)

@@ -51,7 +51,7 @@ func Reexec(args []string) bool {
 	case stepArg:
 		os.Exit(beStep())
 	case superviseArg:
-		os.Exit(supervisor.Supervise(args[2:], newBody))
+		os.Exit(supervisor.Supervise(args[2:], newBody, supervisor.Begun{}))
 	}
 	return false
 }

@@ -37,6 +37,21 @@ type Signaller interface {
 	Signal(signal int) error
 }
 
+// Adopter is a Body whose first process may have been begun before there was a supervisor; see First.
+type Adopter interface {
+	// Adopt is given that process instead of a call of Start.
+	Adopt(pid int) (Process, error)
+}
+
+// First is how the first process of a task is begun by the program beside it before that does anything else.
+type First struct {
+	// Hand returns what that program is handed for it. It keeps a record of the process at a path: what is before, the
+	// process ID, a field of JSON that tells when it began, and what is after.
+	Hand func(record, before, after string) []byte
+	// Failed frees what was made for the process, and says why it could not be begun.
+	Failed func(step int, errno syscall.Errno) error
+}
+
 // Process is one that a Body started.
 type Process interface {
 	PID() int

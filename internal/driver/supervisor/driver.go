@@ -37,6 +37,10 @@ type Config struct {
 	Role string
 	// Check refuses what can never be run, before anything is made, and adds what is of this host.
 	Check func(*driver.Task) error
+	// First writes down how a task's first process is begun by the program beside it; nil, or nothing returned: Supervise does it, by the
+	// task's body. dir and reaper are those that NewBody gets, files the descriptors in that program of the process's
+	// standard files, below zero for none.
+	First func(t *driver.Task, dir, reaper string, files [3]int) *First
 	// Bury ends and frees what a task had whose supervisor was killed; dir is the one that Body got.
 	Bury func(t *driver.Task, dir string)
 }
@@ -166,14 +170,21 @@ func (d *Driver) start(t driver.Task) error {
 		Path: d.helper.Path(), Args: []string{"tutti", d.Role, dir, socketPath(d.RunDir, t.ID), reaper},
 		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}, Dir: "/",
 		Stderr: errorLog, ExtraFiles: []*os.File{child, lock},
-		SysProcAttr: &syscall.SysProcAttr{Setsid: true},
+		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: new(int)},
 	}
-	err = cmd.Start()
-	child.Close()
+	first, err := d.first(&t, cmd, reaper)
+	if err == nil {
+		err = cmd.Start()
+	}
+	for _, f := range cmd.ExtraFiles {
+		if f != lock {
+			f.Close()
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("start task %s: start its supervisor: %w", t.ID, err)
 	}
-	go cmd.Wait() // only so that it leaves no zombie while this agent lives
+	go reap(cmd)
 	if err := ready.SetReadDeadline(time.Now().Add(startTimeout)); err != nil {
 		return fmt.Errorf("start task %s: %w", t.ID, err)
 	}
@@ -188,11 +199,83 @@ func (d *Driver) start(t driver.Task) error {
 	if string(answer) == "ok" {
 		return nil
 	}
+	var step, errno int
+	if n, _ := fmt.Sscanf(string(answer), "step %d %d", &step, &errno); n == 2 && first != nil {
+		why := first.Failed(step, syscall.Errno(errno))
+		st := driver.Status{ID: t.ID}
+		notStarted(&st, why)
+		return errors.Join(why, writeJSON(filepath.Join(dir, statusFile), st))
+	}
 	kind, text, _ := strings.Cut(string(answer), "\n")
 	if text == "" {
 		text = "its supervisor ended early"
 	}
 	return fault.New(fault.ParseKind(kind), "%s", text)
+}
+
+// first has the program beside a task begin its first process, where the driver knows how.
+func (d *Driver) first(t *driver.Task, cmd *exec.Cmd, reaper string) (*First, error) {
+	if d.First == nil || t.TTY || t.Stdin || t.Leased {
+		return nil, nil
+	}
+	first := d.First(t, socketPath(d.RunDir, t.ID)+bodySuffix, reaper, [3]int{-1, begunStdout + toOtherEnd, begunStderr + toOtherEnd})
+	if first == nil {
+		return nil, nil
+	}
+	id, err := json.Marshal(t.ID)
+	if err != nil {
+		return nil, err
+	}
+	handed, err := handOver(first.Hand(filepath.Join(d.dir(t.ID), statusFile), fmt.Sprintf(`{"id":%s,"state":%q,"pid":`, id, driver.Running), `,"exitCode":0}`))
+	if err != nil {
+		return nil, err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, handed)
+	p, err := openPipes(false, false, true)
+	if err != nil {
+		return nil, err
+	}
+	cmd.ExtraFiles = append(cmd.ExtraFiles, p.outputs["stdout"], p.outputs["stderr"], p.files.Stdout, p.files.Stderr)
+	cmd.Args = append(cmd.Args, "begin")
+	return first, nil
+}
+
+// handOver makes a file of memory.
+func handOver(data []byte) (*os.File, error) {
+	fd, err := unix.MemfdCreate("tutti-begin", unix.MFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), "begin")
+	if _, err := f.Write(data); err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
+}
+
+// reap waits for a supervisor that was started with a PidFD, only so that it leaves no zombie while this agent lives: by the runtime's
+// poller, as to wait in the kernel takes a thread for each.
+func reap(cmd *exec.Cmd) {
+	fd := *cmd.SysProcAttr.PidFD
+	if fd < 0 { // a kernel before 5.4
+		cmd.Wait()
+		return
+	}
+	defer cmd.Process.Release()
+	unix.SetNonblock(fd, true) // what makes a file one for the poller
+	ended := os.NewFile(uintptr(fd), "supervisor")
+	defer ended.Close()
+	conn, err := ended.SyscallConn()
+	if err == nil {
+		err = conn.Read(func(uintptr) bool {
+			pid, err := unix.Wait4(cmd.Process.Pid, nil, unix.WNOHANG, nil)
+			return err != unix.EINTR && (err != nil || pid != 0)
+		})
+	}
+	if err != nil {
+		unix.Wait4(cmd.Process.Pid, nil, 0, nil)
+	}
 }
 
 // Status implements driver.Driver.

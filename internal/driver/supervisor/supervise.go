@@ -52,9 +52,24 @@ type supervisor struct {
 	status driver.Status
 }
 
+// Begun is the first process of a task, where that was begun before the supervisor; see First.
+type Begun struct {
+	PID int // 0: it was not
+	At  time.Time
+}
+
+// Files of a supervisor whose task's first process was begun before: what that was handed, and our ends of its standard files, whose
+// other ends follow.
+const (
+	begunHanded = 5
+	begunStdout = 6
+	begunStderr = 7
+	toOtherEnd  = 2
+)
+
 // Supervise is the whole life of a supervisor; args are those that follow its role. File descriptor
 // 3 tells the agent when the task has started, or why not. It returns the exit code.
-func Supervise(args []string, newBody NewBody) int {
+func Supervise(args []string, newBody NewBody, begun Begun) int {
 	dir, socket, reaper := args[0], args[1], args[2]
 	// Taken and left alone rather than ignored, which the task would inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
@@ -63,14 +78,19 @@ func Supervise(args []string, newBody NewBody) int {
 	unix.CloseOnExec(3)
 	unix.CloseOnExec(4) // the lock, which must end with this process
 	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
-	if err := s.start(socket, reaper, newBody); err != nil {
-		s.set(func(st *driver.Status) {
-			st.State, st.Error, st.Finished = driver.Exited, err.Error(), time.Now()
-			st.ExitCode = 126
-			if fault.Is(err, fault.NotFound) {
-				st.ExitCode = 127
-			}
-		})
+	if begun.PID > 0 {
+		unix.Close(begunHanded)
+		for _, fd := range []int{begunStdout, begunStderr} {
+			unix.CloseOnExec(fd)
+			unix.Close(fd + toOtherEnd)
+		}
+	}
+	if err := s.start(socket, reaper, newBody, begun); err != nil {
+		if begun.PID > 0 {
+			unix.Kill(begun.PID, unix.SIGKILL)
+			unix.Wait4(begun.PID, nil, 0, nil)
+		}
+		s.set(func(st *driver.Status) { notStarted(st, err) })
 		if s.body != nil {
 			s.body.Destroy() // what could not be started leaves little
 		}
@@ -86,6 +106,15 @@ func Supervise(args []string, newBody NewBody) int {
 	s.sayGoodbye()
 	os.Remove(socket)
 	return 0
+}
+
+// notStarted is the status of a task that could not be started.
+func notStarted(st *driver.Status, why error) {
+	st.State, st.PID, st.Error, st.Finished = driver.Exited, 0, why.Error(), time.Now()
+	st.ExitCode = 126
+	if fault.Is(why, fault.NotFound) {
+		st.ExitCode = 127
+	}
 }
 
 // lastWords is how long clients have to take what is still to be said to them.
@@ -112,7 +141,7 @@ func (s *supervisor) set(change func(*driver.Status)) {
 	}
 }
 
-func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
+func (s *supervisor) start(socket, reaper string, newBody NewBody, begun Begun) error {
 	if err := readJSON(filepath.Join(s.dir, taskFile), &s.task); err != nil {
 		return fmt.Errorf("read what to run: %w", err)
 	}
@@ -127,6 +156,9 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
 	os.Remove(socket)
 	if s.listener, err = net.Listen("unix", socket); err != nil {
 		return fmt.Errorf("listen for the agent: %w", err)
+	}
+	if begun.PID > 0 {
+		return s.adopt(begun)
 	}
 	p, err := openPipes(s.task.TTY, s.task.Stdin, true)
 	if err != nil {
@@ -144,10 +176,36 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody) error {
 		return err
 	}
 	s.stdin, s.console = p.stdin, p.files.Console
+	s.run(process, p.outputs, began)
+	return nil
+}
+
+// adopt takes over what was begun before.
+func (s *supervisor) adopt(begun Begun) error {
+	body, ok := s.body.(Adopter)
+	if !ok {
+		return fmt.Errorf("what was begun is of a kind that this program does not know: %T", s.body)
+	}
+	process, err := body.Adopt(begun.PID)
+	if err != nil {
+		return fmt.Errorf("take the first process over: %w", err)
+	}
+	outputs := map[string]*os.File{}
+	for stream, fd := range map[string]int{"stdout": begunStdout, "stderr": begunStderr} {
+		if err := unix.SetNonblock(fd, true); err != nil { // otherwise it would take a thread
+			return fmt.Errorf("take %s over: %w", stream, err)
+		}
+		outputs[stream] = os.NewFile(uintptr(fd), stream)
+	}
+	s.run(process, outputs, begun.At)
+	return nil
+}
+
+// run goes on with a first process that runs.
+func (s *supervisor) run(process Process, outputs map[string]*os.File, began time.Time) {
 	s.set(func(st *driver.Status) { st.State, st.PID, st.Started = driver.Running, process.PID(), began })
 	go s.serve(s.listener)
-	go s.watch(process, p.outputs)
-	return nil
+	go s.watch(process, outputs)
 }
 
 // watch collects the task's output and end, and ends the supervisor with it.

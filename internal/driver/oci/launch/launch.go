@@ -20,6 +20,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -207,7 +208,7 @@ func (p *Program) Run(flags uintptr) (*os.Process, error) {
 	pinned.steps, pinned.data = &p.steps[0], (*C.char)(unsafe.Pointer(&p.data[0]))
 	pid := int(C.tutti_launch(&pinned, C.int64_t(flags)))
 	if pid < 0 {
-		return nil, &Error{Step: "clone", Errno: syscall.Errno(-pid)}
+		return nil, p.Failure(-1, syscall.Errno(-pid))
 	}
 	if pinned.error == 0 {
 		return os.FindProcess(pid) // which it is, as nobody has waited for it
@@ -217,12 +218,52 @@ func (p *Program) Run(flags uintptr) (*os.Process, error) {
 			break
 		}
 	}
-	failed := int(pinned.failed)
-	e := &Error{Step: "end", Errno: syscall.Errno(pinned.error)}
-	if failed < len(p.names) {
-		e.Step, e.Exec = p.names[failed], p.steps[failed].call == C.EXECUTE
+	return nil, p.Failure(int(pinned.failed), syscall.Errno(pinned.error))
+}
+
+// Failure is the error of a step, by its number; below zero: of the birth of the process.
+func (p *Program) Failure(step int, errno syscall.Errno) *Error {
+	switch {
+	case step < 0:
+		return &Error{Step: "clone", Errno: errno}
+	case step < len(p.names):
+		return &Error{Step: p.names[step], Errno: errno, Exec: p.steps[step].call == C.EXECUTE}
 	}
-	return nil, e
+	return &Error{Step: "end", Errno: errno}
+}
+
+// A Record is a file that tells of a process that was begun: before its ID, and after the time, which follows as a
+// field "started" of JSON.
+type Record struct {
+	Path          string
+	Before, After string
+}
+
+// Files of a process that runs a program before all else.
+const (
+	AnswerFile = C.ANSWER_FILE // is told "step", its number and an errno where that fails, and the process ends
+	HandedFile = C.HANDED_FILE // what Hand made
+)
+
+// Hand writes the program down for another process of this program's kind, which gets it as HandedFile. When that is started with "begin"
+// as its last argument, it runs the program before anything of Go's, writes the record, and goes on.
+func (p *Program) Hand(flags uintptr, r Record) []byte {
+	h := C.struct_handed{
+		mark: C.HANDED_MARK, count: C.int64_t(len(p.steps)), flags: C.int64_t(flags),
+		temporary: C.int64_t(p.put([]byte(r.Path + ".new\x00"))), record: C.int64_t(p.put([]byte(r.Path + "\x00"))),
+		before: C.int64_t(p.put([]byte(r.Before + "\x00"))), after: C.int64_t(p.put([]byte(r.After + "\x00"))),
+	}
+	var out []byte
+	out = append(out, unsafe.Slice((*byte)(unsafe.Pointer(&h)), unsafe.Sizeof(h))...)
+	out = append(out, unsafe.Slice((*byte)(unsafe.Pointer(&p.steps[0])), uintptr(len(p.steps))*unsafe.Sizeof(p.steps[0]))...)
+	return append(out, p.data...)
+}
+
+// Begun returns the process that this one has begun by a program that was handed to it, and when; 0 when there was none.
+func Begun() (pid int, at time.Time) {
+	var id, since C.int64_t
+	C.tutti_begun(&id, &since)
+	return int(id), time.Unix(0, int64(since))
 }
 
 // FirstLimit is how many files this process might have open when it began: Go raises that, and what it starts
