@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"slices"
 	"strings"
 
@@ -18,6 +19,7 @@ import (
 // lister is a command that lists things of one sort.
 func lister[T any](g *globals, cmd *cobra.Command, list func(ctx context.Context, c *native.Client, args []string) ([]T, error), rows func(paint painter, v []T) *table) *cobra.Command {
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		debug.SetGCPercent(400) // a list is decoded, printed, and over
 		return g.with(cmd.Context(), func(c *native.Client) error {
 			v, err := list(cmd.Context(), c, args)
 			if err != nil {

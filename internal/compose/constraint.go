@@ -19,12 +19,12 @@ var signs = []struct {
 	{">=", model.AtLeast}, {"<=", model.AtMost}, {">", model.Greater}, {"<", model.Less},
 }
 
-var wordy = regexp.MustCompile(`^\s*(\S+)\s+(in|not in|exists|not exists)\b\s*(?:\((.*)\))?\s*$`)
+var wordy = lazily(`^\s*(\S+)\s+(in|not in|exists|not exists)\b\s*(?:\((.*)\))?\s*$`)
 
 // constraint reads "node.role==manager" and the like.
 func (o *one) constraint(key, text string) (c model.Constraint, ok bool) {
 	at := func(format string, args ...any) { o.at(fault.Invalid, key, []string{text}, format, args...) }
-	if m := wordy.FindStringSubmatch(text); m != nil {
+	if m := wordy().FindStringSubmatch(text); m != nil {
 		c.Key = m[1]
 		for v := range strings.SplitSeq(m[3], ",") {
 			if v = strings.TrimSpace(v); v != "" {
@@ -90,7 +90,7 @@ func nodeValue(key, value string, operator model.Operator) (word, problem string
 	return value, ""
 }
 
-var number = regexp.MustCompile(`^(v[0-9]+(\.[0-9]+)*|-?[0-9]+(\.[0-9]+)?)$`)
+var number = lazily(`^(v[0-9]+(\.[0-9]+)*|-?[0-9]+(\.[0-9]+)?)$`)
 
 func valueProblem(c *model.Constraint) string {
 	switch c.Operator {
@@ -99,7 +99,7 @@ func valueProblem(c *model.Constraint) string {
 			return fmt.Sprintf("%q is no regular expression (%v)", c.Values[0], err)
 		}
 	case model.Less, model.AtMost, model.Greater, model.AtLeast:
-		if !number.MatchString(c.Values[0]) {
+		if !number().MatchString(c.Values[0]) {
 			return fmt.Sprintf("%q is neither a number nor a version such as v6.1", c.Values[0])
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"io"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"sync"
 
@@ -38,7 +37,7 @@ func (s *sources) load(ctx context.Context, set *settings) (project *types.Proje
 		})
 	})
 	for _, text := range said {
-		if strings.Contains(text, "the attribute `version` is obsolete") || unsetVariable.MatchString(text) {
+		if strings.Contains(text, "the attribute `version` is obsolete") || unsetVariable().MatchString(text) {
 			continue // said better already, with the line
 		}
 		n := s.explainText(text)
@@ -48,13 +47,13 @@ func (s *sources) load(ctx context.Context, set *settings) (project *types.Proje
 	return project, err
 }
 
-var unsetVariable = regexp.MustCompile(`^The "([^"]+)" variable is not set\. Defaulting`)
+var unsetVariable = lazily(`^The "([^"]+)" variable is not set\. Defaulting`)
 
 // hearVariables runs what reads files of variables, and notes those that the files use without a
 // value.
 func (s *sources) hearVariables(what string, do func()) {
 	for _, text := range hear(do) {
-		if m := unsetVariable.FindStringSubmatch(text); m != nil {
+		if m := unsetVariable().FindStringSubmatch(text); m != nil {
 			text = what + " uses the variable " + m[1] + ", which is not set; it is taken as empty"
 		}
 		s.note(note{text: text, mild: true})

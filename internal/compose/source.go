@@ -7,7 +7,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,13 +141,13 @@ func reason(err error) string {
 	return err.Error()
 }
 
-var yamlLine = regexp.MustCompile(`(?s)^(?:(.*): )?(?:line (\d+)(?:, column \d+)?|<unknown position>): (.*)$`)
+var yamlLine = lazily(`(?s)^(?:(.*): )?(?:line (\d+)(?:, column \d+)?|<unknown position>): (.*)$`)
 
 // syntaxError reads where a YAML error is. The library's parser counts lines from nought, its
 // scanner from one.
 func syntaxError(err error) (line int, text string) {
 	text = strings.TrimPrefix(err.Error(), "yaml: ")
-	m := yamlLine.FindStringSubmatch(text)
+	m := yamlLine().FindStringSubmatch(text)
 	if m == nil {
 		return 0, text
 	}
