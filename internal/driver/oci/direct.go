@@ -16,6 +16,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/configs"
 	"github.com/opencontainers/runc/libcontainer/configs/validate"
 	"github.com/opencontainers/runc/libcontainer/system"
+	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
@@ -32,7 +33,7 @@ type direct struct {
 	lib *container // what is executed later; its c is nil until it is asked for
 
 	mu      sync.Mutex
-	first   *os.Process // once it was started, until it was waited for
+	first   int // the ID of the first process once it was started, until it was waited for: then 0
 	started bool
 }
 
@@ -87,23 +88,15 @@ func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
 	if err != nil {
 		return nil, d.notBegun(err)
 	}
-	return d.adopt(first), nil
+	return d.Adopt(first), nil
 }
 
 // Adopt implements supervisor.Adopter.
-func (d *direct) Adopt(pid int) (supervisor.Process, error) {
-	first, err := os.FindProcess(pid) // which it is, as nobody has waited for it
-	if err != nil {
-		return nil, err
-	}
-	return d.adopt(first), nil
-}
-
-func (d *direct) adopt(first *os.Process) supervisor.Process {
+func (d *direct) Adopt(pid int) supervisor.Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.first, d.started = first, true
-	return &directProcess{first, d, d.lib.strays.leave(first.Pid)}
+	d.first, d.started = pid, true
+	return &directProcess{pid, d, d.lib.strays.leave(pid)}
 }
 
 // prepareFirst has a container begun before its supervisor is there: nil where that has to do it, be it that steps do not know all, be it
@@ -137,44 +130,48 @@ func prepareFirst(t *driver.Task, dir, reaper string, files [3]int) *supervisor.
 }
 
 type directProcess struct {
-	*os.Process
+	pid   int
 	d     *direct
 	ended func()
 }
 
 // PID implements supervisor.Process.
-func (p *directProcess) PID() int { return p.Pid }
+func (p *directProcess) PID() int { return p.pid }
 
 // Wait implements supervisor.Process.
-func (p *directProcess) Wait() (syscall.WaitStatus, error) {
-	state, err := p.Process.Wait()
-	p.ended()
-	p.d.mu.Lock()
-	p.d.first = nil
-	p.d.mu.Unlock()
-	if err != nil {
-		return 0, err
+func (p *directProcess) Wait() (ws syscall.WaitStatus, err error) {
+	defer p.ended()
+	again := func(call func() error) error {
+		for {
+			if err := call(); err != unix.EINTR {
+				return err
+			}
+		}
 	}
-	return state.Sys().(syscall.WaitStatus), nil
+	// Its ID is its own until it is waited for, and then nobody is to send it a signal any more.
+	if err := again(func() error { return unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) }); err != nil {
+		return 0, os.NewSyscallError("waitid", err)
+	}
+	p.d.mu.Lock()
+	defer p.d.mu.Unlock()
+	p.d.first = 0
+	err = again(func() error { _, err := syscall.Wait4(p.pid, &ws, 0, nil); return err })
+	return ws, os.NewSyscallError("wait4", err)
 }
 
 // Kill implements supervisor.Body.
 func (d *direct) Kill() error {
 	d.mu.Lock()
-	first, started := d.first, d.started
-	d.mu.Unlock()
+	defer d.mu.Unlock()
 	switch {
-	case !started: // it may be on its way
+	case !d.started: // it may be on its way
 		return cgroup.KillAll(d.group)
-	case first == nil: // and with it all others
+	case d.first == 0: // and with it all others
 		return nil
 	}
-	err := first.Kill()
+	err := unix.Kill(d.first, unix.SIGKILL)
 	d.Resume() // a frozen one cannot die; one that is not frozen is no error
-	if errors.Is(err, os.ErrProcessDone) {
-		return nil
-	}
-	return err
+	return os.NewSyscallError("kill", err)
 }
 
 // Pause implements supervisor.Body.
@@ -213,10 +210,10 @@ func (d *direct) join() error {
 	switch {
 	case d.lib.c != nil:
 		return nil
-	case d.first == nil:
+	case d.first == 0:
 		return errors.New("the container has ended")
 	}
-	err := d.writeState(d.first.Pid)
+	err := d.writeState(d.first)
 	if err == nil {
 		d.lib.c, err = libcontainer.Load(d.lib.dir, containerID)
 	}

@@ -40,7 +40,7 @@ type Signaller interface {
 // Adopter is a Body whose first process may have been begun before there was a supervisor; see First.
 type Adopter interface {
 	// Adopt is given that process instead of a call of Start.
-	Adopt(pid int) (Process, error)
+	Adopt(pid int) Process
 }
 
 // First is how the first process of a task is begun by the program beside it before that does anything else.

@@ -168,7 +168,7 @@ func (d *Driver) start(t driver.Task) error {
 	// when the last holder has ended.
 	cmd := &exec.Cmd{
 		Path: d.helper.Path(), Args: []string{"tutti", d.Role, dir, socketPath(d.RunDir, t.ID), reaper},
-		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=2"}, Dir: "/",
+		Env: []string{"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "GOMAXPROCS=1"}, Dir: "/",
 		Stderr: errorLog, ExtraFiles: []*os.File{child, lock},
 		SysProcAttr: &syscall.SysProcAttr{Setsid: true, PidFD: new(int)},
 	}

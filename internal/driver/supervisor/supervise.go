@@ -186,10 +186,6 @@ func (s *supervisor) adopt(begun Begun) error {
 	if !ok {
 		return fmt.Errorf("what was begun is of a kind that this program does not know: %T", s.body)
 	}
-	process, err := body.Adopt(begun.PID)
-	if err != nil {
-		return fmt.Errorf("take the first process over: %w", err)
-	}
 	outputs := map[string]*os.File{}
 	for stream, fd := range map[string]int{"stdout": begunStdout, "stderr": begunStderr} {
 		if err := unix.SetNonblock(fd, true); err != nil { // otherwise it would take a thread
@@ -197,7 +193,7 @@ func (s *supervisor) adopt(begun Begun) error {
 		}
 		outputs[stream] = os.NewFile(uintptr(fd), stream)
 	}
-	s.run(process, outputs, begun.At)
+	s.run(body.Adopt(begun.PID), outputs, begun.At)
 	return nil
 }
 

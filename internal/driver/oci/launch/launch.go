@@ -16,7 +16,6 @@ import "C"
 import (
 	"encoding/binary"
 	"fmt"
-	"os"
 	"runtime"
 	"strings"
 	"syscall"
@@ -197,28 +196,28 @@ func (e *Error) Error() string { return e.Step + ": " + e.Errno.Error() }
 func (e *Error) Unwrap() error { return e.Errno }
 
 // Run starts a process by the program, in new namespaces where flags has such of clone(2), and returns once it has
-// executed what it is for. The calling thread waits meanwhile, others go on. When the process has failed it
+// executed what it is for, with its ID. The calling thread waits meanwhile, others go on. When the process has failed it
 // was waited for, and the error is an *Error. A program can be run once.
-func (p *Program) Run(flags uintptr) (*os.Process, error) {
+func (p *Program) Run(flags uintptr) (pid int, err error) {
 	pinned := C.struct_program{count: C.int64_t(len(p.steps))}
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	pin.Pin(&p.steps[0])
 	pin.Pin(&p.data[0])
 	pinned.steps, pinned.data = &p.steps[0], (*C.char)(unsafe.Pointer(&p.data[0]))
-	pid := int(C.tutti_launch(&pinned, C.int64_t(flags)))
+	pid = int(C.tutti_launch(&pinned, C.int64_t(flags)))
 	if pid < 0 {
-		return nil, p.Failure(-1, syscall.Errno(-pid))
+		return 0, p.Failure(-1, syscall.Errno(-pid))
 	}
 	if pinned.error == 0 {
-		return os.FindProcess(pid) // which it is, as nobody has waited for it
+		return pid, nil
 	}
 	for {
 		if _, err := unix.Wait4(pid, nil, 0, nil); err != unix.EINTR {
 			break
 		}
 	}
-	return nil, p.Failure(int(pinned.failed), syscall.Errno(pinned.error))
+	return 0, p.Failure(int(pinned.failed), syscall.Errno(pinned.error))
 }
 
 // Failure is the error of a step, by its number; below zero: of the birth of the process.

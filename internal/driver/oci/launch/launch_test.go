@@ -23,7 +23,7 @@ func said(t *testing.T, p *Program, w, r *os.File) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := child.Wait(); err != nil {
+	if _, err := unix.Wait4(child, nil, 0, nil); err != nil {
 		t.Fatal(err)
 	}
 	return string(out)
