@@ -17,7 +17,7 @@ import (
 func TestLeasesAreShortWhereSignsOfLifeAreFrequent(t *testing.T) {
 	inWatched(t, func(w *watched) {
 		a := dispatch.Beat{NodeID: "a", Session: "s1", Told: true}
-		w.beat(a, time.Second)
+		w.beat(a, 500*time.Millisecond)
 		h := w.Hear([]dispatch.Beat{a})
 		if h.Lease != dispatch.ShortLease || len(h.Refused) > 0 {
 			t.Errorf("a node of two hears %+v", h)

@@ -11,7 +11,7 @@ const LongestLease = 5 * time.Second
 
 // ShortLease is how long it is where signs of life are frequent: many of them, and long enough for a new
 // leader to be elected and to hear of the nodes, and for a network that is away for a moment or a host that is very busy.
-const ShortLease = 3 * time.Second
+const ShortLease = 4 * time.Second
 
 // fenceMargin is added to a lease before what ran under it is started elsewhere: for clocks that do
 // not run alike, and for the moment that a kill takes on a busy host.
