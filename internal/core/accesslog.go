@@ -95,43 +95,34 @@ func (c *Core) pastAccess(ctx context.Context, r wire.AccessRequest) ([]AccessLi
 	}
 	var (
 		mu   sync.Mutex
-		wg   sync.WaitGroup
 		all  []AccessLine
 		errs []error
 	)
 	read := map[string]time.Time{}
-	room := make(chan struct{}, usageAtOnce*8)
-	for n := range store.List[*model.Node](c.Store.Snapshot()) {
-		wg.Go(func() {
-			room <- struct{}{}
-			defer func() { <-room }()
-			ctx, cancel := context.WithTimeout(ctx, accessPatience)
-			defer cancel()
-			until := r.Options.Since
-			err := c.Remote.AccessLog(ctx, n.ID, r, func(e driver.LogEntry) error {
-				until = e.Time.Add(1)
-				l, ok := accessLine(n.Name, &e)
-				if !ok {
-					return nil
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				if len(all) >= maxCollected {
-					return fault.New(fault.Exhausted, "more than %d lines; use --tail or --since", maxCollected)
-				}
-				all = append(all, l)
+	together(ctx, store.List[*model.Node](c.Store.Snapshot()), usageAtOnce*8, accessPatience, func(ctx context.Context, n *model.Node) {
+		until := r.Options.Since
+		err := c.Remote.AccessLog(ctx, n.ID, r, func(e driver.LogEntry) error {
+			until = e.Time.Add(1)
+			l, ok := accessLine(n.Name, &e)
+			if !ok {
 				return nil
-			})
+			}
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
-				errs = append(errs, fmt.Errorf("access log of %s: %w", n.Name, err))
-				return
+			if len(all) >= maxCollected {
+				return fault.New(fault.Exhausted, "more than %d lines; use --tail or --since", maxCollected)
 			}
-			read[n.ID] = until
+			all = append(all, l)
+			return nil
 		})
-	}
-	wg.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			errs = append(errs, fmt.Errorf("access log of %s: %w", n.Name, err))
+			return
+		}
+		read[n.ID] = until
+	})
 	slices.SortStableFunc(all, func(a, b AccessLine) int { return a.Time.Compare(b.Time) })
 	if last >= 0 {
 		all = all[max(0, len(all)-last):]

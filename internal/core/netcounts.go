@@ -62,25 +62,16 @@ func (c *Core) NetCounts(ctx context.Context, who Caller, ref string) (NetCounts
 		counted.about = &f
 	}
 	var mu sync.Mutex
-	var wg sync.WaitGroup
 	out := NetCounts{Services: []ServiceCount{}}
-	room := make(chan struct{}, usageAtOnce)
-	for n := range store.List[*model.Node](c.Store.Snapshot()) {
-		wg.Go(func() {
-			room <- struct{}{}
-			defer func() { <-room }()
-			ctx, cancel := context.WithTimeout(ctx, netMapPatience)
-			defer cancel()
-			reply, err := c.Remote.Counts(ctx, n.ID)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				out.Silent = append(out.Silent, fmt.Sprintf("%s: %v", n.Name, err))
-			}
-			out.Services = append(out.Services, counted.of(n.Name, &reply)...)
-		})
-	}
-	wg.Wait()
+	together(ctx, store.List[*model.Node](c.Store.Snapshot()), usageAtOnce, netMapPatience, func(ctx context.Context, n *model.Node) {
+		reply, err := c.Remote.Counts(ctx, n.ID)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			out.Silent = append(out.Silent, fmt.Sprintf("%s: %v", n.Name, err))
+		}
+		out.Services = append(out.Services, counted.of(n.Name, &reply)...)
+	})
 	slices.SortFunc(out.Services, func(a, b ServiceCount) int {
 		return cmp.Or(cmp.Compare(a.Namespace, b.Namespace), cmp.Compare(a.Service, b.Service), cmp.Compare(a.Entrance, b.Entrance), cmp.Compare(a.Node, b.Node))
 	})

@@ -88,26 +88,18 @@ func (c *Core) NetMap(ctx context.Context, who Caller, q NetMapQuestion) (NetMap
 	m := &mapping{question: q, about: about, edges: map[NetEdge]*NetEdge{}, counts: map[string]*NetCount{}}
 	m.read(seen, snap)
 	var mu sync.Mutex
-	var wg sync.WaitGroup
-	room := make(chan struct{}, usageAtOnce*8) // a node takes the whole span
-	for n := range store.List[*model.Node](snap) {
-		wg.Go(func() {
-			room <- struct{}{}
-			defer func() { <-room }()
-			ctx, cancel := context.WithTimeout(ctx, q.For+netMapPatience)
-			defer cancel()
-			flows, err := c.Remote.Flows(ctx, n.ID, q.For)
-			mu.Lock()
-			defer mu.Unlock()
-			if err != nil {
-				m.silent = append(m.silent, fmt.Sprintf("%s: %v", n.Name, err))
-			}
-			for i := range flows {
-				m.add(n.Name, &flows[i])
-			}
-		})
-	}
-	wg.Wait()
+	// A node takes the whole span.
+	together(ctx, store.List[*model.Node](snap), usageAtOnce*8, q.For+netMapPatience, func(ctx context.Context, n *model.Node) {
+		flows, err := c.Remote.Flows(ctx, n.ID, q.For)
+		mu.Lock()
+		defer mu.Unlock()
+		if err != nil {
+			m.silent = append(m.silent, fmt.Sprintf("%s: %v", n.Name, err))
+		}
+		for i := range flows {
+			m.add(n.Name, &flows[i])
+		}
+	})
 	return m.result(), ctx.Err()
 }
 

@@ -2,6 +2,7 @@ package core
 
 import (
 	"context"
+	"maps"
 	"sync"
 	"time"
 
@@ -59,36 +60,28 @@ func (c *Core) Sizes(ctx context.Context, who Caller, tasks []TaskRef, volumes [
 		}
 	}
 	var mu sync.Mutex
-	room := make(chan struct{}, usageAtOnce)
-	var wg sync.WaitGroup
-	for node, r := range asked {
-		wg.Go(func() {
-			room <- struct{}{}
-			defer func() { <-room }()
-			ctx, cancel := context.WithTimeout(ctx, sizesPatience)
-			defer cancel()
-			reply, err := c.Remote.Sizes(ctx, node, *r)
-			if err == nil && (len(reply.Tasks) != len(r.Tasks) || len(reply.Volumes) != len(r.Volumes)) {
-				err = fault.New(fault.Internal, "node %s did not answer for all that it was asked for", node)
+	together(ctx, maps.Keys(asked), usageAtOnce, sizesPatience, func(ctx context.Context, node string) {
+		r := asked[node]
+		reply, err := c.Remote.Sizes(ctx, node, *r)
+		if err == nil && (len(reply.Tasks) != len(r.Tasks) || len(reply.Volumes) != len(r.Volumes)) {
+			err = fault.New(fault.Internal, "node %s did not answer for all that it was asked for", node)
+		}
+		if err != nil {
+			c.Log.Debug("sizes of files are not known", "node", node, "error", err)
+			return
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		for n, size := range reply.Tasks {
+			if size.Total != wire.UnknownSize {
+				out.Tasks[r.Tasks[n]] = size
 			}
-			if err != nil {
-				c.Log.Debug("sizes of files are not known", "node", node, "error", err)
-				return
+		}
+		for n, size := range reply.Volumes {
+			if size != wire.UnknownSize {
+				out.Volumes[r.Volumes[n]] = size
 			}
-			mu.Lock()
-			defer mu.Unlock()
-			for n, size := range reply.Tasks {
-				if size.Total != wire.UnknownSize {
-					out.Tasks[r.Tasks[n]] = size
-				}
-			}
-			for n, size := range reply.Volumes {
-				if size != wire.UnknownSize {
-					out.Volumes[r.Volumes[n]] = size
-				}
-			}
-		})
-	}
-	wg.Wait()
+		}
+	})
 	return out, ctx.Err()
 }
