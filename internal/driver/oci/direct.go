@@ -4,8 +4,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -20,7 +22,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/oci/launch"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 )
 
@@ -88,16 +90,31 @@ func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
 	if err != nil {
 		return nil, d.notBegun(err)
 	}
-	return d.Adopt(first), nil
+	return d.Adopt(first, nil), nil
 }
 
 // Adopt implements supervisor.Adopter.
-func (d *direct) Adopt(pid int) supervisor.Process {
+func (d *direct) Adopt(pid int, ended *syscall.WaitStatus) supervisor.Process {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.first, d.started = pid, true
+	if d.started = true; ended != nil {
+		return endedProcess{pid, *ended}
+	}
+	d.first = pid
 	return &directProcess{pid, d, d.lib.strays.leave(pid)}
 }
+
+// endedProcess is one that was waited for.
+type endedProcess struct {
+	pid    int
+	status syscall.WaitStatus
+}
+
+// PID implements supervisor.Process.
+func (p endedProcess) PID() int { return p.pid }
+
+// Wait implements supervisor.Process.
+func (p endedProcess) Wait() (syscall.WaitStatus, error) { return p.status, nil }
 
 // prepareFirst has a container begun before its supervisor is there: nil where that has to do it, be it that steps do not know all, be it
 // to say what is wrong.
@@ -119,14 +136,24 @@ func prepareFirst(t *driver.Task, dir, reaper string, files [3]int) *supervisor.
 		return nil
 	}
 	return &supervisor.First{
-		Hand: func(record, before, after string) []byte {
-			return p.Hand(flags, launch.Record{Path: record, Before: before, After: after})
+		Hand: func(w launch.Watch) []byte {
+			w.Groups, w.OOM = groupsOf(d.group)
+			return p.Hand(flags, w)
 		},
 		Failed: func(step int, errno syscall.Errno) error {
 			d.Destroy()
 			return d.notBegun(p.Failure(step, errno))
 		},
 	}
+}
+
+// groupsOf returns the directories of a cgroup, and the file that counts who was killed in it for want of memory.
+func groupsOf(m cgroups.Manager) (dirs []string, oom string) {
+	dirs = slices.Sorted(maps.Values(m.GetPaths()))
+	if oom = filepath.Join(m.Path("memory"), "memory.oom_control"); cgroups.IsCgroup2UnifiedMode() {
+		oom = filepath.Join(m.Path(""), "memory.events")
+	}
+	return slices.Compact(dirs), oom
 }
 
 type directProcess struct {

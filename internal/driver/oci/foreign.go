@@ -79,7 +79,8 @@ func newForeign(t *driver.Task, dir, reaper string) (supervisor.Body, error) {
 
 // cgroupOf looks at the cgroup of a container that is another program's to make.
 func cgroupOf(t *driver.Task) (cgroups.Manager, error) {
-	m, err := manager.New(&cgroups.Cgroup{Path: filepath.Join(t.CgroupParent, t.ID), Resources: &cgroups.Resources{SkipDevices: true}})
+	path := filepath.Join(t.CgroupParent, t.ID)
+	m, err := manager.NewWithPaths(&cgroups.Cgroup{Path: path, Resources: &cgroups.Resources{SkipDevices: true}}, t.Cgroups.Paths(path))
 	if err != nil {
 		return nil, fmt.Errorf("find the container's cgroup: %w", err)
 	}

@@ -14,7 +14,7 @@ import (
 	"github.com/opencontainers/runc/libcontainer/seccomp"
 
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/oci/launch"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -30,7 +30,7 @@ type Config struct {
 // New returns a driver over whatever an earlier one left in the directories.
 func New(c Config) (*supervisor.Driver, error) {
 	return supervisor.New(supervisor.Config{
-		StateDir: c.StateDir, RunDir: c.RunDir, Log: c.Log, Role: superviseArg, Bury: bury, First: prepareFirst,
+		StateDir: c.StateDir, RunDir: c.RunDir, Log: c.Log, Role: superviseArg, Bury: bury, First: prepareFirst, Usage: usageOf,
 		Check: func(t *driver.Task) (err error) {
 			if t.Runtime != "" {
 				t.RuntimePath, err = c.Runtimes.Find(t.Runtime)
@@ -120,8 +120,7 @@ func Reexec(args []string) bool {
 	case compileArg:
 		os.Exit(beCompiler())
 	case superviseArg:
-		pid, at := launch.Begun()
-		os.Exit(supervisor.Supervise(args[2:], newBody, supervisor.Begun{PID: pid, At: at}))
+		os.Exit(supervisor.Supervise(args[2:], newBody, launch.TakeOver()))
 	}
 	return false
 }

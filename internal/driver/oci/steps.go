@@ -20,7 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/oci/launch"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"

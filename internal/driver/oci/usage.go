@@ -13,7 +13,19 @@ import (
 // usage is what a container's cgroup tells of it.
 type usage struct{ group cgroups.Manager }
 
-// Stats implements supervisor.Body.
+// usageOf finds the cgroup of a container. One of another runtime may be a machine of its own, whose runtime is to be asked.
+func usageOf(t *driver.Task) (supervisor.Usage, error) {
+	if t.Runtime != "" {
+		return nil, nil
+	}
+	m, err := cgroupOf(t)
+	if err != nil {
+		return nil, err
+	}
+	return usage{m}, nil
+}
+
+// Stats implements supervisor.Usage.
 func (u usage) Stats() (*driver.Stats, error) {
 	st, err := u.group.GetStats()
 	if err != nil {
@@ -22,7 +34,7 @@ func (u usage) Stats() (*driver.Stats, error) {
 	return supervisor.StatsOf(st), nil
 }
 
-// Members implements supervisor.Body.
+// Members implements supervisor.Usage.
 func (u usage) Members() ([]int, error) { return cgroup.Members(u.group) }
 
 // OutOfMemory implements supervisor.Body.

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/fault"
 )
@@ -51,7 +52,7 @@ func Reexec(args []string) bool {
 	case stepArg:
 		os.Exit(beStep())
 	case superviseArg:
-		os.Exit(supervisor.Supervise(args[2:], newBody, supervisor.Begun{}))
+		os.Exit(supervisor.Supervise(args[2:], newBody, launch.Begun{}))
 	}
 	return false
 }

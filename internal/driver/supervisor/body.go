@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 )
 
 // Body is what a supervisor watches over: the processes of one task.
@@ -20,14 +21,19 @@ type Body interface {
 	Resume() error
 	// Update bounds the task as t is bounded, which differs in nothing else from the task that was started.
 	Update(t *driver.Task) error
-	Stats() (*driver.Stats, error)
-	// Members returns the process IDs of everything that runs in the task.
-	Members() ([]int, error)
+	Usage
 	// OutOfMemory reports whether the kernel killed a process of the task for want of memory; it is
 	// asked after the first process has failed or was killed.
 	OutOfMemory() bool
 	// Destroy frees what the task held, once nothing of it runs.
 	Destroy() error
+}
+
+// Usage is what a task uses up.
+type Usage interface {
+	Stats() (*driver.Stats, error)
+	// Members returns the process IDs of everything that runs in the task.
+	Members() ([]int, error)
 }
 
 // Signaller is a Body whose first process is not everywhere reached by its process ID, such as one
@@ -39,15 +45,14 @@ type Signaller interface {
 
 // Adopter is a Body whose first process may have been begun before there was a supervisor; see First.
 type Adopter interface {
-	// Adopt is given that process instead of a call of Start.
-	Adopt(pid int) Process
+	// Adopt is given that process instead of a call of Start, and how it ended if it was waited for already.
+	Adopt(pid int, ended *syscall.WaitStatus) Process
 }
 
-// First is how the first process of a task is begun by the program beside it before that does anything else.
+// First is how the first process of a task is begun, and watched, by the program beside it before that does anything else.
 type First struct {
-	// Hand returns what that program is handed for it. It keeps a record of the process at a path: what is before, the
-	// process ID, a field of JSON that tells when it began, and what is after.
-	Hand func(record, before, after string) []byte
+	// Hand returns what that program is handed for it, when it knows from w of all but the task's cgroups.
+	Hand func(w launch.Watch) []byte
 	// Failed frees what was made for the process, and says why it could not be begun.
 	Failed func(step int, errno syscall.Errno) error
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/helper"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -41,6 +42,8 @@ type Config struct {
 	// task's body. dir and reaper are those that NewBody gets, files the descriptors in that program of the process's
 	// standard files, below zero for none.
 	First func(t *driver.Task, dir, reaper string, files [3]int) *First
+	// Usage finds what a task uses up, where that can be seen from outside of it; nil, or nothing returned: its supervisor is asked.
+	Usage func(t *driver.Task) (Usage, error)
 	// Bury ends and frees what a task had whose supervisor was killed; dir is the one that Body got.
 	Bury func(t *driver.Task, dir string)
 }
@@ -218,15 +221,16 @@ func (d *Driver) first(t *driver.Task, cmd *exec.Cmd, reaper string) (*First, er
 	if d.First == nil || t.TTY || t.Stdin || t.Leased {
 		return nil, nil
 	}
-	first := d.First(t, socketPath(d.RunDir, t.ID)+bodySuffix, reaper, [3]int{-1, begunStdout + toOtherEnd, begunStderr + toOtherEnd})
+	socket := socketPath(d.RunDir, t.ID)
+	first := d.First(t, socket+bodySuffix, reaper, [3]int{-1, launch.OutputFile, launch.ErrorsFile})
 	if first == nil {
 		return nil, nil
 	}
-	id, err := json.Marshal(t.ID)
+	w, err := watchOf(t, d.dir(t.ID), socket)
 	if err != nil {
 		return nil, err
 	}
-	handed, err := handOver(first.Hand(filepath.Join(d.dir(t.ID), statusFile), fmt.Sprintf(`{"id":%s,"state":%q,"pid":`, id, driver.Running), `,"exitCode":0}`))
+	handed, err := handOver(first.Hand(w))
 	if err != nil {
 		return nil, err
 	}
@@ -238,6 +242,33 @@ func (d *Driver) first(t *driver.Task, cmd *exec.Cmd, reaper string) (*First, er
 	cmd.ExtraFiles = append(cmd.ExtraFiles, p.outputs["stdout"], p.outputs["stderr"], p.files.Stdout, p.files.Stderr)
 	cmd.Args = append(cmd.Args, "begin")
 	return first, nil
+}
+
+// watchOf is how the first process of a task is watched before there is a supervisor, which does the same.
+func watchOf(t *driver.Task, dir, socket string) (w launch.Watch, err error) {
+	id, err := json.Marshal(t.ID)
+	if err != nil {
+		return w, err
+	}
+	w = launch.Watch{
+		Record:  filepath.Join(dir, statusFile),
+		Running: fmt.Sprintf(`{"id":%s,"state":%q,"pid":`, id, driver.Running),
+		Ended:   fmt.Sprintf(`{"id":%s,"state":%q`, id, driver.Exited),
+		Socket:  socket,
+	}
+	w.Log, w.LogRoom = tasklog.File(dir, t.Log)
+	for _, m := range []struct {
+		to      *[]byte
+		message any
+	}{
+		{&w.Wait, request{Op: "wait"}}, {&w.Kill, request{Op: "kill"}}, {&w.Signal, request{Op: "signal", Signal: 1}}, {&w.Done, output{Done: true}},
+	} {
+		if *m.to, err = cbor.Marshal(m.message); err != nil {
+			return w, err
+		}
+	}
+	w.Signal = w.Signal[:len(w.Signal)-1] // without the number
+	return w, nil
 }
 
 // handOver makes a file of memory.
@@ -381,7 +412,7 @@ func (d *Driver) connect(ctx context.Context, id string) (net.Conn, error) {
 		return nil, err
 	}
 	if st.State == driver.Exited {
-		return nil, fault.New(fault.Unavailable, "task %s is not running", id)
+		return nil, errNotRunning(id)
 	}
 	for n := 0; ; n++ {
 		c, err := new(net.Dialer).DialContext(ctx, "unix", socketPath(d.RunDir, id))
@@ -393,7 +424,7 @@ func (d *Driver) connect(ctx context.Context, id string) (net.Conn, error) {
 		}
 		time.Sleep(10 * time.Millisecond) // it is just starting, or just ending
 		if st, err := d.Status(ctx, id); err == nil && st.State == driver.Exited {
-			return nil, fault.New(fault.Unavailable, "task %s is not running", id)
+			return nil, errNotRunning(id)
 		}
 	}
 }
@@ -464,8 +495,35 @@ func (d *Driver) Update(ctx context.Context, id string, b model.Bounds) error {
 	return err
 }
 
+// usage looks at what runs from here: for that, no supervisor needs to be more than it is. nil: it is to be asked.
+func (d *Driver) usage(ctx context.Context, id string) (Usage, error) {
+	st, err := d.Status(ctx, id)
+	if err != nil || d.Usage == nil {
+		return nil, err
+	}
+	if st.State == driver.Exited {
+		return nil, errNotRunning(id)
+	}
+	var t driver.Task
+	if err := readJSON(filepath.Join(d.dir(id), taskFile), &t); err != nil {
+		return nil, fmt.Errorf("read what task %s was made of: %w", id, err)
+	}
+	return d.Usage(&t)
+}
+
 // Stats implements driver.Driver.
 func (d *Driver) Stats(ctx context.Context, id string) (driver.Stats, error) {
+	u, err := d.usage(ctx, id)
+	if err != nil {
+		return driver.Stats{}, err
+	}
+	if u != nil {
+		st, err := u.Stats()
+		if err != nil {
+			return driver.Stats{}, d.unlessEnded(ctx, id, err)
+		}
+		return *st, nil
+	}
 	o, err := d.call(ctx, id, request{Op: "stats"})
 	if err != nil || o.Stats == nil {
 		return driver.Stats{}, err
@@ -475,8 +533,31 @@ func (d *Driver) Stats(ctx context.Context, id string) (driver.Stats, error) {
 
 // Processes implements driver.Driver.
 func (d *Driver) Processes(ctx context.Context, id string) ([]driver.Process, error) {
+	u, err := d.usage(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if u != nil {
+		out, err := processesOf(u)
+		return out, d.unlessEnded(ctx, id, err)
+	}
 	o, err := d.call(ctx, id, request{Op: "processes"})
 	return o.Processes, err
+}
+
+func errNotRunning(id string) error {
+	return fault.New(fault.Unavailable, "task %s is not running", id)
+}
+
+// unlessEnded tells of a task that has ended, rather than of what could not be read of it then.
+func (d *Driver) unlessEnded(ctx context.Context, id string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if st, serr := d.Status(ctx, id); serr == nil && st.State == driver.Exited {
+		return errNotRunning(id)
+	}
+	return err
 }
 
 // Logs implements driver.Driver.

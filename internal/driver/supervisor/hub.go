@@ -4,6 +4,8 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/tutti-run/tutti/internal/driver/launch"
 )
 
 // hub passes a task's output on to everybody attached. One that does not keep up is cut off: it
@@ -28,6 +30,23 @@ const (
 
 func newHub() *hub {
 	return &hub{subs: map[chan output]struct{}{}, early: []output{}, born: time.Now()}
+}
+
+// resumeHub returns a hub that goes on with one that knew a task since it was born, and has the early output that it had.
+func resumeHub(born time.Time, early []launch.Piece) *hub {
+	h := &hub{subs: map[chan output]struct{}{}, born: born}
+	if early == nil {
+		return h
+	}
+	h.early = []output{}
+	for _, p := range early {
+		o := output{Stdout: p.Text}
+		if p.Errors {
+			o = output{Stderr: p.Text}
+		}
+		h.early, h.earlyBytes = append(h.early, o), h.earlyBytes+len(p.Text)
+	}
+	return h
 }
 
 func (h *hub) subscribe(fromStart bool) chan output {

@@ -89,7 +89,7 @@ func keepOutput(dir string, policy *model.LogPolicy, left map[string]*os.File) e
 		return err
 	}
 	for stream, f := range left {
-		err = errors.Join(err, log.Copy(stream, drained{f}, nil), f.Close())
+		err = errors.Join(err, log.Copy(stream, nil, drained{f}, nil), f.Close())
 	}
 	return errors.Join(err, log.Close())
 }

@@ -16,7 +16,7 @@ import (
 )
 
 // processesOf looks at what runs in a task. What ends meanwhile is left out.
-func processesOf(b Body) ([]driver.Process, error) {
+func processesOf(b Usage) ([]driver.Process, error) {
 	pids, err := b.Members()
 	if err != nil {
 		return nil, fmt.Errorf("list the task's processes: %w", err)

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
@@ -34,8 +35,9 @@ type supervisor struct {
 	log       *tasklog.Writer
 	body      Body
 	hub       *hub
-	console   *os.File // the task's terminal, if it has one
-	stdin     *os.File // the write end of the task's input, if it has one
+	console   *os.File          // the task's terminal, if it has one
+	stdin     *os.File          // the write end of the task's input, if it has one
+	unkept    map[string][]byte // of its output, by stream: what was read before there was a supervisor, and is in no file yet
 	done      chan struct{}
 	listener  net.Listener
 	served    chan struct{} // closed when no more connections are taken
@@ -52,39 +54,20 @@ type supervisor struct {
 	status driver.Status
 }
 
-// Begun is the first process of a task, where that was begun before the supervisor; see First.
-type Begun struct {
-	PID int // 0: it was not
-	At  time.Time
-}
-
-// Files of a supervisor whose task's first process was begun before: what that was handed, and our ends of its standard files, whose
-// other ends follow.
-const (
-	begunHanded = 5
-	begunStdout = 6
-	begunStderr = 7
-	toOtherEnd  = 2
-)
-
 // Supervise is the whole life of a supervisor; args are those that follow its role. File descriptor
-// 3 tells the agent when the task has started, or why not. It returns the exit code.
-func Supervise(args []string, newBody NewBody, begun Begun) int {
+// 3 tells the agent when the task has started, or why not, unless that was told when the task was begun. It returns the exit code.
+func Supervise(args []string, newBody NewBody, begun launch.Begun) int {
 	dir, socket, reaper := args[0], args[1], args[2]
 	// Taken and left alone rather than ignored, which the task would inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)
 	heedSignals()
-	ready := os.NewFile(3, "ready")
-	unix.CloseOnExec(3)
-	unix.CloseOnExec(4) // the lock, which must end with this process
-	s := &supervisor{dir: dir, hub: newHub(), done: make(chan struct{}), served: make(chan struct{})}
-	if begun.PID > 0 {
-		unix.Close(begunHanded)
-		for _, fd := range []int{begunStdout, begunStderr} {
-			unix.CloseOnExec(fd)
-			unix.Close(fd + toOtherEnd)
-		}
+	ready := os.Stderr // where it is too late to tell the agent
+	if !begun.Watched {
+		ready = os.NewFile(3, "ready")
+		unix.CloseOnExec(3)
+		unix.CloseOnExec(4) // the lock, which must end with this process
 	}
+	s := &supervisor{dir: dir, hub: newHub(), unkept: map[string][]byte{}, done: make(chan struct{}), served: make(chan struct{})}
 	if err := s.start(socket, reaper, newBody, begun); err != nil {
 		if begun.PID > 0 {
 			unix.Kill(begun.PID, unix.SIGKILL)
@@ -99,8 +82,10 @@ func Supervise(args []string, newBody NewBody, begun Begun) int {
 		ready.Close()
 		return 1
 	}
-	ready.Write([]byte("ok"))
-	ready.Close()
+	if !begun.Watched {
+		ready.Write([]byte("ok"))
+		ready.Close()
+	}
 	<-s.done
 	os.RemoveAll(socket + bodySuffix)
 	s.sayGoodbye()
@@ -141,7 +126,7 @@ func (s *supervisor) set(change func(*driver.Status)) {
 	}
 }
 
-func (s *supervisor) start(socket, reaper string, newBody NewBody, begun Begun) error {
+func (s *supervisor) start(socket, reaper string, newBody NewBody, begun launch.Begun) error {
 	if err := readJSON(filepath.Join(s.dir, taskFile), &s.task); err != nil {
 		return fmt.Errorf("read what to run: %w", err)
 	}
@@ -153,8 +138,13 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody, begun Begun) 
 	if s.body, err = newBody(&s.task, socket+bodySuffix, reaper); err != nil {
 		return err
 	}
-	os.Remove(socket)
-	if s.listener, err = net.Listen("unix", socket); err != nil {
+	if begun.Watched {
+		s.listener, err = net.FileListener(os.NewFile(uintptr(begun.Listener), "listener"))
+	} else {
+		os.Remove(socket)
+		s.listener, err = net.Listen("unix", socket)
+	}
+	if err != nil {
 		return fmt.Errorf("listen for the agent: %w", err)
 	}
 	if begun.PID > 0 {
@@ -181,20 +171,48 @@ func (s *supervisor) start(socket, reaper string, newBody NewBody, begun Begun) 
 }
 
 // adopt takes over what was begun before.
-func (s *supervisor) adopt(begun Begun) error {
+func (s *supervisor) adopt(begun launch.Begun) error {
 	body, ok := s.body.(Adopter)
 	if !ok {
 		return fmt.Errorf("what was begun is of a kind that this program does not know: %T", s.body)
 	}
 	outputs := map[string]*os.File{}
-	for stream, fd := range map[string]int{"stdout": begunStdout, "stderr": begunStderr} {
-		if err := unix.SetNonblock(fd, true); err != nil { // otherwise it would take a thread
+	for n, stream := range []string{"stdout", "stderr"} {
+		o := begun.Outputs[n]
+		var err error
+		if o.FD < 0 { // it was closed
+			outputs[stream], err = os.Open(os.DevNull)
+		} else if err = unix.SetNonblock(o.FD, true); err == nil { // otherwise it would take a thread
+			outputs[stream] = os.NewFile(uintptr(o.FD), stream)
+		}
+		if err != nil {
 			return fmt.Errorf("take %s over: %w", stream, err)
 		}
-		outputs[stream] = os.NewFile(uintptr(fd), stream)
+		s.unkept[stream] = o.Unkept
 	}
-	s.run(body.Adopt(begun.PID), outputs, begun.At)
+	if begun.Watched {
+		s.hub = resumeHub(begun.At, begun.Early)
+	}
+	s.run(body.Adopt(begun.PID, begun.Ended), outputs, begun.At)
+	for _, fd := range begun.Asking {
+		s.answerFile(fd, nil)
+	}
+	for _, fd := range begun.Waiting {
+		s.answerFile(fd, &request{Op: "wait"})
+	}
 	return nil
+}
+
+// answerFile answers on a connection that was made before there was a supervisor.
+func (s *supervisor) answerFile(fd int, asked *request) {
+	f := os.NewFile(uintptr(fd), "connection")
+	defer f.Close()
+	c, err := net.FileConn(f)
+	if err != nil { // who has asked sees that nobody answers, and asks again
+		fmt.Fprintln(os.Stderr, "take a connection over:", err)
+		return
+	}
+	s.answering.Go(func() { s.answer(c, asked) })
 }
 
 // run goes on with a first process that runs.
@@ -208,8 +226,9 @@ func (s *supervisor) run(process Process, outputs map[string]*os.File, began tim
 func (s *supervisor) watch(p Process, outputs map[string]*os.File) {
 	var copying sync.WaitGroup
 	for stream, f := range outputs {
+		unkept := s.unkept[stream]
 		copying.Go(func() {
-			if err := s.log.Copy(stream, f, s.hub.writer(stream)); err != nil {
+			if err := s.log.Copy(stream, unkept, f, s.hub.writer(stream)); err != nil {
 				fmt.Fprintln(os.Stderr, "write log:", err)
 			}
 		})
@@ -255,18 +274,19 @@ func (s *supervisor) serve(l net.Listener) {
 		if err != nil {
 			return
 		}
-		s.answering.Go(func() {
-			defer c.Close()
-			s.answer(c)
-		})
+		s.answering.Go(func() { s.answer(c, nil) })
 	}
 }
 
-func (s *supervisor) answer(c net.Conn) {
+// answer answers a request; nil is one that is still to be read.
+func (s *supervisor) answer(c net.Conn, r *request) {
+	defer c.Close()
 	dec, enc := cbor.NewDecoder(c), &sender{enc: cbor.NewEncoder(c)}
-	var r request
-	if dec.Decode(&r) != nil {
-		return
+	if r == nil {
+		r = &request{}
+		if dec.Decode(r) != nil {
+			return
+		}
 	}
 	var err error
 	o := output{Done: true}

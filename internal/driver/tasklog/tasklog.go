@@ -44,11 +44,25 @@ type Writer struct {
 
 // Create opens the log in a directory for appending; nil is the usual policy.
 func Create(dir string, policy *model.LogPolicy) (*Writer, error) {
+	w := of(dir, policy)
+	return w, w.open()
+}
+
+func of(dir string, policy *model.LogPolicy) *Writer {
 	w := &Writer{dir: dir, fileBytes: MaxFileBytes, files: MaxFiles}
 	if policy != nil {
 		w.none, w.fileBytes, w.files = policy.None, cmp.Or(policy.FileBytes, MaxFileBytes), min(cmp.Or(policy.Files, MaxFiles), model.MaxLogFiles)
 	}
-	return w, w.open()
+	return w
+}
+
+// File returns where entries go now, and how many bytes may be there; below zero: no entries are kept.
+func File(dir string, policy *model.LogPolicy) (path string, room int64) {
+	w := of(dir, policy)
+	if w.none {
+		return filepath.Join(dir, fileName), -1
+	}
+	return filepath.Join(dir, fileName), w.fileBytes
 }
 
 func (w *Writer) open() error {
@@ -140,9 +154,9 @@ func (w *Writer) rotate() error {
 	return w.open()
 }
 
-// Copy appends everything read from r, line by line, until it ends. also, when not nil, gets the
-// bytes as they come.
-func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
+// Copy appends everything read from r, line by line, until it ends; before is what was read of it already. also, when not nil,
+// gets the bytes as they come.
+func (w *Writer) Copy(stream string, before []byte, r io.Reader, also io.Writer) error {
 	buf := make([]byte, 0, maxLine)
 	chunk := make([]byte, 32<<10)
 	var failed error // the first; a full disk fails every line
@@ -159,27 +173,30 @@ func (w *Writer) Copy(stream string, r io.Reader, also io.Writer) error {
 			flush()
 		}
 	}
-	for {
-		n, err := r.Read(chunk)
-		data := chunk[:n]
-		if n > 0 && also != nil {
-			also.Write(data) // a listener that is gone is no reason to lose the log
-		}
+	take := func(data []byte) {
 		for len(data) > 0 {
-			take := min(len(data), maxLine-len(buf))
-			end := bytes.IndexByte(data[:take], '\n')
+			n := min(len(data), maxLine-len(buf))
+			end := bytes.IndexByte(data[:n], '\n')
 			if end >= 0 {
 				buf = append(buf, data[:end]...)
 				data = data[end+1:]
 				add(true)
 				continue
 			}
-			buf = append(buf, data[:take]...)
-			data = data[take:]
+			buf = append(buf, data[:n]...)
+			data = data[n:]
 			if len(buf) == maxLine {
 				add(false)
 			}
 		}
+	}
+	take(before)
+	for {
+		n, err := r.Read(chunk)
+		if n > 0 && also != nil {
+			also.Write(chunk[:n]) // a listener that is gone is no reason to lose the log
+		}
+		take(chunk[:n])
 		if err != nil && len(buf) > 0 {
 			add(false)
 		}

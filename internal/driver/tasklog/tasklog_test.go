@@ -28,7 +28,7 @@ func create(t *testing.T) (dir string, w *Writer) {
 
 func write(t *testing.T, w *Writer, text string) {
 	t.Helper()
-	if err := w.Copy("stdout", strings.NewReader(text), nil); err != nil {
+	if err := w.Copy("stdout", nil, strings.NewReader(text), nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -235,10 +235,10 @@ func TestListenersGetBytesAsTheyComeAndMayFail(t *testing.T) {
 	dir, w := create(t)
 	var heard strings.Builder
 	text := strings.Repeat("y", maxLine+5) + "\n"
-	if err := w.Copy("stderr", strings.NewReader(text), &heard); err != nil {
+	if err := w.Copy("stderr", nil, strings.NewReader(text), &heard); err != nil {
 		t.Fatal(err)
 	}
-	if err := w.Copy("stderr", strings.NewReader("kept\n"), broken{}); err != nil {
+	if err := w.Copy("stderr", nil, strings.NewReader("kept\n"), broken{}); err != nil {
 		t.Fatal(err)
 	}
 	if heard.String() != text {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -70,6 +71,16 @@ func main() {
 			}
 		}
 		fmt.Println(strings.Join(open, " "))
+	case "parts": // of a line, one before SIGUSR1 and one after, until SIGTERM
+		signals := make(chan os.Signal, 1)
+		signal.Notify(signals, syscall.SIGUSR1, syscall.SIGTERM)
+		fmt.Print("one\nbeg")
+		for s := range signals {
+			if s == syscall.SIGTERM {
+				os.Exit(7)
+			}
+			fmt.Print("un\n")
+		}
 	case "orphan":
 		// The child outlives this process and is left to process 1.
 		if err := exec.Command("/prog", "exit", "0").Start(); err != nil {

@@ -48,26 +48,22 @@ struct program {
 // the process failed is in the program.
 int64_t tutti_launch(struct program *p, int64_t flags);
 
-// What is handed to a process that runs a program before all else of it, followed by the steps and the data. The
-// last four are offsets in the data, of strings.
+// What is handed to a process that runs a program before all else of it, followed by the steps and the data. Those without a size are
+// offsets in the data, of strings; see struct watch.
 struct handed {
 	int64_t mark;
 	int64_t count; // of steps
 	int64_t flags;
-	int64_t temporary; // the path of the record while it is written
-	int64_t record;    // its path: what is before, the ID of the process, when it began, and what is after
-	int64_t before;
-	int64_t after;
+	int64_t lasting; // where data begins that is needed when the program has run
+	int64_t running; // what the record begins with while the process runs, until its ID
+	int64_t temporary, record, ended, log, log_room, socket, groups, oom;
+	int64_t wait, wait_size, kill, kill_size, signal, signal_size, done, done_size;
 };
 
-#define HANDED_MARK 0x01697474757400
+#define HANDED_MARK 0x02697474757400
 
-// The files of such a process.
-enum { ANSWER_FILE = 3, HANDED_FILE = 5 };
-
-// tutti_begun tells of the process that was begun before all else; pid is 0 when none was. The time is that of the clock,
-// in nanoseconds.
-void tutti_begun(int64_t *pid, int64_t *at);
+// The files of such a process: the output of what it begins, and, after what this one reads, what that writes to.
+enum { ANSWER_FILE = 3, LOCK_FILE = 4, HANDED_FILE = 5, OUTPUT_FILES = 6, OUTPUT_ENDS = 8 };
 
 void tutti_first_limit(uint64_t *soft, uint64_t *hard);
 

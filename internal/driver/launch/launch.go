@@ -11,6 +11,7 @@
 package launch
 
 // #include "launch.h"
+// #include "watch.h"
 import "C"
 
 import (
@@ -231,38 +232,117 @@ func (p *Program) Failure(step int, errno syscall.Errno) *Error {
 	return &Error{Step: "end", Errno: errno}
 }
 
-// A Record is a file that tells of a process that was begun: before its ID, and after the time, which follows as a
-// field "started" of JSON.
-type Record struct {
-	Path          string
-	Before, After string
+// A Watch is what is done with a process that was begun by a program that was handed over: until more is asked for, its
+// output is kept, who asks for its end waits, and the end is recorded.
+type Watch struct {
+	// Record is a file that tells how the process is, in JSON. Running and Ended are its beginning: while it runs what is before its ID,
+	// and when it has ended what is before the fields started, finished, exitCode and oom.
+	Record         string
+	Running, Ended string
+
+	Log     string // a file that the output is appended to
+	LogRoom int64  // the bytes that it may hold; below zero: nothing is kept
+
+	// Socket is where requests are taken: Wait to be told Done at the end, Kill to end the process and be told the same,
+	// and what begins with Signal and ends with a number of CBOR for a signal.
+	Socket                   string
+	Wait, Kill, Signal, Done []byte
+
+	Groups []string // directories of cgroups, removed at the end
+	OOM    string   // a file that counts processes killed for want of memory as oom_kill; "" for none
 }
 
-// Files of a process that runs a program before all else.
+// Files of a process that runs a program which was handed to it.
 const (
-	AnswerFile = C.ANSWER_FILE // is told "step", its number and an errno where that fails, and the process ends
-	HandedFile = C.HANDED_FILE // what Hand made
+	HandedFile = C.HANDED_FILE            // what Hand made
+	OutputFile = C.OUTPUT_ENDS + C.STDOUT // what its own process prints to
+	ErrorsFile = C.OUTPUT_ENDS + C.STDERR
 )
 
-// Hand writes the program down for another process of this program's kind, which gets it as HandedFile. When that is started with "begin"
-// as its last argument, it runs the program before anything of Go's, writes the record, and goes on.
-func (p *Program) Hand(flags uintptr, r Record) []byte {
-	h := C.struct_handed{
-		mark: C.HANDED_MARK, count: C.int64_t(len(p.steps)), flags: C.int64_t(flags),
-		temporary: C.int64_t(p.put([]byte(r.Path + ".new\x00"))), record: C.int64_t(p.put([]byte(r.Path + "\x00"))),
-		before: C.int64_t(p.put([]byte(r.Before + "\x00"))), after: C.int64_t(p.put([]byte(r.After + "\x00"))),
-	}
+// Hand writes the program down for another process of this program's kind. That is started with "begin" as its last argument,
+// and with these files: 3 to be told "ok", or "step", its number and an errno where that fails, when the process ends; HandedFile;
+// then ours of the pipes for output and errors, and those that the process writes to. It runs the program before anything of Go's,
+// watches what comes of it, and goes on when there is more to do; see Begun.
+func (p *Program) Hand(flags uintptr, w Watch) []byte {
+	text := func(s string) C.int64_t { return C.int64_t(p.put(append([]byte(s), 0))) }
+	raw := func(b []byte) (at, size C.int64_t) { return C.int64_t(p.put(b)), C.int64_t(len(b)) }
+	h := C.struct_handed{mark: C.HANDED_MARK, count: C.int64_t(len(p.steps)), flags: C.int64_t(flags), log_room: C.int64_t(w.LogRoom)}
+	h.lasting = text("")
+	h.running, h.ended = text(w.Running), text(w.Ended)
+	h.temporary, h.record, h.log, h.socket = text(w.Record+".new"), text(w.Record), text(w.Log), text(w.Socket)
+	h.groups, h.oom = text(strings.Join(append(w.Groups, ""), "\x00")), text(w.OOM)
+	h.wait, h.wait_size = raw(w.Wait)
+	h.kill, h.kill_size = raw(w.Kill)
+	h.signal, h.signal_size = raw(w.Signal)
+	h.done, h.done_size = raw(w.Done)
 	var out []byte
 	out = append(out, unsafe.Slice((*byte)(unsafe.Pointer(&h)), unsafe.Sizeof(h))...)
 	out = append(out, unsafe.Slice((*byte)(unsafe.Pointer(&p.steps[0])), uintptr(len(p.steps))*unsafe.Sizeof(p.steps[0]))...)
 	return append(out, p.data...)
 }
 
-// Begun returns the process that this one has begun by a program that was handed to it, and when; 0 when there was none.
-func Begun() (pid int, at time.Time) {
-	var id, since C.int64_t
-	C.tutti_begun(&id, &since)
-	return int(id), time.Unix(0, int64(since))
+// Begun is a process that this one has begun by a program that was handed to it.
+type Begun struct {
+	PID int // 0: there is none
+	At  time.Time
+	// Watched says that it was watched until now, that 3 was told "ok", and that the following is known.
+	Watched  bool
+	Ended    *syscall.WaitStatus // nil: it was not waited for yet
+	Listener int                 // the descriptor of the socket for requests
+	Waiting  []int               // connections that are to be told of the end
+	Asking   []int               // connections of which nothing was read yet
+	Outputs  [2]Output           // its output and its errors
+	// Early is what it has printed in its first moments, nil when it was too much, or is long ago.
+	Early []Piece
+}
+
+// Output is how far the output of a process was kept.
+type Output struct {
+	FD     int    // -1: nothing more will come
+	Unkept []byte // was read, and is in no file yet
+}
+
+// Piece is something that a process has printed.
+type Piece struct {
+	Errors bool // rather than output
+	Text   []byte
+}
+
+// TakeOver returns what this process has begun before Go began in it.
+func TakeOver() Begun {
+	w := &C.tutti_watched
+	b := Begun{PID: int(w.pid), At: time.Unix(int64(w.began.tv_sec), int64(w.began.tv_nsec)), Watched: w.on != 0}
+	if !b.Watched {
+		for n := range b.Outputs {
+			b.Outputs[n].FD = C.OUTPUT_FILES + n
+		}
+		return b
+	}
+	if w.ended != 0 {
+		status := syscall.WaitStatus(w.status)
+		b.Ended = &status
+	}
+	b.Listener = int(w.listener)
+	for _, c := range w.connection[:w.connections] {
+		if c.waits != 0 {
+			b.Waiting = append(b.Waiting, int(c.fd))
+		} else {
+			b.Asking = append(b.Asking, int(c.fd))
+		}
+	}
+	for n := range b.Outputs {
+		s := &w.stream[n]
+		b.Outputs[n] = Output{FD: int(s.fd), Unkept: C.GoBytes(unsafe.Pointer(&s.unkept), C.int(s.size))}
+	}
+	if w.pieces >= 0 {
+		early := C.GoBytes(unsafe.Pointer(&w.early), C.int(w.early_size))
+		b.Early = []Piece{}
+		for _, p := range w.piece[:w.pieces] {
+			b.Early = append(b.Early, Piece{Errors: p.stream == C.STDERR, Text: early[:p.size]})
+			early = early[p.size:]
+		}
+	}
+	return b
 }
 
 // FirstLimit is how many files this process might have open when it began: Go raises that, and what it starts

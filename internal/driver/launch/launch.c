@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "launch.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -9,6 +10,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/mount.h>
@@ -320,29 +322,20 @@ int64_t tutti_launch(struct program *p, int64_t flags)
 	return pid;
 }
 
-static int64_t begun_pid, begun_at;
-
-void tutti_begun(int64_t *pid, int64_t *at)
+static void record_begin(const struct watch *w, const char *running)
 {
-	*pid = begun_pid;
-	*at = begun_at;
-}
-
-static void record(const struct handed *h, const char *data, int64_t pid, const struct timespec *at)
-{
-	int fd = open(data + h->temporary, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+	int fd = open(w->temporary, O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
 	if (fd < 0)
 		return; // who goes on records it as well, and tells why it cannot
-	struct tm t;
-	gmtime_r(&at->tv_sec, &t);
-	int n = dprintf(fd, "%s%lld,\"started\":\"%04d-%02d-%02dT%02d:%02d:%02d.%09ldZ\"%s", data + h->before, (long long)pid,
-			t.tm_year + 1900, t.tm_mon + 1, t.tm_mday, t.tm_hour, t.tm_min, t.tm_sec, at->tv_nsec, data + h->after);
+	char at[40];
+	tutti_time(at, sizeof at, &tutti_watched.began);
+	int n = dprintf(fd, "%s%lld,\"started\":\"%s\",\"exitCode\":0}", running, (long long)tutti_watched.pid, at);
 	if (close(fd) == 0 && n > 0)
-		rename(data + h->temporary, data + h->record);
+		rename(w->temporary, w->record);
 }
 
-// begin runs a program before there is anything of Go's in a process whose last argument is "begin": that takes most of
-// the time that a supervisor needs, and what it watches need not wait for it.
+// begin runs a program before there is anything of Go's in a process whose last argument is "begin", and watches what that becomes: for
+// most of them nothing else is ever needed, and Go's beginning takes more than all of this together.
 __attribute__((constructor)) static void begin(int argc, char **argv)
 {
 	struct stat st;
@@ -357,8 +350,7 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
 		signal(spared[i], SIG_IGN);
 	struct program p = {.steps = (struct step *)(h + 1), .count = h->count};
 	p.data = (char *)(p.steps + p.count);
-	struct timespec at;
-	clock_gettime(CLOCK_REALTIME, &at);
+	clock_gettime(CLOCK_REALTIME, &tutti_watched.began);
 	int64_t pid = tutti_launch(&p, h->flags);
 	if (pid < 0 || p.error) {
 		if (pid >= 0)
@@ -366,8 +358,26 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
 		dprintf(ANSWER_FILE, "step %lld %lld", (long long)(pid < 0 ? -1 : p.failed), (long long)(pid < 0 ? -pid : p.error));
 		_exit(1);
 	}
-	record(h, p.data, pid, &at);
-	begun_pid = pid;
-	begun_at = at.tv_sec * INT64_C(1000000000) + at.tv_nsec;
+	tutti_watched.pid = pid;
+	for (int fd = ANSWER_FILE; fd < OUTPUT_ENDS; fd++)
+		fcntl(fd, F_SETFD, FD_CLOEXEC);
+	close(OUTPUT_ENDS + STDOUT);
+	close(OUTPUT_ENDS + STDERR);
+	close(HANDED_FILE);
+	// Only what is needed from here on is kept.
+	size_t size = (char *)h + st.st_size - (p.data + h->lasting);
+	char *kept = malloc(size);
+	if (!kept)
+		return;
+	memcpy(kept, p.data + h->lasting, size);
+#define KEPT(name) .name = kept + (h->name - h->lasting)
+	struct watch w = {
+			KEPT(temporary), KEPT(record), KEPT(ended), KEPT(log), KEPT(socket), KEPT(groups), KEPT(oom), .log_room = h->log_room,
+			KEPT(wait), KEPT(kill), KEPT(signal), KEPT(done), .wait_size = h->wait_size, .kill_size = h->kill_size,
+			.signal_size = h->signal_size, .done_size = h->done_size,
+	};
+	record_begin(&w, kept + (h->running - h->lasting));
 	munmap(h, st.st_size);
+	tutti_watch(&w);
+	free(kept);
 }
