@@ -390,7 +390,7 @@ func (p *planner) workloads() error {
 		if err := p.resolveTemplate(w); err != nil {
 			return err
 		}
-		if err := p.feasible(w); err != nil {
+		if err := p.feasible(w); err != nil && !p.d.NodesMayCome {
 			return err
 		}
 		if as, ok := p.d.Logins[w.Name]; ok {

@@ -35,6 +35,8 @@ type Deployment struct {
 	// Members adds to an application whose members come and go one by one: its version counts none
 	// of it. It goes with KeepOthers.
 	Members bool `json:"members,omitempty"`
+	// NodesMayCome takes workloads that no node could run as of now, which wait. Others are refused.
+	NodesMayCome bool `json:"nodesMayCome,omitempty"`
 	// DryRun checks everything and changes nothing.
 	DryRun bool `json:"dryRun,omitempty"`
 }

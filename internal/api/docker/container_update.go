@@ -96,10 +96,14 @@ func updated(h *container.HostConfig, req *container.UpdateConfig) error {
 		h.RestartPolicy = req.RestartPolicy
 	}
 	switch {
-	case req.NanoCPUs > 0 && (h.CPUPeriod > 0 || h.CPUQuota > 0):
-		return fault.New(fault.Conflict, "Conflicting options: Nano CPUs cannot be updated as CPU Period or CPU Quota has already been set")
-	case (req.CPUPeriod > 0 || req.CPUQuota > 0) && h.NanoCPUs > 0:
-		return fault.New(fault.Conflict, "Conflicting options: CPU Period and CPU Quota cannot be updated as NanoCPUs has already been set")
+	case req.NanoCPUs > 0 && h.CPUPeriod > 0:
+		return fault.New(fault.Conflict, "Conflicting options: Nano CPUs cannot be updated as CPU Period has already been set")
+	case req.NanoCPUs > 0 && h.CPUQuota > 0:
+		return fault.New(fault.Conflict, "Conflicting options: Nano CPUs cannot be updated as CPU Quota has already been set")
+	case req.CPUPeriod > 0 && h.NanoCPUs > 0:
+		return fault.New(fault.Conflict, "Conflicting options: CPU Period cannot be updated as NanoCPUs has already been set")
+	case req.CPUQuota > 0 && h.NanoCPUs > 0:
+		return fault.New(fault.Conflict, "Conflicting options: CPU Quota cannot be updated as NanoCPUs has already been set")
 	case req.Memory > 0 && h.MemorySwap > 0 && req.Memory > h.MemorySwap && req.MemorySwap == 0:
 		return fault.New(fault.Conflict, "Memory limit should be smaller than already set memoryswap limit, update the memoryswap at the same time")
 	}

@@ -86,6 +86,9 @@ func (a *API) imageCreate(w http.ResponseWriter, r *request) error {
 	if err != nil {
 		return fault.New(fault.Invalid, "invalid reference format")
 	}
+	if tag == "" && reference.IsNameOnly(n) {
+		return notHonoured("pulling all tags of a repository (docker pull --all-tags)", name)
+	}
 	ref := name
 	if tag != "" {
 		ref = reference.TrimNamed(n).String() + ":" + tag

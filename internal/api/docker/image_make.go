@@ -73,7 +73,7 @@ func (a *API) imageImport(w http.ResponseWriter, r *request) error {
 	if src := r.query.Get("fromSrc"); src != "-" {
 		return notHonoured("docker import from a URL", src)
 	}
-	o := image.ExtendOptions{Comment: r.query.Get("message"), CreatedBy: "docker import", Created: time.Now()}
+	o := image.ExtendOptions{Comment: cmp.Or(r.query.Get("message"), "Imported from -"), CreatedBy: "docker import", Created: time.Now()}
 	var err error
 	if o.Name, err = nameToMake(r.query.Get("repo"), r.query.Get("tag")); err != nil {
 		return err

@@ -57,6 +57,9 @@ func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec, rollback boo
 	if err := compose.ApplyLabels(spec.Labels, &t.workload, &t.service); err != nil {
 		return err
 	}
+	if c := spec.TaskTemplate.ContainerSpec; c.Isolation.IsDefault() {
+		c.Isolation = "" // as the Engine tells it
+	}
 	data, err := json.Marshal(specified{Spec: spec, Previous: previous, RolledBack: rollback})
 	if err != nil {
 		return err
@@ -64,7 +67,7 @@ func (a *API) deploy(r *request, spec, previous *swarm.ServiceSpec, rollback boo
 	t.workload.Extensions = map[string][]byte{extension: data}
 	d := core.Deployment{
 		Application: t.app, Source: "docker", Members: true, KeepOthers: true,
-		Workloads: []*model.Workload{&t.workload}, Services: []*model.Service{&t.service},
+		Workloads: []*model.Workload{&t.workload}, Services: []*model.Service{&t.service}, NodesMayCome: true,
 	}
 	// The Engine asks the registry at every change, and the nodes with the login that came along.
 	as, err := credentials(r)

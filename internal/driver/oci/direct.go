@@ -119,7 +119,7 @@ func (p endedProcess) Wait() (syscall.WaitStatus, error) { return p.status, nil 
 // prepareFirst has a container begun before its supervisor is there: nil where that has to do it, be it that steps do not know all, be it
 // to say what is wrong.
 func prepareFirst(t *driver.Task, dir, reaper string, files [3]int) *supervisor.First {
-	if t.Runtime != "" {
+	if t.Runtime != "" || t.Users != nil { // with users of its own, libcontainer would give their root the devices of all that come later
 		return nil
 	}
 	c := &container{task: t, dir: dir}

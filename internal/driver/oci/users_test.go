@@ -141,3 +141,26 @@ func TestWhatCannotBeShownWithOtherUsersIsRefused(t *testing.T) {
 		t.Errorf("with runc: error is %v, want it refused", err)
 	}
 }
+
+func TestDevicesOfOthersStayRoots(t *testing.T) {
+	e := setUp(t)
+	plain := e.root
+	users, netNS, _ := e.withUsers()
+	e.start("i.a.1", func(task *driver.Task) { task.Users, task.NetNS = users, netNS }, "exit", "0")
+	e.wait("i.a.1")
+	e.root = plain
+	if err := os.CopyFS(e.root, os.DirFS(filepath.Join(filepath.Dir(netNS), "layers", "lower"))); err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"i.b.1", "i.c.1"} { // the second is begun before its supervisor
+		e.start(id, nil, "sleep")
+		st, err := e.d.Status(e.ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var null unix.Stat_t
+		if err := unix.Stat(fmt.Sprintf("/proc/%d/root/dev/null", st.PID), &null); err != nil || null.Uid != 0 {
+			t.Errorf("/dev/null of %s is %d's, %v, want root's", id, null.Uid, err)
+		}
+	}
+}
