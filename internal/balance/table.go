@@ -462,6 +462,11 @@ func (b *table) sources(post *nftables.Chain, d *Desired) {
 		meta(expr.MetaKeyMARK, reg1), equal(reg1, native(markPublished)),
 		meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, []byte(tunnels)),
 	)
+	// The node itself, to a virtual IP whose instance is elsewhere: it has chosen its address before it was known where that leads.
+	rule(
+		&expr.Fib{Register: reg1, FlagSADDR: true, ResultADDRTYPE: true}, equal(reg1, native(unix.RTN_LOCAL)),
+		meta(expr.MetaKeyOIFNAME, reg1), equal(reg1, []byte(tunnels)),
+	)
 	if b.family == ipv4 { // the node itself, from its loopback
 		rule(
 			load(b.src, 1, reg1), equal(reg1, []byte{127}),

@@ -93,6 +93,18 @@ func TestNamesOfEveryScheme(t *testing.T) {
 		}
 	}
 
+	// Hosts themselves ask, whether they have an instance of it or not.
+	for _, h := range query[[]hostState](t, "host", "ls") {
+		eventually(t, 10*time.Second, virtual+" from "+h.Name, func() error {
+			for range 6 { // one after the other may be led to another
+				if err := dialFrom(h.PID, virtual+":8080"); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+
 	// From outside 18074 is nobody's, and 18075 is the second host's.
 	first := addressOf(t, "host-1")
 	for address, answers := range map[string]bool{first + ":18073": true, second + ":18073": true, first + ":18074": false, second + ":18074": false, first + ":18075": false, second + ":18075": true} {
