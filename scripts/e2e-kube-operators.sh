@@ -36,29 +36,23 @@ eval "$exports"
 
 passed=0
 failed=0
-# want PATTERN COMMAND… runs a command that must succeed and say something like the pattern.
-want() {
-	local pattern=$1 said
-	shift
-	if said=$("$@" 2>&1) && grep -qE -- "$pattern" <<<"$said"; then
-		passed=$((passed + 1))
-		printf 'ok: %s\n' "$*"
-		return
-	fi
+# want PATTERN COMMAND… runs a command that must succeed and say something like the pattern; eventually is for what others have to do first.
+want() { try 1 "$@"; }
+eventually() { try 300 "$@"; }
+# try TIMES PATTERN COMMAND…
+try() {
+	local times=$1 pattern=$2 said i
+	shift 2
+	for ((i = 0; i < times; i++)); do
+		((i == 0)) || sleep 0.2
+		if said=$("$@" 2>&1) && grep -qE -- "$pattern" <<<"$said"; then
+			passed=$((passed + 1))
+			printf 'ok: %s\n' "$*"
+			return
+		fi
+	done
 	failed=$((failed + 1))
 	printf 'FAILED: %s\n  wanted: %s\n%s\n' "$*" "$pattern" "$(sed 's/^/  | /' <<<"$said" | tail -n 15)"
-}
-# eventually PATTERN COMMAND… is want for what others have to do first.
-eventually() {
-	local pattern=$1 said i
-	shift
-	for ((i = 0; i < 300; i++)); do
-		if said=$("$@" 2>&1) && grep -qE -- "$pattern" <<<"$said"; then
-			break
-		fi
-		sleep 0.2
-	done
-	want "$pattern" "$@"
 }
 chart=$here/examples/shop/chart
 page() { curl -sf -m 3 http://127.0.0.1:30080/; }
@@ -123,7 +117,7 @@ spec:
             containers:
             - {name: voice, image: "redis:7", command: [bash, -c, 'echo "voice $JOB_COMPLETION_INDEX sings"; sleep 1']}
 Y
-eventually 'created|unchanged' kubectl apply -f "$work/set.yaml"
+eventually 'created' kubectl apply -f "$work/set.yaml"
 want 'Indexed' kubectl get jobset choir -o 'jsonpath={.spec.replicatedJobs[0].template.spec.completionMode}{"\n"}' # its webhook says so
 want 'condition met' kubectl wait --for=condition=Completed --timeout=120s jobset/choir
 want '^4$' bash -c "kubectl get pods -l jobset.sigs.k8s.io/jobset-name=choir --field-selector=status.phase=Succeeded -o name | wc -l"
