@@ -93,49 +93,79 @@ another() {
 		END { printf "%s: the StatefulSet writes again elsewhere %.1f s after it did last\n", what, gap }' "$work/ledger/lines"
 }
 
-# ask asks for the shop's front page, four times at once, and once the API, until asked TITLE ends that and prints how
-# many requests failed, and for how long none was answered.
-ask() {
-	touch "$work/asking"
-	: >"$work/requests"
-	: >"$work/kubectl"
-	asking=()
-	for n in 1 2 3 4; do
-		while [[ -e $work/asking && ! -e $work/done ]]; do
-			how=failed
-			! curl -sf -m 2 -o "$work/asked.$n" http://127.0.0.1:30080/ || how=answered
-			printf '%s %s\n' "${EPOCHREALTIME//[.,]/}" "$how" >>"$work/requests"
-			sleep 0.05
-		done &
-		asking+=($!)
-	done
-	while [[ -e $work/asking && ! -e $work/done ]]; do
-		how=failed
-		! kubectl --request-timeout=2s get deployment web >/dev/null 2>&1 || how=answered
-		printf '%s %s\n' "${EPOCHREALTIME//[.,]/}" "$how" >>"$work/kubectl"
-		sleep 0.1
-	done &
-	asking+=($!)
-	sleep 2
-}
-asked() {
-	local file
-	rm "$work/asking"
-	wait "${asking[@]}"
-	for file in requests kubectl; do
-		sort -n "$work/$file" | awk -v title="$1: $file" '
-			$2 == "answered" { if (last && $1 - last > longest) longest = $1 - last; last = $1; answered++ }
-			$2 == "failed" { failed++ }
-			END { printf "%s: %d answered, %d failed; the longest time without an answer: %.1f s\n", title, answered, failed, longest / 1e6; exit !(answered) }' ||
-			fail "$1: no request of $file was answered"
-	done
-}
-# elsewhere HOST: all pods that are not bound to that host's disk are ready on others.
-elsewhere() {
-	local ready
-	ready=$(kubectl --request-timeout=2s get pods -l 'app in (web,catalogue,cart,orders,worker)' \
-		-o 'jsonpath={range .items[*]}{.spec.nodeName} {.metadata.deletionTimestamp}{.status.conditions[?(@.type=="Ready")].status}{"\n"}{end}' | grep -cE "^host-[^$1]+ True$")
-	((ready == 11))
+# observe HOST TITLE asks for the shop's front page, four times at once, and the API for Pods, by one program that goes on: commands that begin
+# anew for each question take the processors from what is looked at. It says how long after the host has gone all Pods that are not bound to its
+# disk were ready on others, how many requests failed, and for how long none was answered; kubectl is asked once a second beside it.
+observe() {
+	python3 - "$1" "$2" "$work" <<'P'
+import base64, http.client, json, os, ssl, subprocess, sys, threading, time, urllib.parse
+host, title, work = sys.argv[1:]
+view = json.loads(subprocess.run(["kubectl", "config", "view", "--raw", "-o", "json"], capture_output=True, check=True).stdout)
+user, cluster = view["users"][0]["user"], view["clusters"][0]["cluster"]
+def file(name, data):
+    with open(os.path.join(work, name), "wb", opener=lambda p, f: os.open(p, f, 0o600)) as f:
+        f.write(base64.b64decode(data))
+    return f.name
+context = ssl.create_default_context(cadata=base64.b64decode(cluster["certificate-authority-data"]).decode())
+context.load_cert_chain(file("cert", user["client-certificate-data"]), file("key", user["client-key-data"]))
+server = urllib.parse.urlparse(cluster["server"])
+pods = "/api/v1/namespaces/default/pods?labelSelector=" + urllib.parse.quote("app in (web,catalogue,cart,orders,worker)")
+def ready(p):
+    return (p["spec"].get("nodeName", host) != host and "deletionTimestamp" not in p["metadata"]
+            and any(c["type"] == "Ready" and c["status"] == "True" for c in p["status"].get("conditions", [])))
+link = "/sys/class/net/tutti-h%s/operstate" % host.removeprefix("host-")
+def up():
+    try:
+        return open(link).read().strip() == "up"
+    except OSError:
+        return False
+answers, lock, over, elsewhere = {}, threading.Lock(), threading.Event(), threading.Event()
+def ask(what, every, question):
+    while not over.is_set():
+        try:
+            ok = question()
+        except (OSError, ValueError, http.client.HTTPException, subprocess.SubprocessError):
+            ok = False
+        with lock:
+            answers.setdefault(what, []).append((time.monotonic(), ok))
+        time.sleep(every)
+def get(c, path):
+    try:
+        c.request("GET", path)
+        answer = c.getresponse()
+        return answer.status, answer.read()
+    finally:
+        c.close()
+def page():
+    status, body = get(http.client.HTTPConnection("127.0.0.1", 30080, timeout=2), "/")
+    return status == 200 and b"Tutti Music" in body
+gone = None
+def api():
+    status, body = get(http.client.HTTPSConnection(server.hostname, server.port, timeout=1, context=context), pods)
+    if status == 200 and gone and sum(map(ready, json.loads(body)["items"])) == 11:
+        elsewhere.set()
+    return status == 200
+def kubectl():
+    return subprocess.run(["kubectl", "--request-timeout=2s", "get", "deployment", "web"], capture_output=True).returncode == 0
+for arguments in [("requests", 0.05, page)] * 4 + [("the API", 0.05, api), ("kubectl", 1, kubectl)]:
+    threading.Thread(target=ask, args=arguments, daemon=True).start()
+time.sleep(1)
+print("observing", flush=True)
+while up():
+    time.sleep(0.01)
+gone = time.monotonic()
+done = elsewhere.wait(60)
+took = time.monotonic() - gone
+time.sleep(3)
+over.set()
+print("%s: %s" % (title, "all 11 pods are ready elsewhere after %.1f s" % took if done else "FAILED: after a minute not all pods are ready elsewhere"))
+with lock:
+    for what, list in answers.items():
+        good = [at for at, ok in list if ok]
+        gap = max((b - a for a, b in zip(good, good[1:])), default=0)
+        print("%s: %s: %d answered, %d failed; the longest time without an answer: %.1f s" % (title, what, len(good), len(list) - len(good), gap))
+sys.exit(not done)
+P
 }
 home() { k get pod "$1" -o 'jsonpath={.spec.nodeName}'; }
 leader() { tutti server ls | awk '/leader/ { print $1 }'; }
@@ -152,18 +182,13 @@ cut_power() {
 }
 # lose HOST TITLE: a host loses its power under requests.
 lose() {
-	local host=$1 began
-	ask
-	cut_power "$host"
-	began=$(now)
-	if until_true 60 elsewhere "${host#host-}"; then
-		printf '%s: all 11 pods are ready elsewhere after %s ms\n' "$2" $(($(now) - began))
-	else
-		fail "$2: after a minute not all pods are ready elsewhere"
-	fi
+	observe "$1" "$2" >"$work/observed" &
+	watching=$!
+	until_true 20 grep -q observing "$work/observed" || fail "$2: nothing can be observed"
+	cut_power "$1"
+	wait "$watching" || fail "$2: not all pods are ready elsewhere"
+	sed 1d "$work/observed"
 	until_true 30 page || fail "$2: the shop does not serve"
-	sleep 2
-	asked "$2"
 }
 back() {
 	wait "$killing" || fail "$1 was not killed"
