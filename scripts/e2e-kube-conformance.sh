@@ -4,7 +4,7 @@
 #
 #   scripts/e2e-kube-conformance.sh [PART…]      such as sig-apps or "sig-node.*Probing"; default: all of it
 #
-# Environment: PROCS how many cases run at once (3) beside those that want to be alone; SKIP a pattern of cases to leave
+# Environment: PROCS how many cases run at once (3) beside those that want to be alone, 0: those alone; SKIP a pattern of cases to leave
 # out; REPORT where what each case said is kept (default: nowhere); KEEP=yes leaves the cluster up; LIMIT how long each half may take (3h).
 set -euo pipefail
 here=$(cd "$(dirname "$0")/.." && pwd)
@@ -59,7 +59,7 @@ cases() {
 		--json-report="cases-$1.json" --output-dir="$report" "$bin/e2e.test" -- --kubeconfig="$KUBECONFIG" --provider=skeleton --kubectl-path="$(command -v kubectl)" \
 		--disable-log-dump --dump-logs-on-failure=false --minStartupPods=0 --allowed-not-ready-nodes=0 >"$report/cases-$1.log" 2>&1 || failed=1
 }
-cases "$PROCS" "\[Serial\]${SKIP:+|$SKIP}" "$part\[Conformance\]"
+((PROCS == 0)) || cases "$PROCS" "\[Serial\]${SKIP:+|$SKIP}" "$part\[Conformance\]"
 cases 1 "$SKIP" "$part\[Serial\].*\[Conformance\]|$part\[Conformance\].*\[Serial\]"
 
 python3 - "$report" <<'P'

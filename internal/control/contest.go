@@ -84,12 +84,11 @@ func (p *pass) contest(views map[string]*schedule.NodeView, requests []schedule.
 		wanted   model.Resources
 		priority int
 		lesser   bool
-		as       model.Placement
 	}
 	kinds := map[string]kind{}
 	for r := range store.List[*model.Revision](p.snap) {
 		if pr := r.Template.Placement.Priority; pr < highest {
-			kinds[r.ID] = kind{schedule.Wanted(&r.Template), pr, true, r.Template.Placement}
+			kinds[r.ID] = kind{schedule.Wanted(&r.Template), pr, true}
 		}
 	}
 	if len(kinds) == 0 {
@@ -109,7 +108,7 @@ func (p *pass) contest(views map[string]*schedule.NodeView, requests []schedule.
 		if _, bounded := spare[i.WorkloadID]; bounded && i.Serving() {
 			spare[i.WorkloadID]++
 		}
-		o := schedule.Occupant{InstanceID: i.ID, WorkloadID: k.as.CountedAs(i.WorkloadID), Priority: k.priority, Wanted: k.wanted, Ports: i.HostPorts}
+		o := schedule.Occupant{InstanceID: i.ID, WorkloadID: i.WorkloadID, Priority: k.priority, Wanted: k.wanted, Ports: i.HostPorts}
 		w, ok := store.Get[*model.Workload](p.snap, i.WorkloadID)
 		switch {
 		case i.Desired != model.DesiredRun:

@@ -20,13 +20,19 @@ func priority(n int) func(w *model.Workload) {
 // TestTheLessImportantGiveWay fills a cluster, and lets something more important come: as few as
 // needed end, it takes their place, and what had to go waits for room.
 func TestTheLessImportantGiveWay(t *testing.T) {
+	for _, group := range []string{"", "likes"} { // those of one group are counted together, as Pods of the same labels are
+		t.Run(group, func(t *testing.T) { lessImportantGiveWay(t, placement(func(p *model.Placement) { p.Group = group })) })
+	}
+}
+
+func lessImportantGiveWay(t *testing.T, grouped func(*model.Workload)) {
 	inCluster(t, 2, func(c *cluster) {
-		c.deploy(workload("batch", 4, reserves(3<<30)))
+		c.deploy(workload("batch", 4, reserves(3<<30), grouped))
 		for range 3 {
 			c.agents()
 			c.settle()
 		}
-		c.deploy(workload("web", 1, reserves(5<<30), priority(10)))
+		c.deploy(workload("web", 1, reserves(5<<30), priority(10), grouped))
 		web := c.instances("web")[0]
 		if web.NodeID != "" || !strings.Contains(web.Reason, "waits for what is ending on node0") {
 			t.Fatalf("web is on %q: %s", web.NodeID, web.Reason)
