@@ -32,15 +32,17 @@ int tutti_time(char *to, size_t room, const struct timespec *at)
 
 static void complain(const char *what) { dprintf(2, "%s: %s\n", what, strerror(errno)); }
 
-// flush appends text to the log. What cannot be written is lost, as on a full disk, and the process goes on.
+// flush appends text to the log. What cannot be written is lost, as on a full disk, which is told once, and the process goes on.
 static void flush(const char *text, size_t size)
 {
+	static int told;
 	while (size > 0) {
 		ssize_t n = write(log_file, text, size);
 		if (n < 0 && errno == EINTR)
 			continue;
 		if (n < 0) {
-			complain("write log");
+			if (!told++)
+				complain("write log");
 			return;
 		}
 		log_size += n;
