@@ -364,7 +364,7 @@ func downNode(ctx context.Context, g *globals) error {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	if err := node.Teardown(ctx, node.Config{DataDir: g.DataDir, RunDir: g.RunDir, Cgroup: "/tutti"}); err != nil {
+	if err := node.Teardown(ctx, node.Config{DataDir: g.DataDir, RunDir: g.RunDir, Cgroup: node.CgroupOf(g.DataDir)}); err != nil {
 		return fmt.Errorf("clean up: %w", err)
 	}
 	return nil

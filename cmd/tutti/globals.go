@@ -42,7 +42,7 @@ const (
 	envCertPath    = "TUTTI_CERT_PATH"
 	envNamespace   = "TUTTI_NAMESPACE"
 	defaultRunDir  = "/run/tutti"
-	defaultDataDir = "/var/lib/tutti"
+	defaultDataDir = node.DefaultDataDir
 	socketName     = "tutti.sock"
 )
 

@@ -1,6 +1,8 @@
 package node
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"fmt"
 	"log/slog"
 	"net"
@@ -41,7 +43,7 @@ type Config struct {
 	// Waiting has a host that is of no cluster, and has no token for one, wait until somebody asks at its
 	// Docker socket for it to join one, or to found one; and lets it leave its cluster in the same way.
 	Waiting bool `json:"waiting,omitempty"`
-	// Cgroup is the parent of all cgroups that the node makes, e.g. "/tutti".
+	// Cgroup is the parent of all cgroups that the node makes, e.g. "/tutti"; "" is as CgroupOf says.
 	Cgroup string `json:"cgroup"`
 	// Capacity is what instances may use up; zero fields are read from the host.
 	Capacity model.Resources `json:"capacity,omitzero"`
@@ -147,7 +149,7 @@ func (c *Config) complete() error {
 		return fault.New(fault.Invalid, "address %q: an IPv4 address of this host is accepted", c.Address)
 	}
 	if c.Cgroup == "" {
-		c.Cgroup = "/tutti"
+		c.Cgroup = CgroupOf(c.DataDir)
 	}
 	for _, p := range []struct {
 		name  string
@@ -284,3 +286,15 @@ func (c *Config) tryUsers() error {
 }
 
 func (c *Config) imagesDir() string { return filepath.Join(c.DataDir, "images") }
+
+// DefaultDataDir is where a host's node keeps what it knows.
+const DefaultDataDir = "/var/lib/tutti"
+
+// CgroupOf is the parent of the cgroups of a node by where it keeps what it knows: of two nodes on a host, each has its own.
+func CgroupOf(dataDir string) string {
+	if dir, err := filepath.Abs(dataDir); err == nil && dir != DefaultDataDir {
+		sum := sha256.Sum256([]byte(dir))
+		return "/tutti-" + hex.EncodeToString(sum[:4])
+	}
+	return "/tutti"
+}
