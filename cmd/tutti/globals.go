@@ -15,6 +15,7 @@ import (
 
 	"github.com/tutti-run/tutti/internal/api/native"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/node"
 )
 
 // globals are the flags that every command has.
