@@ -171,6 +171,11 @@ func (b *bridge) agreeOn(ctx context.Context, n *model.Node, have *corev1.Node) 
 		taints = append(taints, corev1.Taint{Key: t.Key, Value: t.Value, Effect: effectNames[t.Effect]})
 	}
 	here.Taints = byKey(taints)
+	if told, ok := b.lastTold(n.ID, &last, &here); !ok {
+		return agreed{}, &later{seeAgain}
+	} else if told != nil {
+		last.Labels, last.Taints = told.Labels, told.Taints
+	}
 	both := agreed{
 		Labels: merged(last.Labels, here.Labels, without(have.Labels, ownLabels)),
 		Taints: merged(last.Taints, here.Taints, byKey(have.Spec.Taints)),
@@ -179,6 +184,7 @@ func (b *bridge) agreeOn(ctx context.Context, n *model.Node, have *corev1.Node) 
 		if err := b.Tutti.LabelNode(ctx, n.Name, set, gone); err != nil {
 			return both, fmt.Errorf("label node %s: %w", n.Name, err)
 		}
+		b.noteTold(n.ID, both.Labels, here.Taints)
 	}
 	if set, gone := changes(here.Taints, both.Taints); len(set)+len(gone) > 0 {
 		var list []model.Taint
@@ -188,10 +194,47 @@ func (b *bridge) agreeOn(ctx context.Context, n *model.Node, have *corev1.Node) 
 		if err := b.Tutti.TaintNode(ctx, n.Name, list, gone); err != nil {
 			return both, fmt.Errorf("taint node %s: %w", n.Name, err)
 		}
+		b.noteTold(n.ID, both.Labels, both.Taints)
 	}
 	var err error
 	both.Resources, err = b.count(ctx, n, have, last.Resources)
 	return both, err
+}
+
+// told is what the core was told of a node and may not be seen of it yet, or not be written into its Node.
+type told struct {
+	Labels, Taints map[string]string
+	until          time.Time
+}
+
+const (
+	seeWithin = 2 * time.Second       // what the core was told is seen of it, unless somebody else changes it as well
+	seeAgain  = 50 * time.Millisecond // when it is looked for again
+)
+
+func (b *bridge) noteTold(node string, labels, taints map[string]string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.toldNodes[node] = &told{labels, taints, b.now().Add(seeWithin)}
+}
+
+// lastTold returns what the core was told of a node, for it to be what both sides agreed on last: what the Node says of that may be from
+// before. It is not ok as long as the core is seen as it was before.
+func (b *bridge) lastTold(node string, last, here *agreed) (t *told, ok bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if t = b.toldNodes[node]; t == nil {
+		return nil, true
+	}
+	is := func(a *agreed) bool { return maps.Equal(a.Labels, t.Labels) && maps.Equal(a.Taints, t.Taints) }
+	late := !b.now().Before(t.until)
+	if !is(here) && !late {
+		return nil, false
+	}
+	if is(last) || late {
+		delete(b.toldNodes, node)
+	}
+	return t, true
 }
 
 // changes are those that make one map the other.

@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -57,5 +58,32 @@ func TestTaintsArePackedByTheirKeys(t *testing.T) {
 	want := []corev1.Taint{list[1], list[0], list[2]}
 	if got := taintsOf(byKey(list)); !slices.Equal(got, want) {
 		t.Errorf("they are %v, want %v", got, want)
+	}
+}
+
+// A taint that is set and taken away again before the core is seen to have it stays away.
+func TestWhatTheCoreWasToldIsWaitedFor(t *testing.T) {
+	b := &bridge{toldNodes: map[string]*told{}}
+	with, without := &agreed{Taints: map[string]string{"key": ":NoExecute"}}, &agreed{}
+	if told, ok := b.lastTold("n", without, without); told != nil || !ok {
+		t.Fatalf("nothing was told, and that is %v, %t", told, ok)
+	}
+	b.noteTold("n", nil, with.Taints)
+	if _, ok := b.lastTold("n", without, without); ok {
+		t.Error("the core is believed while it is seen as it was before")
+	}
+	if told, ok := b.lastTold("n", without, with); !ok || told == nil || told.Taints["key"] == "" {
+		t.Errorf("the core is seen to have the taint, and told is %v, %t", told, ok)
+	}
+	if merged := merged(b.toldNodes["n"].Taints, with.Taints, without.Taints); len(merged) != 0 {
+		t.Errorf("a taint that was taken away from the Node is back as %v", merged)
+	}
+	if told, ok := b.lastTold("n", with, with); !ok || told == nil || b.toldNodes["n"] != nil {
+		t.Errorf("once it stands in the Node it is kept as %v, %t", told, ok)
+	}
+	b.noteTold("n", nil, with.Taints)
+	b.toldNodes["n"].until = time.Now()
+	if told, ok := b.lastTold("n", without, without); !ok || told == nil || b.toldNodes["n"] != nil {
+		t.Errorf("what is never seen is waited for: %v, %t", told, ok)
 	}
 }

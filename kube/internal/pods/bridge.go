@@ -104,12 +104,14 @@ type bridge struct {
 	policies       networkinglisters.NetworkPolicyLister
 
 	mu      sync.Mutex
-	cordons map[string]bool                       // by node ID: what both sides agreed on last
-	made    map[string]*madePod                   // by UID
-	removed map[string]bool                       // UIDs of what was told to end
-	failed  map[string]string                     // UID → why it could not be made
-	keys    map[string]string                     // UID → key of the Pod
-	certs   map[string]map[string]*podCertificate // by UID, and by source
+	cordons map[string]bool // by node ID: what both sides agreed on last
+	// toldNodes is what the core was told of nodes, by ID, until that is seen of it and stands in the Node.
+	toldNodes map[string]*told
+	made      map[string]*madePod                   // by UID
+	removed   map[string]bool                       // UIDs of what was told to end
+	failed    map[string]string                     // UID → why it could not be made
+	keys      map[string]string                     // UID → key of the Pod
+	certs     map[string]map[string]*podCertificate // by UID, and by source
 
 	contents  uint64            // grows with every change of a ConfigMap or a Secret
 	scaled    map[string]passed // by UID of what makes Pods
@@ -147,7 +149,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b := &bridge{
 		Config: c, client: client, seen: newMirror(),
 		queue: newQueue(), slow: newQueue(), pulls: pulls{of: map[string]*pull{}},
-		cordons: map[string]bool{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{}, certs: map[string]map[string]*podCertificate{},
+		cordons: map[string]bool{}, toldNodes: map[string]*told{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{}, certs: map[string]map[string]*podCertificate{},
 		scaled: map[string]passed{}, addresses: map[string]string{}, answering: map[string]bool{},
 	}
 	broadcaster := record.NewBroadcaster()
