@@ -63,7 +63,11 @@ func supervisorsIn(hostPID int) map[string]int {
 	out := map[string]int{}
 	_ = inHost(hostPID, func(pid int, args []string) { // what it cannot list has ended
 		if len(args) > 2 && strings.HasSuffix(args[1], "-supervise") {
-			out[filepath.Base(args[2])] = pid
+			run := filepath.Base(args[2])
+			// What is born of it is called the same until it executes what it is for.
+			if other := out[run]; other == 0 || descends(other, pid) {
+				out[run] = pid
+			}
 		}
 	})
 	return out
