@@ -247,7 +247,7 @@ func countLines(said string, k int) (int, error) {
 func TestANewerProgramTakesOver(t *testing.T) {
 	abuseImage(t)
 	file := filepath.Join(dataDir, "newer.yaml")
-	if err := os.WriteFile(file, []byte("services:\n  stays: {image: \"abuse:v1\", command: [sleep], deploy: {mode: global}, x-tutti: {lost_after: 30s}}\n"), 0o644); err != nil {
+	if err := os.WriteFile(file, []byte("services:\n  stays: {image: \"abuse:v1\", command: [sleep], deploy: {replicas: 3, placement: {max_replicas_per_node: 1}}, x-tutti: {lost_after: 30s}}\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
 	removeIfFailed(t, "newer")

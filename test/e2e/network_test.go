@@ -166,6 +166,17 @@ func TestEveryInstanceReachesItsNetworksAndNothingElse(t *testing.T) {
 				}
 			}
 			got := probe(t, "matrix", from.Name, "tcp", slices.Sorted(maps.Keys(reach)))
+			// Two nodes that send each other the first of an encrypted network at once try it again after five seconds only, as WireGuard does.
+			var silent []string
+			for address, answer := range got {
+				if strings.Contains(answer, "deadline") {
+					silent = append(silent, address)
+				}
+			}
+			if len(silent) > 0 {
+				t.Logf("%s on %s had no answer from %v in time, and asks again", from.Name, from.Node, silent)
+				maps.Copy(got, probe(t, "matrix", from.Name, "tcp", silent))
+			}
 			datagrams := probe(t, "matrix", from.Name, "udp", slices.Sorted(maps.Keys(reach)))
 			wrong := probe(t, "matrix", from.Name, "tcp", slices.Sorted(maps.Keys(refuse)))
 			var names []string
