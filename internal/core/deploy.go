@@ -390,8 +390,10 @@ func (p *planner) workloads() error {
 		if err := p.resolveTemplate(w); err != nil {
 			return err
 		}
-		if err := p.feasible(w); err != nil && !p.d.NodesMayCome {
-			return err
+		if !p.d.NodesMayCome {
+			if err := p.feasible(w); err != nil {
+				return err
+			}
 		}
 		if as, ok := p.d.Logins[w.Name]; ok {
 			sealed, err := sealLogin(p.key, as, workloadBinding)

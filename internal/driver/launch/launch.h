@@ -63,7 +63,7 @@ struct handed {
 #define HANDED_MARK 0x02697474757400
 
 // The files of such a process: the output of what it begins, and, after what this one reads, what that writes to.
-enum { ANSWER_FILE = 3, LOCK_FILE = 4, HANDED_FILE = 5, OUTPUT_FILES = 6, OUTPUT_ENDS = 8 };
+enum { ANSWER_FILE = 3, HANDED_FILE = 5, OUTPUT_FILES = 6, OUTPUT_ENDS = 8 };
 
 void tutti_first_limit(uint64_t *soft, uint64_t *hard);
 
