@@ -317,9 +317,17 @@ func (a *Agent) adopt(ctx context.Context) error {
 	return nil
 }
 
-// lapse ends what needs a lease.
+// lapse says that there is no lease: what needs one is suspended by those who watch over it.
 func (a *Agent) lapse() {
-	a.Log.Warn("this node could not renew its lease: instances that need one are ended")
+	a.Log.Warn("this node could not renew its lease: instances that need one are suspended")
+}
+
+// renewed takes over a lease.
+func (a *Agent) renewed(until time.Duration) error {
+	anew, err := a.lease.extend(until)
+	if err != nil || !anew {
+		return err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, w := range a.workers {
@@ -327,6 +335,7 @@ func (a *Agent) lapse() {
 			w.poke()
 		}
 	}
+	return nil
 }
 
 // Assign takes over what a server wants of this node. It waits until the agent has adopted what

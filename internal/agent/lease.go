@@ -2,35 +2,34 @@ package agent
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
 // lease is until when this node may run instances that need one: by the host's clock, from when it
 // sent the sign of life that the leader has confirmed. An agent begins with none.
 //
-// What ends tasks in time is not this, which may be stopped itself, but their supervisors; this lets
-// them end properly if there is time, and lets nothing start without a lease.
+// What suspends tasks in time is not this, which may be stopped itself, but their supervisors; this lets
+// nothing start without a lease, and those tasks go on that are still wanted when there is one again.
 type lease struct {
 	clock   func() time.Duration
 	leasers []driver.Leaser
 
 	mu      sync.Mutex
 	until   time.Duration
-	grace   time.Duration // how long before that tasks are asked to end
-	ending  bool          // it was not renewed in time: tasks should end
-	changed chan struct{} // closed and replaced when ending or held may have changed
+	ended   bool          // it was not renewed in time
+	term    int           // how often one was granted when there was none
+	changed chan struct{} // closed and replaced when ended or held may have changed
 }
 
-// leaseGrace is how long before the end of a lease tasks are asked to end, at most: a fifth of a shorter one.
-const leaseGrace = time.Second
-
 func newLease(drivers map[string]driver.Driver) *lease {
-	l := &lease{clock: driver.SinceBoot, changed: make(chan struct{}), ending: true}
+	l := &lease{clock: driver.SinceBoot, changed: make(chan struct{}), ended: true}
 	for _, d := range drivers {
 		if leaser, ok := d.(driver.Leaser); ok {
 			l.leasers = append(l.leasers, leaser)
@@ -40,25 +39,27 @@ func newLease(drivers map[string]driver.Driver) *lease {
 	return l
 }
 
-// extend renews the lease.
-func (l *lease) extend(until time.Duration) error {
+// extend renews the lease. What is wanted of the node was told before. It reports whether there was none.
+func (l *lease) extend(until time.Duration) (anew bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if until <= l.until {
-		return nil
+		return false, nil
 	}
 	for _, d := range l.leasers {
 		if err := d.Lease(until); err != nil {
-			return err // nothing starts, and what runs ends in time
+			return false, err // nothing starts, and what runs is suspended in time
 		}
 	}
 	now := l.clock()
-	l.until, l.grace = until, min(leaseGrace, (until-now)/5)
-	if l.ending && now < until-l.grace {
-		l.ending = false
+	anew = (l.ended || l.until <= now) && now < until
+	l.until = until
+	if anew {
+		l.ended = false
+		l.term++
 		l.tell()
 	}
-	return nil
+	return anew, nil
 }
 
 func (l *lease) tell() {
@@ -66,25 +67,25 @@ func (l *lease) tell() {
 	l.changed = make(chan struct{})
 }
 
-// held reports whether tasks may start, or go on, and where to wait for a change of that.
-func (l *lease) held() (bool, <-chan struct{}) {
+// held reports whether tasks may start, or go on, in which term, and where to wait for a change of that.
+func (l *lease) held() (term int, ok bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return !l.ending && l.clock() < l.until, l.changed
+	return l.term, !l.ended && l.clock() < l.until, l.changed
 }
 
 // watch notices when the lease was not renewed in time, and calls then.
 func (l *lease) watch(ctx context.Context, then func()) {
 	for {
 		l.mu.Lock()
-		left := l.until - l.grace - l.clock()
-		ends := left <= 0 && !l.ending
+		left := l.until - l.clock()
+		ends := left <= 0 && !l.ended
 		if ends {
-			l.ending = true
+			l.ended = true
 			l.tell()
 		}
 		changed := l.changed
-		idle := l.ending
+		idle := l.ended
 		l.mu.Unlock()
 		if ends {
 			then()
@@ -111,14 +112,34 @@ func (w *worker) leased() bool {
 	return as.Instance.Leased
 }
 
-// lapsing reports whether the instance has to end because the node's lease does. An agent that was
-// just started, and has none yet, ends nothing: supervisors know until when what runs may.
-func (w *worker) lapsing() bool {
-	l := w.agent.lease
-	l.mu.Lock()
-	ends := l.ending && l.until > 0
-	l.mu.Unlock()
-	return ends && w.leased()
+// goOn lets those tasks go on that were suspended when the node's lease ended, if there is one again and the instance is still
+// wanted: what is wanted was told before the lease, and is looked at after it.
+func (w *worker) goOn(ctx context.Context, p *prepared) {
+	if !w.leased() {
+		return
+	}
+	term, held, _ := w.agent.lease.held()
+	if _, want, _ := w.desired(); !want || !held || term == w.term {
+		return
+	}
+	w.term = term
+	for _, t := range slices.Concat(p.template.InitTasks, p.template.Tasks, []model.TaskSpec{*holder()}) {
+		w.mu.Lock()
+		runs := w.runs[t.Name]
+		w.mu.Unlock()
+		d, ok := w.agent.Drivers[driverName(&t)].(driver.Leaser)
+		if len(runs) == 0 || !ok {
+			continue
+		}
+		if err := d.GoOn(ctx, runID(w.id, t.Name, runs[len(runs)-1])); err != nil && !fault.Is(err, fault.NotFound) && !fault.Is(err, fault.Unavailable) {
+			w.log.Warn("a task that was suspended could not go on", "task", t.Name, "error", err)
+		}
+	}
+}
+
+// isSuspended reports whether something could not be done as the task is suspended, with the end of the node's lease.
+func isSuspended(err error) bool {
+	return err != nil && strings.Contains(err.Error(), driver.Suspended)
 }
 
 // lapsedBefore reports whether a task could not start because the lease had ended.
@@ -136,7 +157,7 @@ func (w *worker) awaitTurn(ctx context.Context) bool {
 		if _, want, _ := w.desired(); !want {
 			return false
 		}
-		held, changed := w.agent.lease.held()
+		term, held, changed := w.agent.lease.held()
 		other, over := w.agent.other(w)
 		why := ""
 		switch {
@@ -145,6 +166,7 @@ func (w *worker) awaitTurn(ctx context.Context) bool {
 		case as.Instance.Leased && !held:
 			why = "waiting for a lease: this node has not reached the cluster's leader"
 		default:
+			w.term = term
 			return ctx.Err() == nil
 		}
 		w.set(func(st *model.InstanceStatus) { st.Message = why })

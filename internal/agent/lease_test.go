@@ -20,10 +20,20 @@ func (w *world) leased(id string, args ...string) *wire.Assignment {
 
 func (w *world) renew(d time.Duration) {
 	w.Helper()
-	if err := w.agent.lease.extend(w.agent.lease.clock() + d); err != nil {
+	if err := w.agent.renewed(w.agent.lease.clock() + d); err != nil {
 		w.Fatal(err)
 	}
 	w.settle()
+}
+
+// suspended says whether a task is, which nothing can be sent to then.
+func (w *world) suspended(id string) bool {
+	w.Helper()
+	err := w.agent.Drivers["oci"].Signal(w.Context(), id, 0x20)
+	if err != nil && !isSuspended(err) {
+		w.Fatal(err)
+	}
+	return err != nil
 }
 
 func TestALeasedInstanceRunsAsLongAsTheLease(t *testing.T) {
@@ -38,13 +48,21 @@ func TestALeasedInstanceRunsAsLongAsTheLease(t *testing.T) {
 			time.Sleep(time.Second)
 			w.wantState("i1", model.InstanceRunning)
 		}
-		w.wantRuns("i1.app.1", "i2.app.1")
-		time.Sleep(3100 * time.Millisecond) // less than a second is left
-		if st := w.wantState("i1", model.InstanceWaiting); w.driverStatus("i1.app.1").State != driver.Exited || !strings.Contains(st.Message, "lease") {
-			t.Errorf("with the end of the lease ahead it is %s: %s", st.State, st.Message)
+		if w.suspended("i1.app.1") {
+			t.Error("it is suspended under a lease")
 		}
-		if st := w.driverStatus("i1.app.1"); st.ExitCode != 0 || st.Error != "" {
-			t.Errorf("there was time for it to end properly, and it ended as %+v", st)
+		time.Sleep(4100 * time.Millisecond)
+		if !w.suspended("i1.app.1") || w.suspended("i2.app.1") {
+			t.Error("what needs a lease is not suspended without, or the other is")
+		}
+		w.renew(5 * time.Second)
+		if w.suspended("i1.app.1") {
+			t.Error("it does not go on with the next lease")
+		}
+		w.wantRuns("i1.app.1", "i2.app.1")
+		time.Sleep(5*time.Second + driver.SuspendedFor + time.Second)
+		if st := w.wantState("i1", model.InstanceWaiting); w.driverStatus("i1.app.1").Error != driver.Lapsed || !strings.Contains(st.Message, "lease") {
+			t.Errorf("suspended for too long it is %s: %s", st.State, st.Message)
 		}
 		time.Sleep(time.Minute)
 		w.wantState("i1", model.InstanceWaiting)
@@ -57,26 +75,52 @@ func TestALeasedInstanceRunsAsLongAsTheLease(t *testing.T) {
 	})
 }
 
-func TestAStubbornTaskIsKilledWithTheLease(t *testing.T) {
+// TestWhatWasGivenUpDoesNotGoOn: what a node is told of first, before it gets another lease. Not even the signal to end
+// reaches it.
+func TestWhatWasGivenUpDoesNotGoOn(t *testing.T) {
 	inWorld(t, func(w *world) {
 		w.renew(5 * time.Second)
-		began := time.Now()
-		w.assign(w.leased("i1", "stubborn"))
+		as := w.leased("i1", "serve")
+		w.assign(as)
 		w.wantState("i1", model.InstanceRunning)
-		time.Sleep(4990 * time.Millisecond)
-		if st := w.driverStatus("i1.app.1"); st.State != driver.Running {
-			t.Errorf("before the end it is %+v", st)
+		time.Sleep(6 * time.Second)
+		if !w.suspended("i1.app.1") {
+			t.Fatal("it is not suspended")
 		}
-		time.Sleep(20 * time.Millisecond)
-		if st := w.driverStatus("i1.app.1"); st.State != driver.Exited || st.Error != driver.Lapsed || st.Finished.Sub(began) > 5*time.Second {
-			t.Errorf("at the end it is %+v", st)
+		w.want(as, model.DesiredStop)
+		w.renew(5 * time.Second)
+		if st := w.driverStatus("i1.app.1"); st.State != driver.Exited || st.ExitCode != 128+9 {
+			t.Errorf("it ended as %+v, want it killed", st)
 		}
-		w.wantState("i1", model.InstanceWaiting)
 	})
 }
 
-// TestALeaseIsKeptWithoutTheAgent: an agent that is gone renews nothing, and its supervisors end
-// what runs; one that is back soon ends nothing.
+// TestPodsAreSuspendedToo, whose tasks live by themselves.
+func TestPodsAreSuspendedToo(t *testing.T) {
+	inWorld(t, func(w *world) {
+		w.renew(5 * time.Second)
+		as := w.leased("i1", "serve")
+		as.Template.Separate = true
+		w.assign(as)
+		w.wantState("i1", model.InstanceRunning)
+		time.Sleep(6 * time.Second)
+		if !w.suspended("i1.app.1") {
+			t.Error("it is not suspended")
+		}
+		w.renew(5 * time.Second)
+		if w.suspended("i1.app.1") {
+			t.Error("it does not go on with the next lease")
+		}
+		time.Sleep(5*time.Second + driver.SuspendedFor + time.Second)
+		w.wantState("i1", model.InstanceWaiting)
+		w.renew(5 * time.Second)
+		w.wantState("i1", model.InstanceRunning)
+		w.wantRuns("i1.app.1", "i1.app.2")
+	})
+}
+
+// TestALeaseIsKeptWithoutTheAgent: an agent that is gone renews nothing, and its supervisors suspend
+// what runs, and end it later; with one that is back soon all goes on.
 func TestALeaseIsKeptWithoutTheAgent(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t)
@@ -95,6 +139,17 @@ func TestALeaseIsKeptWithoutTheAgent(t *testing.T) {
 		w.wantState("i1", model.InstanceRunning)
 		w.end()
 		time.Sleep(6 * time.Second)
+		w.start()
+		w.assign(w.leased("i1", "serve"))
+		if !w.suspended("i1.app.1") {
+			t.Error("it was not suspended without an agent, or goes on before there is a lease")
+		}
+		w.renew(5 * time.Second)
+		if w.suspended("i1.app.1") {
+			t.Error("the next agent does not let it go on")
+		}
+		w.end()
+		time.Sleep(6*time.Second + driver.SuspendedFor)
 		if st := w.driverStatus("i1.app.1"); st.State != driver.Exited || st.Error != driver.Lapsed {
 			t.Errorf("without an agent it is %+v", st)
 		}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
@@ -19,6 +21,8 @@ type separate struct {
 	adopt bool
 	stop  chan struct{} // closed when all tasks are to end
 	halt  sync.Once
+
+	lapsed atomic.Bool // a task was suspended with the end of the node's lease for too long, or could not start without one
 }
 
 // liveSeparate is live for such an instance, once it is prepared.
@@ -57,7 +61,6 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 	w := s.w
 	ended := make(chan outcome, 1)
 	go func() { ended <- s.course(ctx) }()
-	lapsed := false
 	for {
 		w.followFolders()
 		w.followLinks(ctx)
@@ -67,16 +70,14 @@ func (s *separate) run(ctx context.Context) (o outcome, because string) {
 			s.end()
 		} else if w.mustGo() != "" {
 			s.end()
-		} else if w.lapsing() {
-			lapsed = true
-			s.end()
 		}
+		w.goOn(ctx, s.p)
 		select {
 		case <-w.wake:
 		case o = <-ended:
 			if why := w.mustGo(); because == "" && why != "" {
 				o = outcome{never: true, message: why}
-			} else if because == "" && lapsed {
+			} else if because == "" && s.lapsed.Load() {
 				o = outcome{lapsed: true, message: driver.Lapsed}
 			}
 			return o, because
@@ -307,6 +308,11 @@ func (l *taskLife) live(ctx context.Context) {
 		}
 		l.last = st
 		if l.stopping() {
+			return
+		}
+		if st.Error == driver.Lapsed || strings.Contains(l.failed, driver.Lapsed) {
+			l.s.lapsed.Store(true)
+			l.s.end()
 			return
 		}
 		o := l.outcome()

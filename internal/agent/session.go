@@ -372,7 +372,7 @@ func (c *Connection) confirmed(l *wire.Lease) {
 	if !ok || l.For <= 0 {
 		return
 	}
-	if err := c.agent.lease.extend(at + l.For); err != nil {
+	if err := c.agent.renewed(at + l.For); err != nil {
 		c.Log.Error("lease could not be renewed on this node", "error", err)
 	}
 }

@@ -179,6 +179,7 @@ func (w *worker) runInit(ctx context.Context, p *prepared, t *model.TaskSpec, ad
 				w.set(func(st *model.InstanceStatus) { st.State = model.InstanceStopping })
 				return w.stopTasks(ctx, p), false
 			}
+			w.goOn(ctx, p)
 		case end := <-done:
 			_, _, n := splitRunID(end.ID)
 			w.setTask(taskStatus(t, n, end, p.digests[t.Name]))
@@ -242,7 +243,10 @@ func (w *worker) stopTaskWithin(ctx context.Context, p *prepared, t *model.TaskS
 	}
 	if grace > 0 {
 		w.unpause(ctx, d, st)
-		if err := d.Signal(ctx, id, stopSignal(t, p.images[t.Name])); err != nil && !fault.Is(err, fault.NotFound) {
+		err := d.Signal(ctx, id, stopSignal(t, p.images[t.Name]))
+		if isSuspended(err) {
+			grace = 0 // another may have its place: it must not run for a moment longer
+		} else if err != nil && !fault.Is(err, fault.NotFound) {
 			w.log.Warn("stop signal could not be sent", "task", t.Name, "error", err)
 		}
 		waitCtx, cancel := context.WithTimeout(ctx, grace)

@@ -41,6 +41,7 @@ type worker struct {
 	bounded    map[string]model.Bounds // by task: those of the assignment that its latest run has
 
 	followed *wire.Assignment // whose folders were laid out; the run loop's
+	term     int              // of the node's lease in which the tasks run that need one; the run loop's
 	folders  sync.RWMutex     // what is in folders changes under it
 }
 
@@ -527,11 +528,7 @@ func (w *worker) runOnce(ctx context.Context, p *prepared, adopt bool) outcome {
 			w.stopTasks(ctx, p)
 			return outcome{never: true, message: why}
 		}
-		if w.lapsing() {
-			w.set(func(st *model.InstanceStatus) { st.State, st.Health = model.InstanceStopping, model.HealthNone })
-			w.stopTasks(ctx, p)
-			return outcome{lapsed: true, message: driver.Lapsed}
-		}
+		w.goOn(ctx, p)
 		select {
 		case <-ctx.Done():
 			return outcome{message: "the agent is stopping"}

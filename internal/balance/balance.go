@@ -170,7 +170,7 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 	look := map[netip.Addr]bool{} // at what may be gone
 	for _, f := range left {
 		for _, e := range f.Endpoints {
-			look[e] = true
+			look[e.Addr()] = true
 		}
 	}
 	again := func(id string) {

@@ -6,6 +6,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -223,7 +224,8 @@ func TestPortsThatInstancesHold(t *testing.T) {
 
 // TestSharesFollowWeights holds that endpoints are there as often as they weigh, and that none is left out.
 func TestSharesFollowWeights(t *testing.T) {
-	a, b, c := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
+	at := func(ip string) endpoint { return endpoint{netip.AddrPortFrom(netip.MustParseAddr(ip), 0)} }
+	a, b, c := at("10.0.0.1"), at("10.0.0.2"), at("10.0.0.3")
 	for _, x := range []struct {
 		list []weighted
 		want string
@@ -233,7 +235,7 @@ func TestSharesFollowWeights(t *testing.T) {
 		{[]weighted{{b, 100}, {a, 10}, {c, 100}}, "map[10.0.0.1:1 10.0.0.2:10 10.0.0.3:10]"},
 		{[]weighted{{a, 30}, {a, 30}, {b, 20}}, "map[10.0.0.1:3 10.0.0.2:2]"},
 	} {
-		got := map[netip.Addr]int{}
+		got := map[endpoint]int{}
 		for _, ip := range shares(x.list) {
 			got[ip]++
 		}
@@ -243,7 +245,7 @@ func TestSharesFollowWeights(t *testing.T) {
 	}
 	many := []weighted{{c, 1}}
 	for i := range 2000 {
-		many = append(many, weighted{netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}), 999 + i%2})
+		many = append(many, weighted{at(fmt.Sprintf("10.1.%d.%d", i>>8, i%256)), 999 + i%2})
 	}
 	got := shares(many)
 	light := 0
@@ -281,4 +283,32 @@ func TestAddressesOfNoHost(t *testing.T) {
 	n.Services[0].Balance = model.Balancing{Local: model.LocalOnly, Outside: model.LocalWherever}
 	want = strings.NewReplacer("[10.99.1.1 10.99.1.2]", "[10.99.1.1]", "[10.99.1.1]", "[10.99.1.1 10.99.1.2]").Replace(want)
 	wantLines(t, n, "a", ipv4, want)
+}
+
+// TestTargetsOfEndpoints: each is led to where it has a port, and not by a port that it has not.
+func TestTargetsOfEndpoints(t *testing.T) {
+	n := state()
+	n.Networks = []*model.Network{network("pods", "10.99.1.0/24", false)}
+	n.Services = []wire.NetworkService{{
+		ID: "s", Name: "s", Direct: true, VirtualIPs: at("pods=10.212.0.9"),
+		Ports: []model.ServicePort{{Name: "http", Protocol: "tcp", Target: 8080, Virtual: 80, Published: 30080}, {Name: "dns", Protocol: "udp", Target: 53}},
+		Endpoints: []wire.Endpoint{
+			{Addresses: at("pods=10.99.1.1")},
+			{Addresses: at("pods=10.99.1.2"), Targets: map[string]int{"http": 8081, "dns": 53}},
+			{Addresses: at("pods=10.99.1.3"), Targets: map[string]int{"http": 8080}},
+		},
+	}}
+	wantLines(t, n, "a", ipv4, `own 10.250.0.1 networks [10.99.0.0/16] subnets [10.99.1.0/24] internal [] local []
+10.212.0.9 → []
+10.212.0.9:53/17 → [10.99.1.1 10.99.1.2]:53
+10.212.0.9:80/6 → [10.99.1.1 10.99.1.2:8081 10.99.1.3]:8080
+*:30080/6 → [10.99.1.1 10.99.1.2:8081 10.99.1.3]:8080
+`)
+	n.Services[0].Balance.Sticky = time.Minute
+	wantLines(t, n, "a", ipv4, `own 10.250.0.1 networks [10.99.0.0/16] subnets [10.99.1.0/24] internal [] local []
+10.212.0.9 → []
+10.212.0.9:53/17 → [10.99.1.1 10.99.1.2]:53 for 1m0s
+10.212.0.9:80/6 → [10.99.1.1 10.99.1.3]:8080 for 1m0s
+*:30080/6 → [10.99.1.1 10.99.1.3]:8080 for 1m0s
+`)
 }

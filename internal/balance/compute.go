@@ -44,8 +44,18 @@ type Frontend struct {
 	FrontendKey
 	Target    uint16        // the port that is led to; 0: the same
 	Sticky    time.Duration // how long a client is remembered after its latest connection; 0: not at all
-	Endpoints []netip.Addr  // each entry as likely; one that weighs more is there several times
+	Endpoints []endpoint    // each entry as likely; one that weighs more is there several times
 	owner     source        // whose it is
+}
+
+// endpoint is where a connection is led to; port 0: the target of its frontend.
+type endpoint struct{ netip.AddrPort }
+
+func (e endpoint) String() string {
+	if e.Port() == 0 {
+		return e.Addr().String()
+	}
+	return e.AddrPort.String()
 }
 
 var protocols = map[string]uint8{"tcp": unix.IPPROTO_TCP, "udp": unix.IPPROTO_UDP, "sctp": unix.IPPROTO_SCTP}
@@ -143,16 +153,24 @@ func merge(list []netip.Prefix) []netip.Prefix {
 
 // on are the addresses of endpoints on a network, each as often as it weighs; "" takes the first of each.
 // Those of this node may come before all others, or be the only ones.
-func (l *ledger) on(s *wire.NetworkService, network string, local model.LocalPolicy) []netip.Addr {
+func (l *ledger) on(s *wire.NetworkService, p *model.ServicePort, network string, local model.LocalPolicy) []endpoint {
 	all, near := make([]weighted, 0, len(s.Endpoints)), []weighted(nil)
 	for i := range s.Endpoints {
-		e := &s.Endpoints[i]
+		e, port := &s.Endpoints[i], uint16(0)
+		if p != nil && e.Targets != nil {
+			if port = uint16(p.TargetOf(e.Targets)); port == 0 || s.Balance.Sticky > 0 && int(port) != p.Target {
+				continue // what clients are led to again has one port
+			}
+			if int(port) == p.Target {
+				port = 0
+			}
+		}
 		for j := range e.Addresses {
 			ip, ok := l.f.address(&e.Addresses[j])
 			if !ok || network != "" && e.Addresses[j].Network != network || l.onHosts[e.Addresses[j].Network] {
 				continue
 			}
-			w := weighted{ip, cmp.Or(e.Weight, model.FullWeight)}
+			w := weighted{endpoint{netip.AddrPortFrom(ip, port)}, cmp.Or(e.Weight, model.FullWeight)}
 			all = append(all, w)
 			if local != "" && e.NodeID == l.nodeID {
 				near = append(near, w)
@@ -168,7 +186,7 @@ func (l *ledger) on(s *wire.NetworkService, network string, local model.LocalPol
 
 // weighted is an endpoint, and how many connections it gets beside others.
 type weighted struct {
-	netip.Addr
+	endpoint
 	weight int
 }
 
@@ -176,9 +194,9 @@ type weighted struct {
 const mostShares = 4096
 
 // shares are endpoints in ascending order, each as often as it weighs.
-func shares(list []weighted) []netip.Addr {
-	slices.SortFunc(list, func(a, b weighted) int { return cmp.Or(a.Compare(b.Addr), cmp.Compare(b.weight, a.weight)) })
-	list = slices.CompactFunc(list, func(a, b weighted) bool { return a.Addr == b.Addr })
+func shares(list []weighted) []endpoint {
+	slices.SortFunc(list, func(a, b weighted) int { return cmp.Or(a.Compare(b.AddrPort), cmp.Compare(b.weight, a.weight)) })
+	list = slices.CompactFunc(list, func(a, b weighted) bool { return a.endpoint == b.endpoint })
 	divisor, sum := 0, 0
 	for _, e := range list {
 		sum += e.weight
@@ -189,14 +207,14 @@ func shares(list []weighted) []netip.Addr {
 			}
 		}
 	}
-	out := make([]netip.Addr, 0, len(list))
+	out := make([]endpoint, 0, len(list))
 	for _, e := range list {
 		times := e.weight / divisor
 		if sum/divisor > max(mostShares, len(list)) {
 			times = max(1, e.weight*mostShares/sum)
 		}
 		for range times {
-			out = append(out, e.Addr)
+			out = append(out, e.endpoint)
 		}
 	}
 	return out
@@ -209,11 +227,11 @@ func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 		if !ok {
 			continue
 		}
-		endpoints := l.on(s, s.VirtualIPs[i].Network, s.Balance.Local)
 		if s.Direct {
-			out = append(out, direct(s, ip, endpoints)...)
+			out = append(out, l.direct(s, ip, s.VirtualIPs[i].Network)...)
 			continue
 		}
+		endpoints := l.on(s, nil, s.VirtualIPs[i].Network, s.Balance.Local)
 		out = append(out, Frontend{FrontendKey: FrontendKey{IP: ip}, Sticky: s.Balance.Sticky, Endpoints: endpoints})
 		for _, p := range s.Ports {
 			if proto, ok := protocols[p.Protocol]; ok && p.Virtual != 0 && p.Virtual != p.Target {
@@ -224,7 +242,8 @@ func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 			}
 		}
 	}
-	for _, p := range s.Ports {
+	for i := range s.Ports {
+		p := &s.Ports[i]
 		proto, ok := protocols[p.Protocol]
 		if p.Published == 0 || !ok {
 			continue
@@ -239,7 +258,7 @@ func (l *ledger) ofService(s *wire.NetworkService) (out []Frontend) {
 		}
 		out = append(out, Frontend{
 			FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(p.Published)},
-			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, "", local),
+			Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, p, "", local),
 		})
 	}
 	return append(out, l.outside(s)...)
@@ -252,11 +271,12 @@ func (l *ledger) outside(s *wire.NetworkService) (out []Frontend) {
 		if err != nil || ip.Is4() != (l.f == ipv4) {
 			continue
 		}
-		for _, p := range s.Ports {
+		for i := range s.Ports {
+			p := &s.Ports[i]
 			if proto, ok := protocols[p.Protocol]; ok {
 				out = append(out, Frontend{
 					FrontendKey: FrontendKey{Node: true, IP: ip, Protocol: proto, Port: uint16(cmp.Or(p.Virtual, p.Target))},
-					Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, "", s.Balance.FromOutside()),
+					Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: l.on(s, p, "", s.Balance.FromOutside()),
 				})
 			}
 		}
@@ -265,9 +285,15 @@ func (l *ledger) outside(s *wire.NetworkService) (out []Frontend) {
 }
 
 // direct leads the ports of a direct service's virtual IP; its others lead nowhere.
-func direct(s *wire.NetworkService, ip netip.Addr, endpoints []netip.Addr) []Frontend {
+func (l *ledger) direct(s *wire.NetworkService, ip netip.Addr, network string) []Frontend {
 	out := []Frontend{{FrontendKey: FrontendKey{IP: ip}}}
-	for _, p := range s.Ports {
+	var all []endpoint // where those of all ports are the same
+	differ := slices.ContainsFunc(s.Endpoints, func(e wire.Endpoint) bool { return e.Targets != nil })
+	for i := range s.Ports {
+		p := &s.Ports[i]
+		if differ || i == 0 {
+			all = l.on(s, p, network, s.Balance.Local)
+		}
 		port := p.Virtual
 		if port == 0 {
 			port = p.Target
@@ -275,7 +301,7 @@ func direct(s *wire.NetworkService, ip netip.Addr, endpoints []netip.Addr) []Fro
 		if proto, ok := protocols[p.Protocol]; ok {
 			out = append(out, Frontend{
 				FrontendKey: FrontendKey{IP: ip, Protocol: proto, Port: uint16(port)},
-				Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: endpoints,
+				Target:      uint16(p.Target), Sticky: s.Balance.Sticky, Endpoints: all,
 			})
 		}
 	}
@@ -300,7 +326,7 @@ func (l *ledger) ofHolder(i *wire.NetworkInstance) (out []Frontend) {
 		hostIP, mine := hostAddress(h.HostIP, l.f)
 		if proto, known := protocols[h.Protocol]; ok && known && mine && l.hostPorts[heldPort{i.WorkloadID, h.Protocol, h.Published}] == 0 {
 			out = append(out, Frontend{
-				FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []netip.Addr{ip},
+				FrontendKey: FrontendKey{Node: true, IP: hostIP, Protocol: proto, Port: uint16(h.Published)}, Target: uint16(h.Target), Endpoints: []endpoint{{netip.AddrPortFrom(ip, 0)}},
 			})
 		}
 	}

@@ -13,7 +13,7 @@ import (
 
 // TestDirectServicesAreLedAsToldLast tells two nodes by differences, in any order, of a direct service with a
 // virtual IP outside of the network, of its backends and of the instances that have their addresses; after each it
-// is led to the backends on nodes that are up, by its port alone, and refuses where there are none.
+// is led to the backends on nodes that are up, by its ports alone, to those that they have there, and refuses where there are none.
 func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 	l := newLAN(t)
 	l.state.Networks = []*model.Network{network("pods", "10.244.0.0/24", false)}
@@ -24,8 +24,8 @@ func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 		h := []*host{l.a, l.b, l.b}[i]
 		name := fmt.Sprint("pod", i)
 		ns := l.attach(h, name, "pods="+address)
-		l.serve(ns, ":6379", name)
-		l.serve(ns, ":6380", name)
+		l.serve(ns, ":6379", name+":6379")
+		l.serve(ns, ":6380", name+":6380")
 		all = append(all, l.state.Instances[len(l.state.Instances)-1])
 	}
 	l.state.Instances = l.state.Instances[:1] // the client
@@ -46,11 +46,15 @@ func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 			case what < 5:
 				service = &wire.NetworkService{
 					ID: "cache", Name: "cache", Namespace: "default", Direct: true, VirtualIPs: at("pods=10.212.7.9"),
-					Ports: []model.ServicePort{{Protocol: "tcp", Virtual: 7000, Target: 6379 + r.IntN(2)}, {Protocol: "tcp", Virtual: 6379, Target: 6379}},
+					Ports: []model.ServicePort{{Name: "other", Protocol: "tcp", Virtual: 7000, Target: 6379 + r.IntN(2)}, {Name: "same", Protocol: "tcp", Virtual: 6379, Target: 6379}},
 				}
 				for _, in := range all {
 					if r.IntN(2) == 0 {
-						service.Backends = append(service.Backends, model.Backend{Address: in.Addresses[0].IP})
+						backend := model.Backend{Address: in.Addresses[0].IP}
+						if r.IntN(2) == 0 {
+							backend.Targets = map[string]int{[]string{"other", "same", "none"}[r.IntN(3)]: 6379 + r.IntN(2)}
+						}
+						service.Backends = append(service.Backends, backend)
 					}
 				}
 				if r.IntN(4) == 0 {
@@ -79,18 +83,23 @@ func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 		if service == nil {
 			continue
 		}
-		var want []string
-		for i, in := range all {
-			gone := down && in.NodeID == "b" && held[in.ID]
-			near := service.Balance.Local != model.LocalOnly || in.NodeID == "a" && held[in.ID]
-			if slices.ContainsFunc(service.Backends, func(b model.Backend) bool { return b.Address == in.Addresses[0].IP }) && !gone && near {
-				want = append(want, fmt.Sprintf("pod%d 10.244.0.2", i))
+		for k := range service.Ports {
+			p := &service.Ports[k]
+			var want []string
+			for i, in := range all {
+				at := slices.IndexFunc(service.Backends, func(b model.Backend) bool { return b.Address == in.Addresses[0].IP })
+				gone := down && in.NodeID == "b" && held[in.ID]
+				near := service.Balance.Local != model.LocalOnly || in.NodeID == "a" && held[in.ID]
+				if at < 0 || gone || !near {
+					continue
+				}
+				if port := p.TargetOf(service.Backends[at].Targets); port != 0 {
+					want = append(want, fmt.Sprintf("pod%d:%d 10.244.0.2", i, port))
+				}
 			}
-		}
-		for _, port := range []string{"7000", "6379"} {
-			got, err := ask(client, "10.212.7.9:"+port)
+			got, err := ask(client, fmt.Sprint("10.212.7.9:", p.Virtual))
 			if len(want) == 0 && err == nil || len(want) > 0 && !slices.Contains(want, got) {
-				t.Fatalf("step %d: port %s answers %q, %v; want one of %q; told %+v", step, port, got, err, want, m)
+				t.Fatalf("step %d: port %s answers %q, %v; want one of %q; told %+v", step, p.Name, got, err, want, m)
 			}
 		}
 		l.refused(client, "10.212.7.9:6381")

@@ -1,6 +1,7 @@
 package balance
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 	"hash/fnv"
@@ -161,9 +162,9 @@ func (f *Frontend) slots() []element {
 	}
 	out := make([]element, 0, len(f.Endpoints))
 	for i, e := range f.Endpoints {
-		to := element{set: chain.kind, key: key + word(uint32(i)), value: raw(e)}
+		to := element{set: chain.kind, key: key + word(uint32(i)), value: raw(e.Addr())}
 		if chain.kind == portsAtTargets || chain.kind == publishedTarget {
-			to.value += port(f.Target)
+			to.value += port(cmp.Or(e.Port(), f.Target))
 		}
 		out = append(out, to)
 	}
@@ -178,9 +179,9 @@ func (f *Frontend) members() (out []element) {
 	key := word(f.number())
 	seen := map[netip.Addr]bool{}
 	for _, e := range f.Endpoints {
-		if !seen[e] {
-			seen[e] = true
-			out = append(out, element{set: stickyMembers, key: key + raw(e)})
+		if a := e.Addr(); !seen[a] {
+			seen[a] = true
+			out = append(out, element{set: stickyMembers, key: key + raw(a)})
 		}
 	}
 	return out

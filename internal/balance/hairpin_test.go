@@ -30,6 +30,7 @@ func TestAnInstanceReachesItself(t *testing.T) {
 	l.serveDatagrams(self, ":53", "self")
 	l.state.Instances[0].HostPorts = []model.HostPort{{Protocol: "tcp", Published: 21000, Target: 80}}
 	only := []wire.Endpoint{{Instance: "self", NodeID: "a", Addresses: l.at("front=10.99.1.2")}}
+	moved := []wire.Endpoint{{Instance: "self", NodeID: "a", Addresses: l.at("front=10.99.1.2"), Targets: map[string]int{"web": 80}}}
 	l.state.Services = []wire.NetworkService{
 		{ID: "s", VirtualIPs: l.at("front=10.99.1.200"), Endpoints: only, Ports: []model.ServicePort{
 			{Protocol: "tcp", Target: 80, Virtual: 8000, Published: 8080}, {Protocol: "udp", Target: 53, Published: 5300},
@@ -38,10 +39,11 @@ func TestAnInstanceReachesItself(t *testing.T) {
 		{ID: "sticky", VirtualIPs: l.at("front=10.99.1.201"), Endpoints: only, Balance: model.Balancing{Sticky: time.Minute}, Ports: []model.ServicePort{{Protocol: "tcp", Target: 80, Published: 8083}}},
 		{ID: "local", VirtualIPs: l.at("front=10.99.1.202"), Endpoints: only, Balance: model.Balancing{Local: model.LocalOnly}},
 		{ID: "direct", Direct: true, VirtualIPs: []model.Address{{Network: "front", IP: "10.212.0.1"}}, Endpoints: only, Ports: []model.ServicePort{{Protocol: "tcp", Virtual: 81, Target: 80}}},
+		{ID: "elsewhere", Direct: true, VirtualIPs: []model.Address{{Network: "front", IP: "10.212.0.2"}}, Endpoints: moved, Ports: []model.ServicePort{{Name: "web", Protocol: "tcp", Virtual: 82, Target: 9, Published: 8084}}},
 	}
 	l.sync()
 	for _, address := range []string{
-		"10.99.1.200:80", "10.99.1.200:8000", "10.99.1.201:80", "10.99.1.202:80", "10.212.0.1:81",
+		"10.99.1.200:80", "10.99.1.200:8000", "10.99.1.201:80", "10.99.1.202:80", "10.212.0.1:81", "10.212.0.2:82", "192.168.50.1:8084",
 		"192.168.50.1:8080", "192.168.50.1:8081", "192.168.50.1:8082", "192.168.50.1:8083", "192.168.50.1:21000",
 	} {
 		l.want(self, address, "self 10.250.0.1")

@@ -247,15 +247,15 @@ func (l *ledger) tidy(d *delta) {
 
 // arrange puts endpoints where they were, as far as possible: each that stays, stays in its place. It
 // reports whether they are the same.
-func arrange(old, now []netip.Addr) (out []netip.Addr, same bool) {
+func arrange(old, now []endpoint) (out []endpoint, same bool) {
 	if len(old) == 0 || len(now) == 0 {
 		return now, len(old) == len(now)
 	}
-	wanted := make(map[netip.Addr]int, len(now))
+	wanted := make(map[endpoint]int, len(now))
 	for _, a := range now {
 		wanted[a]++
 	}
-	out = make([]netip.Addr, len(now))
+	out = make([]endpoint, len(now))
 	stay := 0
 	for i, a := range old[:min(len(old), len(out))] {
 		if wanted[a] > 0 {

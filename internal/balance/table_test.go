@@ -150,9 +150,13 @@ func chance(r *rand.Rand, f *family) *Desired {
 			fe.Sticky = time.Duration(1+r.IntN(2)) * time.Minute
 		}
 		for host := range r.IntN(4) {
-			fe.Endpoints = append(fe.Endpoints, address(1, host+r.IntN(3)*4))
+			e := endpoint{netip.AddrPortFrom(address(1, host+r.IntN(3)*4), 0)}
+			if fe.Port != 0 && fe.Sticky == 0 && r.IntN(4) == 0 {
+				e.AddrPort = netip.AddrPortFrom(e.Addr(), uint16(9000+r.IntN(2)))
+			}
+			fe.Endpoints = append(fe.Endpoints, e)
 		}
-		slices.SortFunc(fe.Endpoints, netip.Addr.Compare)
+		slices.SortFunc(fe.Endpoints, byAddress)
 		if r.IntN(4) > 0 {
 			d.Frontends = append(d.Frontends, fe)
 		}
@@ -404,12 +408,14 @@ func chanceWorld(r *rand.Rand, all *wire.Network) *wire.Network {
 	return m
 }
 
+func byAddress(a, b endpoint) int { return a.Compare(b.AddrPort) }
+
 // sameDesired compares, whatever the order of endpoints is.
 func sameDesired(t *testing.T, step int, got, want *Desired) {
 	t.Helper()
 	for _, d := range []*Desired{got, want} {
 		for i := range d.Frontends {
-			d.Frontends[i].Endpoints = slices.SortedFunc(slices.Values(d.Frontends[i].Endpoints), netip.Addr.Compare)
+			d.Frontends[i].Endpoints = slices.SortedFunc(slices.Values(d.Frontends[i].Endpoints), byAddress)
 		}
 	}
 	if a, b := lines(got), lines(want); a != b {

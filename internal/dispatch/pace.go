@@ -9,12 +9,13 @@ import (
 // life that was confirmed. It is how long it is unless a node's status says that it is shorter.
 const LongestLease = 5 * time.Second
 
-// ShortLease is how long it is where signs of life are frequent: many of them, and long enough for a new
-// leader to be elected and to hear of the nodes, and for a network that is away for a moment or a host that is very busy.
-const ShortLease = 4 * time.Second
+// ShortLease is how long it is where signs of life are frequent: a little longer than the silence after which a node is
+// taken for dead, so that what runs under one is given up hardly later than all else. Who misses it is suspended, and
+// loses nothing but that time.
+const ShortLease = 1600 * time.Millisecond
 
 // fenceMargin is added to a lease before what ran under it is started elsewhere: for clocks that do
-// not run alike, and for the moment that a kill takes on a busy host.
+// not run alike, and for the moment that suspending takes on a busy host.
 const fenceMargin = 400 * time.Millisecond
 
 // Pace is how often nodes give signs of life, and how long they may be silent.

@@ -37,6 +37,16 @@ type Backend struct {
 	Address string `json:"address"`
 	// Name is that of the address below the service's, if it has one.
 	Name string `json:"name,omitempty"`
+	// Targets are the ports that are answered there, by the names of the service's; nil: all of them, at their own Target.
+	Targets map[string]int `json:"targets,omitempty"`
+}
+
+// TargetOf is where a port of a service is answered at one that has targets of its own, such as a backend; 0: it is not.
+func (p *ServicePort) TargetOf(targets map[string]int) int {
+	if targets == nil {
+		return p.Target
+	}
+	return targets[p.Name]
 }
 
 // How many connections an instance gets compared with others: what it is when nothing is said, and at most.

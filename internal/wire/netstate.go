@@ -434,7 +434,7 @@ func (w *writing) finish() {
 		s := &w.net.Services[at]
 		endpoints := w.endpoints(s)
 		if slices.EqualFunc(endpoints, s.Endpoints, func(a, b Endpoint) bool {
-			return a.Instance == b.Instance && a.NodeID == b.NodeID && a.Weight == b.Weight && slices.Equal(a.Addresses, b.Addresses)
+			return a.Instance == b.Instance && a.NodeID == b.NodeID && a.Weight == b.Weight && maps.Equal(a.Targets, b.Targets) && slices.Equal(a.Addresses, b.Addresses)
 		}) {
 			continue
 		}
@@ -472,7 +472,7 @@ func (w *writing) directEndpoints(s *NetworkService) []Endpoint {
 	}
 	var out []Endpoint
 	for _, b := range s.Backends {
-		e := Endpoint{Addresses: []model.Address{{Network: s.VirtualIPs[0].Network, IP: b.Address}}}
+		e := Endpoint{Addresses: []model.Address{{Network: s.VirtualIPs[0].Network, IP: b.Address}}, Targets: b.Targets}
 		ip, err := netip.ParseAddr(b.Address)
 		if id, ok := w.index.holders[ip]; err == nil && ok {
 			e.Instance, e.NodeID = id, w.net.Instances[w.index.instances[id]].NodeID

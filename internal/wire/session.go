@@ -191,7 +191,8 @@ type Endpoint struct {
 	Instance  string          `json:"instance"`
 	NodeID    string          `json:"nodeID"`
 	Addresses []model.Address `json:"addresses"`
-	Weight    int             `json:"weight,omitempty"` // see NetworkInstance
+	Weight    int             `json:"weight,omitempty"`  // see NetworkInstance
+	Targets   map[string]int  `json:"targets,omitempty"` // see model.Backend
 }
 
 // NetworkInstance is an instance as names and isolation need it.

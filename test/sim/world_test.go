@@ -69,7 +69,26 @@ func programs(dice func(n int64) int64, write func(slot string) (end func())) ma
 		string(broken): last(time.Second, 1), string(finite): last(2*time.Second, 0),
 		string(writer): func(p *fake.Process) int {
 			i := slices.IndexFunc(p.Env, func(e string) bool { return strings.HasPrefix(e, "HOSTNAME=") })
-			defer write(p.Env[i])()
+			var mu sync.Mutex // what is suspended writes nothing
+			end := write(p.Env[i])
+			p.OnSuspend(func(suspended bool) {
+				mu.Lock()
+				defer mu.Unlock()
+				if end != nil {
+					end()
+				}
+				if end = nil; !suspended {
+					end = write(p.Env[i])
+				}
+			})
+			defer func() {
+				p.OnSuspend(nil)
+				mu.Lock()
+				defer mu.Unlock()
+				if end != nil {
+					end()
+				}
+			}()
 			return serve(p)
 		},
 		"check": last(20*time.Millisecond, 0),

@@ -117,12 +117,19 @@ func Compute(n *wire.Network, nodeID string) *Config {
 	return c
 }
 
-// backends are the endpoints of a service on their first network; those of this node alone where the
-// service prefers them, and there are any.
+// backends are the endpoints of a service on their first network, at a target of it or where they have that; those of this
+// node alone where the service prefers them, and there are any.
 func backends(s *wire.NetworkService, nodeID string, port int) []Backend {
 	var all, near []Backend
+	named := slices.IndexFunc(s.Ports, func(p model.ServicePort) bool { return p.Target == port })
 	for i := range s.Endpoints {
-		e := &s.Endpoints[i]
+		e, port := &s.Endpoints[i], port
+		if named >= 0 {
+			port = s.Ports[named].TargetOf(e.Targets)
+		}
+		if port == 0 {
+			continue
+		}
 		at := slices.IndexFunc(e.Addresses, func(a model.Address) bool { return !slices.Contains(s.OnHosts, a.Network) })
 		if at < 0 {
 			continue

@@ -438,10 +438,12 @@ func (z *zone) taskTargets(s *found, p *model.ServicePort) (out []target) {
 func backendTargets(s *found, p *model.ServicePort) (out []target) {
 	for i := range s.Backends {
 		b := &s.Backends[i]
-		out = append(out, target{
-			name: below(b) + "." + qualified(s.Name, s.Namespace), domain: kubeServices, port: p.Target,
-			addresses: addresses(&model.Address{IP: b.Address}),
-		})
+		if port := p.TargetOf(b.Targets); port != 0 {
+			out = append(out, target{
+				name: below(b) + "." + qualified(s.Name, s.Namespace), domain: kubeServices, port: port,
+				addresses: addresses(&model.Address{IP: b.Address}),
+			})
+		}
 	}
 	return out
 }

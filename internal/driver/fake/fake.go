@@ -28,6 +28,7 @@ type State struct {
 	tasks   map[string]*task
 	started []driver.Task
 	lease   time.Duration // until when leased tasks may run
+	since   time.Duration // since when there was a lease all the time
 }
 
 // NewState returns a State without tasks.
@@ -71,6 +72,9 @@ type task struct {
 	log  log
 	over chan struct{} // closed when status is final
 
+	goneOn    chan time.Duration // as a supervisor's
+	suspended bool               // with mu
+
 	mu       sync.Mutex
 	status   driver.Status
 	main     *process // nil when it could not be started
@@ -101,7 +105,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Task) error {
 	}
 	s.started = append(s.started, spec)
 	t := &task{
-		spec: spec, over: make(chan struct{}), status: driver.Status{ID: spec.ID, State: driver.Created},
+		spec: spec, over: make(chan struct{}), goneOn: make(chan time.Duration, 1), status: driver.Status{ID: spec.ID, State: driver.Created},
 		execs: map[*process]struct{}{}, attached: map[*attachment]struct{}{},
 	}
 	t.log.news = make(chan struct{})
@@ -125,7 +129,7 @@ func (d *Driver) Start(ctx context.Context, spec driver.Task) error {
 	}
 	t.begin(program)
 	if spec.Leased {
-		go s.guard(t)
+		go s.guard(t, s.lease)
 	}
 	return nil
 }
@@ -185,6 +189,14 @@ func (t *task) watch(main *process, p *Process) {
 	close(t.over)
 }
 
+// errSuspended says what a task is that is suspended, nil of another; the lock is held.
+func (t *task) errSuspended() error {
+	if t.suspended && t.status.State != driver.Exited {
+		return fault.New(fault.Unavailable, "%s: task %s", driver.Suspended, t.spec.ID)
+	}
+	return nil
+}
+
 func (t *task) current() driver.Status {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -232,7 +244,12 @@ func (d *Driver) Signal(ctx context.Context, id string, signal int) error {
 	if err != nil {
 		return err
 	}
-	if t.current().State != driver.Exited {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if err := t.errSuspended(); err != nil {
+		return err
+	}
+	if t.status.State != driver.Exited {
 		t.main.signal(signal)
 	}
 	return nil
@@ -266,6 +283,9 @@ func (d *Driver) freeze(id string, pause bool) error {
 	if !pause {
 		from, to = to, from
 	}
+	if err := t.errSuspended(); err != nil {
+		return err
+	}
 	if t.status.State != from {
 		return fault.New(fault.Conflict, "task %s is %s", id, t.status.State)
 	}
@@ -297,6 +317,10 @@ func (d *Driver) Exec(ctx context.Context, id string, spec driver.ExecSpec, s dr
 	}
 	p.Stdout, p.Stderr = outputs(s, spec.TTY)
 	t.mu.Lock()
+	if err := t.errSuspended(); err != nil {
+		t.mu.Unlock()
+		return 0, err
+	}
 	if t.status.State != driver.Running {
 		state := t.status.State
 		t.mu.Unlock()

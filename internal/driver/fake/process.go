@@ -26,6 +26,8 @@ type Process struct {
 	// Notify has the signals delivered to the channel that it returns, in place of their default
 	// action: to end an executed process, and nothing at all for a task, which is process 1.
 	Notify func(signals ...int) <-chan int
+	// OnSuspend has a function called when the task is suspended, as the node's lease ended, and when it goes on.
+	OnSuspend func(func(suspended bool))
 }
 
 // process is the other side of a Process.
@@ -36,11 +38,13 @@ type process struct {
 	done chan struct{} // closed by kill
 	over chan struct{} // closed when the program has returned; code is set
 
-	mu      sync.Mutex
-	handled []int
-	signals chan int
-	killed  int // the signal, 0 for none
-	code    int
+	mu        sync.Mutex
+	handled   []int
+	signals   chan int
+	killed    int // the signal, 0 for none
+	code      int
+	onSuspend func(bool)
+	suspended bool
 }
 
 // signalQueue is how many signals wait for a program that does not take them.
@@ -64,6 +68,15 @@ func run(program Program, p *Process, in io.Reader, first bool) *process {
 		defer pr.mu.Unlock()
 		pr.handled = append(pr.handled, signals...)
 		return pr.signals
+	}
+	p.OnSuspend = func(call func(bool)) {
+		pr.mu.Lock()
+		suspended := pr.suspended
+		pr.onSuspend = call
+		pr.mu.Unlock()
+		if suspended && call != nil {
+			call(true)
+		}
 	}
 	go func() {
 		code := program(p)
@@ -91,6 +104,17 @@ func (p *process) signal(n int) {
 		case p.signals <- n:
 		default: // as in a kernel: a pending signal is not counted
 		}
+	}
+}
+
+// suspend tells the program that it is suspended, or goes on, before anybody can know of it.
+func (p *process) suspend(suspended bool) {
+	p.mu.Lock()
+	call := p.onSuspend
+	p.suspended = suspended
+	p.mu.Unlock()
+	if call != nil {
+		call(suspended)
 	}
 }
 

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -36,22 +37,38 @@ func TestNothingLeasedStartsWithoutALease(t *testing.T) {
 	}
 }
 
-// TestALeasedTaskEndsWithTheLease: on time, also when it is frozen, and at once when its supervisor
-// was stopped meanwhile; and not while the lease is renewed.
-func TestALeasedTaskEndsWithTheLease(t *testing.T) {
+// lines counts what a task has printed.
+func (e *env) lines(id string) (n int) {
+	e.t.Helper()
+	err := e.d.Logs(e.ctx, id, driver.LogOptions{Tail: -1}, func(driver.LogEntry) error { n++; return nil })
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	return n
+}
+
+// TestALeasedTaskIsSuspendedWithTheLease: on time, and at once when its supervisor was stopped meanwhile, also if
+// there is another lease by then; and not while the lease is renewed. It goes on when it is told to, under a lease.
+func TestALeasedTaskIsSuspendedWithTheLease(t *testing.T) {
 	e := setUp(t)
 	first := e.lease(8 * time.Second) // a busy machine takes its time to start three
-	for _, id := range []string{"i.plain.1", "i.frozen.1", "i.stopped.1"} {
-		e.start(id, leased, "sleep")
+	all := []string{"i.plain.1", "i.frozen.1", "i.stopped.1"}
+	for _, id := range all {
+		e.start(id, leased, "tick")
 	}
 	if err := e.d.Pause(e.ctx, "i.frozen.1"); err != nil {
 		t.Fatal(err)
 	}
 	e.lease(first + 4*time.Second - e.d.Clock())
 	time.Sleep(first + 20*time.Millisecond - e.d.Clock())
-	for _, id := range []string{"i.plain.1", "i.frozen.1", "i.stopped.1"} {
-		if st, err := e.d.Status(e.ctx, id); err != nil || st.State == driver.Exited {
-			t.Fatalf("%s ended under a lease: %+v, %v", id, st, err)
+	suspended := func(id string) bool {
+		t.Helper()
+		_, err := e.d.Exec(e.ctx, id, driver.ExecSpec{Args: []string{"/prog", "exit", "0"}}, driver.Streams{})
+		return err != nil && strings.Contains(err.Error(), driver.Suspended)
+	}
+	for _, id := range all {
+		if suspended(id) {
+			t.Fatalf("%s is suspended under a lease", id)
 		}
 	}
 	until := e.lease(first + 4500*time.Millisecond - e.d.Clock())
@@ -63,16 +80,64 @@ func TestALeasedTaskEndsWithTheLease(t *testing.T) {
 	if err := exec.Command("kill", "-STOP", supervisor).Run(); err != nil {
 		t.Fatal(err)
 	}
-	for _, id := range []string{"i.plain.1", "i.frozen.1"} {
-		if st := e.wait(id); st.Error != driver.Lapsed || e.d.Clock() < until {
-			t.Errorf("%s ended as %+v, %s before the end of the lease", id, st, until-e.d.Clock())
+	time.Sleep(until + 400*time.Millisecond - e.d.Clock())
+	printed := e.lines("i.plain.1")
+	for _, id := range all[:2] {
+		if !suspended(id) {
+			t.Errorf("%s is not suspended without a lease", id)
+		}
+		if err := e.d.Signal(e.ctx, id, 15); err == nil || !strings.Contains(err.Error(), driver.Suspended) {
+			t.Errorf("%s can be sent a signal: %v", id, err)
+		}
+		if err := e.d.GoOn(e.ctx, id); !fault.Is(err, fault.Unavailable) {
+			t.Errorf("%s goes on without a lease: %v", id, err)
 		}
 	}
-	time.Sleep(100 * time.Millisecond)
+	time.Sleep(300 * time.Millisecond)
+	if now := e.lines("i.plain.1"); printed == 0 || now != printed {
+		t.Errorf("what is suspended printed %d lines, and then %d", printed, now)
+	}
+	e.lease(time.Hour)
 	if err := exec.Command("kill", "-CONT", supervisor).Run(); err != nil {
 		t.Fatal(err)
 	}
-	if st := e.wait("i.stopped.1"); st.Error != driver.Lapsed {
-		t.Errorf("what had a stopped supervisor ended as %+v", st)
+	for began := time.Now(); !suspended("i.stopped.1"); time.Sleep(time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("what had a stopped supervisor while there was no lease is not suspended")
+		}
+	}
+	for _, id := range all {
+		if err := e.d.GoOn(e.ctx, id); err != nil {
+			t.Errorf("%s does not go on: %v", id, err)
+		}
+		if suspended(id) {
+			t.Errorf("%s is suspended still", id)
+		}
+	}
+	if st, err := e.d.Status(e.ctx, "i.frozen.1"); err != nil || st.State != driver.Paused {
+		t.Errorf("what was paused before is %+v, %v", st, err)
+	}
+	for began := time.Now(); e.lines("i.plain.1") == printed; time.Sleep(10 * time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			t.Fatal("what goes on prints nothing")
+		}
+	}
+}
+
+// TestWhatIsSuspendedIsKilled: when it is told to be, and after a while by itself.
+func TestWhatIsSuspendedIsKilled(t *testing.T) {
+	e := setUp(t)
+	until := e.lease(5 * time.Second)
+	e.start("i.told.1", leased, "tick")
+	e.start("i.long.1", leased, "tick")
+	time.Sleep(until + 300*time.Millisecond - e.d.Clock())
+	if err := e.d.Kill(e.ctx, "i.told.1"); err != nil {
+		t.Fatal(err)
+	}
+	if st := e.wait("i.told.1"); st.ExitCode != 128+9 {
+		t.Errorf("what was killed ended as %+v", st)
+	}
+	if st := e.wait("i.long.1"); st.Error != driver.Lapsed || e.d.Clock() < until+driver.SuspendedFor {
+		t.Errorf("what was suspended for long ended as %+v, %s before its time", st, until+driver.SuspendedFor-e.d.Clock())
 	}
 }

@@ -89,6 +89,9 @@ func (s *supervisor) enter(e *driver.ExecSpec, files *Files) (Process, error) {
 	s.mu.Lock()
 	state := s.status.State
 	s.mu.Unlock()
+	if err := s.errSuspended(); err != nil {
+		return nil, err
+	}
 	if state != driver.Running {
 		return nil, fault.New(fault.Conflict, "task %s is %s", s.task.ID, state)
 	}

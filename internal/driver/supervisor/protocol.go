@@ -14,7 +14,7 @@ import (
 
 // The first message on a supervisor's socket says what is wanted.
 type request struct {
-	Op     string           `json:"op"` // wait, signal, kill, pause, resume, update, stats, processes, exec, attach
+	Op     string           `json:"op"` // wait, signal, kill, pause, resume, go on, update, stats, processes, exec, attach
 	Signal int              `json:"signal,omitempty"`
 	Exec   *driver.ExecSpec `json:"exec,omitempty"`
 	Stdin  bool             `json:"stdin,omitempty"`

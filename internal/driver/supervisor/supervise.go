@@ -45,8 +45,11 @@ type supervisor struct {
 
 	// freezing is held for a pause or resume, and for reading while a process is started in the task: one
 	// that is frozen on its way in would never get there, and hold up who wants to resume the task.
-	freezing sync.RWMutex
-	lapsed   atomic.Bool
+	freezing  sync.RWMutex
+	suspended atomic.Bool        // the node's lease ended: what runs is frozen, whatever the status says; see suspend
+	goneOn    chan time.Duration // until when a task may run that is suspended no more
+	lease     *os.File           // of a leased task
+	lapsed    atomic.Bool
 
 	bounding sync.Mutex // held while the task is bounded anew
 
@@ -67,7 +70,7 @@ func Supervise(args []string, newBody NewBody, begun launch.Begun) int {
 		unix.CloseOnExec(3)
 		unix.CloseOnExec(4) // the lock, which must end with this process
 	}
-	s := &supervisor{dir: dir, hub: newHub(), unkept: map[string][]byte{}, done: make(chan struct{}), served: make(chan struct{})}
+	s := &supervisor{dir: dir, hub: newHub(), unkept: map[string][]byte{}, done: make(chan struct{}), served: make(chan struct{}), goneOn: make(chan time.Duration, 1)}
 	if err := s.start(socket, reaper, newBody, begun); err != nil {
 		if begun.PID > 0 {
 			unix.Kill(begun.PID, unix.SIGKILL)
@@ -297,17 +300,19 @@ func (s *supervisor) answer(c net.Conn, r *request) {
 		s.mu.Lock()
 		pid, state := s.status.PID, s.status.State
 		s.mu.Unlock()
-		if state != driver.Exited {
+		if err = s.errSuspended(); err == nil && state != driver.Exited {
 			err = s.signal(pid, r.Signal)
 		}
 	case "kill":
-		if err = s.body.Kill(); err == nil {
+		if err = s.kill(); err == nil {
 			<-s.done
 		}
 	case "pause":
 		err = s.freeze(driver.Running, driver.Paused, s.body.Pause)
 	case "resume":
 		err = s.freeze(driver.Paused, driver.Running, s.body.Resume)
+	case "go on":
+		err = s.goOn()
 	case "update":
 		err = s.update(r.Bounds)
 	case "stats":
@@ -378,6 +383,9 @@ func (s *supervisor) freeze(from, to driver.State, change func() error) error {
 	s.mu.Lock()
 	now := s.status.State
 	s.mu.Unlock()
+	if err := s.errSuspended(); err != nil {
+		return err
+	}
 	if now != from {
 		return fault.New(fault.Conflict, "task %s is %s", s.task.ID, now)
 	}

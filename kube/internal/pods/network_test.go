@@ -101,6 +101,62 @@ spec: {type: ExternalName, externalName: db.example.com.}`, `{direct: true, netw
 	}
 }
 
+// TestPortsThatDiffer: a service leads to each endpoint at the ports that its slices tell of it, and by a port that they do not
+// tell of to none.
+func TestPortsThatDiffer(t *testing.T) {
+	slices := func(texts ...string) (out []*discoveryv1.EndpointSlice) {
+		for _, text := range texts {
+			out = append(out, read[discoveryv1.EndpointSlice](t, "addressType: IPv4\n"+text))
+		}
+		return out
+	}
+	for name, c := range map[string]struct {
+		slices    []*discoveryv1.EndpointSlice
+		more      string // of the Service
+		want, odd string
+	}{
+		"one port each, of one pod": {slices(`
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.244.0.9]}]`, `
+ports: [{name: admin, port: 9090}]
+endpoints: [{addresses: [10.244.0.9]}]`), "", `
+{backends: [{address: 10.244.0.9}], ports: [{name: http, protocol: tcp, target: 8080, virtual: 80}, {name: admin, protocol: tcp, target: 9090, virtual: 81}]}`, ""},
+		"one port each, of two": {slices(`
+ports: [{name: http, port: 8080}]
+endpoints: [{addresses: [10.244.0.9]}]`, `
+ports: [{name: admin, port: 9090}, {name: unknown, port: 1}]
+endpoints: [{addresses: [10.244.0.8]}]`), "", `
+{backends: [{address: 10.244.0.8, targets: {admin: 9090}}, {address: 10.244.0.9, targets: {http: 8080}}],
+ ports: [{name: http, protocol: tcp, target: 8080, virtual: 80}, {name: admin, protocol: tcp, target: 9090, virtual: 81}]}`, ""},
+		"another number on some": {slices(`
+ports: [{name: http, port: 8081}, {name: admin, port: 9090}]
+endpoints: [{addresses: [10.244.0.7]}]`, `
+ports: [{name: http, port: 8080}, {name: admin, port: 9090}]
+endpoints: [{addresses: [10.244.0.8]}, {addresses: [10.244.0.9]}]`), "", `
+{backends: [{address: 10.244.0.7, targets: {http: 8081, admin: 9090}}, {address: 10.244.0.8}, {address: 10.244.0.9}],
+ ports: [{name: http, protocol: tcp, target: 8080, virtual: 80}, {name: admin, protocol: tcp, target: 9090, virtual: 81}]}`, ""},
+		"two numbers on one": {slices(`
+ports: [{name: http, port: 8081}, {name: admin, port: 9090}]
+endpoints: [{addresses: [10.244.0.9]}]`, `
+ports: [{name: http, port: 8082}, {name: admin, port: 9090}]
+endpoints: [{addresses: [10.244.0.9]}]`), "sessionAffinity: ClientIP", `
+{balance: {sticky: 10800000000000}, backends: [{address: 10.244.0.9}, {address: 10.244.0.9, targets: {http: 8082, admin: 9090}}],
+ ports: [{name: http, protocol: tcp, target: 8081, virtual: 80}, {name: admin, protocol: tcp, target: 9090, virtual: 81}]}`, "those with 8081 are led to"},
+	} {
+		got, odd := serviceOf(read[corev1.Service](t, `
+metadata: {name: web}
+spec: {clusterIP: 10.212.0.7, ports: [{name: http, port: 80}, {name: admin, port: 81}], `+c.more+`}`), c.slices)
+		if !strings.Contains(odd, c.odd) || c.odd == "" && odd != "" {
+			t.Errorf("%s: it is said %q", name, odd)
+		}
+		shown := map[string]any{"backends": got.Backends, "ports": got.Ports}
+		if got.Balance.Sticky > 0 {
+			shown["balance"] = got.Balance
+		}
+		same(t, name, shown, c.want)
+	}
+}
+
 func TestAddresses(t *testing.T) {
 	pool, err := readAddresses("192.0.2.8/30, 192.0.2.20-192.0.2.21\n192.0.2.30")
 	if err != nil {

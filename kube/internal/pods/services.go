@@ -1,8 +1,10 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -114,29 +116,49 @@ func serviceOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out *model
 	if s.Spec.ExternalTrafficPolicy == corev1.ServiceExternalTrafficPolicyLocal {
 		out.Balance.Outside = model.LocalOnly
 	}
-	targets := map[string]int32{}
+	out.Backends = backendsOf(s, list)
+	for _, p := range s.Spec.Ports {
+		port := model.ServicePort{Name: p.Name, Protocol: protocolOf(p.Protocol), Virtual: int(p.Port), Published: int(p.NodePort)}
+		// Where most are led to; with nothing there to be led to, where it would be.
+		count := map[int]int{}
+		for _, backend := range out.Backends {
+			to := backend.Targets[p.Name]
+			if count[to]++; to != 0 && (port.Target == 0 || count[to] > count[port.Target]) {
+				port.Target = to
+			}
+		}
+		port.Target = cmp.Or(port.Target, p.TargetPort.IntValue(), int(p.Port))
+		if delete(count, 0); len(count) > 1 && out.Balance.Sticky > 0 {
+			odd = fmt.Sprintf("port %q has different numbers on its endpoints: with session affinity, those with %d are led to", p.Name, port.Target)
+		}
+		out.Ports = append(out.Ports, port)
+	}
+	for k := range out.Backends {
+		same := func(p model.ServicePort) bool { return out.Backends[k].Targets[p.Name] == p.Target }
+		if !slices.ContainsFunc(out.Ports, func(p model.ServicePort) bool { return !same(p) }) {
+			out.Backends[k].Targets = nil
+		}
+	}
+	return out, odd
+}
+
+// backendsOf are the endpoints in EndpointSlices, in the order of their addresses, with where each answers the ports of the
+// service. One that is in several slices is one backend, unless they contradict each other.
+func backendsOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out []model.Backend) {
 	for _, slice := range list {
 		if slice.AddressType != discoveryv1.AddressTypeIPv4 {
 			continue
 		}
-		differs := false
+		targets := map[string]int{}
 		for _, p := range slice.Ports {
-			if p.Port == nil {
-				continue
-			}
 			name := ""
 			if p.Name != nil {
 				name = *p.Name
 			}
-			if have, there := targets[name]; there && have != *p.Port {
-				differs = true
-				odd = fmt.Sprintf("port %q leads to %d on some endpoints and to %d on others: those with the first are led to", name, have, *p.Port)
-				continue
+			known := slices.ContainsFunc(s.Spec.Ports, func(have corev1.ServicePort) bool { return have.Name == name })
+			if p.Port != nil && known {
+				targets[name] = int(*p.Port)
 			}
-			targets[name] = *p.Port
-		}
-		if differs {
-			continue
 		}
 		for _, e := range slice.Endpoints {
 			// One that ends serves on only where no other does; new connections are not for it here.
@@ -145,27 +167,37 @@ func serviceOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out *model
 				continue
 			}
 			for _, a := range e.Addresses {
-				if _, err := netip.ParseAddr(a); err == nil {
-					backend := model.Backend{Address: a}
-					if e.Hostname != nil {
-						backend.Name = *e.Hostname
-					}
-					out.Backends = append(out.Backends, backend)
+				if _, err := netip.ParseAddr(a); err != nil {
+					continue
 				}
+				backend := model.Backend{Address: a, Targets: maps.Clone(targets)}
+				if e.Hostname != nil {
+					backend.Name = *e.Hostname
+				}
+				out = append(out, backend)
 			}
 		}
 	}
-	slices.SortFunc(out.Backends, func(a, b model.Backend) int { return strings.Compare(a.Address, b.Address) })
-	out.Backends = slices.Compact(out.Backends)
-	for _, p := range s.Spec.Ports {
-		port := model.ServicePort{Name: p.Name, Protocol: protocolOf(p.Protocol), Target: int(targets[p.Name]), Virtual: int(p.Port), Published: int(p.NodePort)}
-		if port.Target == 0 {
-			port.Target = p.TargetPort.IntValue() // nothing is there to be led to
-			if port.Target == 0 {
-				port.Target = int(p.Port)
-			}
+	slices.SortStableFunc(out, func(a, b model.Backend) int {
+		return cmp.Or(strings.Compare(a.Address, b.Address), strings.Compare(a.Name, b.Name))
+	})
+	kept := out[:0]
+	for _, b := range out {
+		if n := len(kept) - 1; n >= 0 && kept[n].Address == b.Address && kept[n].Name == b.Name && agree(kept[n].Targets, b.Targets) {
+			maps.Copy(kept[n].Targets, b.Targets)
+		} else {
+			kept = append(kept, b)
 		}
-		out.Ports = append(out.Ports, port)
 	}
-	return out, odd
+	return kept
+}
+
+// agree reports whether what both know is the same.
+func agree(a, b map[string]int) bool {
+	for name, to := range b {
+		if have, there := a[name]; there && have != to {
+			return false
+		}
+	}
+	return true
 }

@@ -44,6 +44,11 @@ func main() {
 				return
 			}
 		}
+	case "tick":
+		for {
+			fmt.Println("tick")
+			time.Sleep(10 * time.Millisecond)
+		}
 	case "tree":
 		for range 3 {
 			if err := exec.Command("/prog", "sleep").Start(); err != nil {
