@@ -91,14 +91,40 @@ func Clear(cgroup string) error {
 	return errors.Join(errs...)
 }
 
-func removeTree(root string) error {
-	var dirs []string
-	err := filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
+// tree lists a directory and those below it, from the outside in.
+func tree(root string) (dirs []string, err error) {
+	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
 			dirs = append(dirs, path)
 		}
 		return nil // what went away meanwhile is as it should be
 	})
+	return dirs, err
+}
+
+// Kill kills what runs in a cgroup and below it, or what is frozen there alone. What is frozen does not end before it is
+// thawed, even if its process namespace does.
+func Kill(cgroup string, frozen bool) error {
+	roots, err := Hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, root := range roots {
+		dirs, err := tree(filepath.Join(root, cgroup))
+		if err != nil {
+			return fmt.Errorf("find what is in cgroup %s: %w", cgroup, err)
+		}
+		for _, dir := range dirs {
+			if !frozen || isFrozen(dir) {
+				killMembers(dir)
+			}
+		}
+	}
+	return nil
+}
+
+func removeTree(root string) error {
+	dirs, err := tree(root)
 	if err != nil {
 		return err
 	}
@@ -124,6 +150,18 @@ func removeDir(dir string) error {
 	return fmt.Errorf("remove cgroup %s: %w", dir, err)
 }
 
+// The files that freeze a cgroup, by version, and what they hold then and otherwise.
+var freezers = []struct{ file, frozen, thawed string }{{"freezer.state", "FROZEN", "THAWED"}, {"cgroup.freeze", "1", "0"}}
+
+func isFrozen(dir string) bool {
+	for _, f := range freezers {
+		if text, err := os.ReadFile(filepath.Join(dir, f.file)); err == nil && strings.TrimSpace(string(text)) == f.frozen {
+			return true
+		}
+	}
+	return false
+}
+
 func killMembers(dir string) {
 	data, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
@@ -133,6 +171,12 @@ func killMembers(dir string) {
 		var pid int
 		if _, err := fmt.Sscan(field, &pid); err == nil && pid > 1 && pid != os.Getpid() {
 			_ = syscall.Kill(pid, syscall.SIGKILL) // gone already is as good
+		}
+	}
+	for _, f := range freezers { // who is frozen dies when it is thawed
+		if file, err := os.OpenFile(filepath.Join(dir, f.file), os.O_WRONLY, 0); err == nil {
+			_, _ = file.WriteString(f.thawed) // the topmost one of version 1 takes nothing
+			file.Close()
 		}
 	}
 }

@@ -207,6 +207,9 @@ func or[T comparable](v, otherwise T) T {
 // IsLeader reports whether this server leads at the moment.
 func (r *Raft) IsLeader() bool { return r.raft.State() == raft.Leader }
 
+// LastContact is when this server, while it did not lead, heard of a leader last, or of one that it voted for; zero: never.
+func (r *Raft) LastContact() time.Time { return r.raft.LastContact() }
+
 // Leader returns the leading server, empty when none is known.
 func (r *Raft) Leader() (id, address string) {
 	a, i := r.raft.LeaderWithID()

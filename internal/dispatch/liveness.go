@@ -46,6 +46,9 @@ type Liveness struct {
 	// Reach reports whether anything listens at an address: a host whose process is stopped answers
 	// all the same, by its kernel. Nil asks nobody. It is for the time of building.
 	Reach func(ctx context.Context, address string) bool
+	// Contact returns when the leader before this one was heard of last by this server, zero when that is not known: nobody
+	// hears of nodes from then on. Nil is not known either.
+	Contact func() time.Time
 
 	store *store.Store
 	log   *slog.Logger
@@ -90,8 +93,10 @@ const (
 	// again; less is added to the time that each node has.
 	stalledFor = 500 * time.Millisecond
 	// leaderless is for how long, at least, there was no leader to hear of nodes before one is
-	// elected: servers miss the old one for that long before they elect another.
-	leaderless = 300 * time.Millisecond
+	// elected: servers miss the old one for that long before they elect another. What counts beyond that is bounded, as
+	// nodes have to find the new one first.
+	leaderless     = 300 * time.Millisecond
+	leaderlessMost = 600 * time.Millisecond
 	// restoredPatience is how long the nodes of a restored cluster have until they must be heard of:
 	// they look for servers where those were, and what runs on them is to be adopted, not replaced.
 	restoredPatience = time.Minute
@@ -270,11 +275,16 @@ func (l *Liveness) Run(ctx context.Context) error {
 	snap := l.store.Snapshot()
 	l.mu.Lock()
 	l.nodes = map[string]*life{}
-	now := time.Now()
+	now, without := time.Now(), leaderless
+	if l.Contact != nil {
+		if last := l.Contact(); !last.IsZero() {
+			without = min(max(leaderless, now.Sub(last)), leaderlessMost)
+		}
+	}
 	for n := range store.List[*model.Node](snap) {
 		known := l.life(n.ID)
 		known.before = longest(&n.Status)
-		known.seen, known.session = now.Add(-leaderless), n.Status.Session
+		known.seen, known.session = now.Add(-without), n.Status.Session
 		if n.Status.State == model.NodeDown {
 			known.seen = time.Time{} // it has to be heard first
 		}

@@ -164,4 +164,17 @@ func TestANewLeaderCountsTheTimeWithoutOne(t *testing.T) {
 		time.Sleep(200 * time.Millisecond)
 		w.want("a", model.NodeDown)
 	})
+	for without, counts := range map[time.Duration]time.Duration{500 * time.Millisecond: 500 * time.Millisecond, time.Second: 600 * time.Millisecond, 0: 300 * time.Millisecond} {
+		inWatched(t, func(w *watched) {
+			w.beat(dispatch.Beat{NodeID: "a", Session: "s1", Applied: 5}, 3*time.Second)
+			lost := time.Now()
+			w.Contact = func() time.Time { return lost }
+			time.Sleep(without)
+			w.lead()
+			time.Sleep(dead - counts - 100*time.Millisecond)
+			w.want("a", model.NodeReady)
+			time.Sleep(200 * time.Millisecond)
+			w.want("a", model.NodeDown)
+		})
+	}
 }

@@ -14,6 +14,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/tutti-run/tutti/internal/cgroup"
 )
 
 const (
@@ -117,7 +119,7 @@ func runInit(c *initConfig) {
 			respawn, node, since = nil, spawn(c), time.Now()
 		case s := <-signals:
 			if s != syscall.SIGCHLD {
-				shutDown(node)
+				shutDown(c, node)
 				return
 			}
 		}
@@ -178,7 +180,7 @@ func reap(node int) (ended bool) {
 
 // shutDown ends the node, then asks everything else to end, and waits for that a while. The
 // kernel kills what is left when the first process ends.
-func shutDown(node int) {
+func shutDown(c *initConfig, node int) {
 	deadline := time.Now().Add(shutdownPatience)
 	if node > 0 {
 		_ = syscall.Kill(node, syscall.SIGTERM) // gone already is as good
@@ -186,6 +188,9 @@ func shutDown(node int) {
 			reap(0)
 			time.Sleep(10 * time.Millisecond)
 		}
+	}
+	if err := cgroup.Kill(c.Cgroup(), true); err != nil { // which could not end by itself
+		fmt.Fprintln(os.Stderr, "kill what is frozen:", err)
 	}
 	_ = syscall.Kill(-1, syscall.SIGTERM) // all but this process; none is as good
 	for time.Now().Before(deadline) {

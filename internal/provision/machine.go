@@ -328,7 +328,7 @@ func (m *Machine) Kill(ref string) (*Host, error) {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
 		return nil, fmt.Errorf("kill %s: %w", h.Name, err)
 	}
-	return h, m.awaitEnd(context.Background(), h, 10*time.Second)
+	return h, errors.Join(cgroup.Kill(h.Cgroup(), false), m.awaitEnd(context.Background(), h, 10*time.Second))
 }
 
 // Cut takes a host off the network, Heal brings it back.
@@ -387,7 +387,7 @@ func (m *Machine) stop(ctx context.Context, h *Host) error {
 	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return fmt.Errorf("kill %s: %w", h.Name, err)
 	}
-	return m.awaitEnd(context.WithoutCancel(ctx), h, 10*time.Second)
+	return errors.Join(cgroup.Kill(h.Cgroup(), false), m.awaitEnd(context.WithoutCancel(ctx), h, 10*time.Second))
 }
 
 func (m *Machine) awaitEnd(ctx context.Context, h *Host, patience time.Duration) error {

@@ -128,7 +128,7 @@ func New(cfg Config) (*Server, error) {
 	})
 	s.port.SetGate(s.mayPass)
 	s.liveness = dispatch.NewLiveness(s.store, cfg.Log)
-	s.liveness.Reach = s.port.Reach
+	s.liveness.Reach, s.liveness.Contact = s.port.Reach, s.raft.LastContact
 	s.sessions = dispatch.New(dispatch.Deps{Store: s.store, Servers: s, Open: s.trust.OpenSecret, Trust: s.trust.Trust, Log: cfg.Log})
 	heat := control.NewHeat()
 	s.control = control.New(control.Deps{Store: s.store, Sessions: s.liveness, Heat: heat, Log: cfg.Log})

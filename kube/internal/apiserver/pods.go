@@ -29,7 +29,7 @@ egressSelections:
 
 // leadEvery is how often it is looked whether this host's server leads; one that does not answer, for
 // leadPatience at most, is taken to lead on.
-const leadEvery, leadPatience = 250 * time.Millisecond, 3 * time.Second
+const leadEvery, leadPatience = 100 * time.Millisecond, 3 * time.Second
 
 // nodes has two parts: what answers the API server in place of nodes, on every server, and what runs the
 // Pods, on the one that leads.
