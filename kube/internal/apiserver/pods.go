@@ -29,7 +29,7 @@ egressSelections:
 
 // leadEvery is how often it is looked whether this host's server leads; one that does not answer, for
 // leadPatience at most, is taken to lead on.
-const leadEvery, leadPatience = 100 * time.Millisecond, 3 * time.Second
+const leadEvery, leadPatience = 250 * time.Millisecond, 3 * time.Second
 
 // nodes has two parts: what answers the API server in place of nodes, on every server, and what runs the
 // Pods, on the one that leads.
@@ -71,11 +71,19 @@ func (n *nodes) answer(ctx context.Context) error {
 
 // run runs the Pods while this host's server leads the cluster.
 func (n *nodes) run(ctx context.Context, name string) error {
-	return whileLeading(ctx, n.tutti, name, func(ctx context.Context) error { return pods.Run(ctx, n.work) }, n.work.Log)
+	return whileLeading(ctx, n.tutti, name, func(ctx context.Context, leads <-chan struct{}) error {
+		select {
+		case <-leads:
+			return pods.Run(ctx, n.work)
+		case <-ctx.Done():
+			return nil
+		}
+	}, n.work.Log)
 }
 
-// whileLeading runs something while the server of a host leads its cluster.
-func whileLeading(ctx context.Context, tutti *native.Client, name string, run func(context.Context) error, log *slog.Logger) error {
+// whileLeading runs something while the server of a host leads its cluster. It is begun before, to make ready; leads is closed
+// when it is to work.
+func whileLeading(ctx context.Context, tutti *native.Client, name string, run func(ctx context.Context, leads <-chan struct{}) error, log *slog.Logger) error {
 	hasty := tutti.Hasty()
 	var led time.Time // when it led last
 	leads := func() bool {
@@ -88,30 +96,32 @@ func whileLeading(ctx context.Context, tutti *native.Client, name string, run fu
 	tick := time.NewTicker(leadEvery)
 	defer tick.Stop()
 	for ctx.Err() == nil {
-		if leads() {
-			turn, end := context.WithCancel(ctx)
-			done := make(chan error, 1)
-			go func() { done <- run(turn) }()
-			for turn.Err() == nil {
-				select {
-				case err := <-done:
-					end()
-					if err != nil && ctx.Err() == nil {
-						log.Error("a part that is this server's while it leads ended, and begins anew soon", "error", err)
-					}
-					done <- nil
-				case <-tick.C:
-					if !leads() {
-						end()
-					}
-				case <-ctx.Done():
-					end()
+		turn, end := context.WithCancel(ctx)
+		work, done := make(chan struct{}), make(chan error, 1)
+		go func() { done <- run(turn, work) }()
+		working := false
+		for turn.Err() == nil {
+			if now := leads(); now && !working {
+				working = true
+				close(work)
+			} else if working && !now {
+				end()
+			}
+			select {
+			case err := <-done:
+				if err != nil && ctx.Err() == nil {
+					log.Error("a part that is this server's while it leads ended, and begins anew soon", "error", err)
 				}
+				end()
+				done <- nil
+			case <-tick.C:
+			case <-ctx.Done():
+				end()
 			}
-			end()
-			if err := <-done; err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
-				log.Error("a part that was this server's while it led ended", "error", err)
-			}
+		}
+		end()
+		if err := <-done; err != nil && !errors.Is(err, context.Canceled) && ctx.Err() == nil {
+			log.Error("a part that was this server's while it led ended", "error", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -11,6 +11,7 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -186,8 +187,9 @@ func (c *Config) serve(ctx context.Context, l net.Listener) error {
 	return kubeapiserver.Run(ctx, completed)
 }
 
-// control runs the controllers until ctx is done.
-func (c *Config) control(ctx context.Context) error {
+// control runs the controllers until ctx is done. They are made at once, with what they are allowed and what the API has, and
+// hear of no object before leads is closed: so little is left to do then, and they take no memory until then.
+func (c *Config) control(ctx context.Context, leads <-chan struct{}) error {
 	configz.Delete(controllers.ConfigzName) // of an earlier turn
 	o, err := controlleroptions.NewKubeControllerManagerOptions()
 	if err != nil {
@@ -203,7 +205,33 @@ func (c *Config) control(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &gate{rt, leads} })
 	return controllers.Run(ctx, config.Complete())
+}
+
+// gate holds requests for objects up until it is open; what the API has is told before. All informers of the controllers are
+// behind it, and controllers wait for what these know.
+type gate struct {
+	http.RoundTripper
+	open <-chan struct{}
+}
+
+// RoundTrip implements http.RoundTripper.
+func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
+	if ofObjects(r.URL.Path) {
+		select {
+		case <-g.open:
+		case <-r.Context().Done():
+			return nil, r.Context().Err()
+		}
+	}
+	return g.RoundTripper.RoundTrip(r)
+}
+
+// ofObjects reports whether a path is one of objects: /api/VERSION/… and /apis/GROUP/VERSION/…
+func ofObjects(path string) bool {
+	parts := strings.Split(strings.Trim(path, "/"), "/")
+	return parts[0] == "api" && len(parts) > 2 || parts[0] == "apis" && len(parts) > 3
 }
 
 func parseFlags(name string, named *cliflag.NamedFlagSets, args []string) error {
