@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -375,9 +376,9 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	if ended(pod) {
 		return nil
 	}
-	if inst.Status.State == model.InstanceLost && metav1.GetControllerOf(pod) != nil {
-		// What it ran has surely ended where that matters: whoever made it may make another.
-		b.events.Event(pod, corev1.EventTypeWarning, "NodeLost", inst.Status.Message)
+	if givenUp(inst, n) && metav1.GetControllerOf(pod) != nil {
+		// Whoever made it may make another.
+		b.events.Event(pod, corev1.EventTypeWarning, "NodeLost", cmp.Or(inst.Status.Message, "its node is down"))
 		return b.delete(ctx, pod)
 	}
 	if inst.Desired == model.DesiredStop {
@@ -423,6 +424,13 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		return b.evict(ctx, pod)
 	}
 	return again
+}
+
+// givenUp reports whether an instance was lost with its node, or will be as soon as that cannot have a lease any more: what is
+// made in its place waits for that, as the core keeps the slot until then, and makers take their time.
+func givenUp(inst *model.Instance, n *model.Node) bool {
+	waits := inst.Leased && !inst.Status.State.Final() && n != nil && n.Status.State == model.NodeDown
+	return inst.Status.State == model.InstanceLost || waits
 }
 
 // followed is what the files of a Pod's volumes have of itself that may change.
