@@ -9,8 +9,10 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -147,6 +149,45 @@ func TestTheLogOfAWatchedTaskIsBounded(t *testing.T) {
 }
 
 // That nothing is left of the cgroups is found out by the tests' Cleanup.
+// TestALogIsTheSameWhoeverWritesIt: what watches a task before there is a supervisor, and a supervisor from the start, as a task
+// under a lease has, keep the same lines in the same parts, byte by byte.
+func TestALogIsTheSameWhoeverWritesIt(t *testing.T) {
+	e := setUpWatch(t)
+	e.lease(time.Hour)
+	kept := func(id string, change func(*driver.Task), seed string) []byte {
+		t.Helper()
+		e.start(id, change, "odd", seed)
+		if st := e.wait(id); st.ExitCode != 0 {
+			t.Fatalf("%s ended as %+v", id, st)
+		}
+		path, _ := tasklog.File(e.dir(id), nil)
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var lines []byte
+		for line := range bytes.Lines(data) {
+			at, rest, _ := bytes.Cut(line, []byte(" "))
+			if _, err := time.Parse(time.RFC3339Nano, string(at)); err != nil {
+				t.Fatalf("%s keeps %.60q: %v", id, line, err)
+			}
+			lines = append(lines, rest...)
+		}
+		return lines
+	}
+	for n := range 5 {
+		seed := strings.Repeat("x", n)
+		watched, supervised := kept(fmt.Sprintf("i.watched%d.1", n), nil, seed), kept(fmt.Sprintf("i.supervised%d.1", n), leased, seed)
+		if !bytes.Equal(watched, supervised) {
+			at := 0
+			for at < min(len(watched), len(supervised)) && watched[at] == supervised[at] {
+				at++
+			}
+			t.Errorf("with seed %q they differ at byte %d of %d and %d: %.40q and %.40q", seed, at, len(watched), len(supervised), watched[at:], supervised[at:])
+		}
+	}
+}
+
 func TestCgroupsInAWatchedTasksAreRemoved(t *testing.T) {
 	e := setUpWatch(t)
 	e.startParts()

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -43,6 +44,26 @@ func main() {
 			if len(keep) > 4096 {
 				return
 			}
+		}
+	case "odd": // lines of all kinds, in pieces that do not care where lines end
+		r := rand.New(rand.NewPCG(uint64(len(os.Args[2])), 7))
+		const part = 16 << 10
+		var out []byte
+		for _, n := range []int{0, 1, part - 1, part, part + 1, 2 * part, 2*part + 1, 3*part - 1, 100_000, 0, 5} {
+			for range n {
+				b := byte(r.UintN(256))
+				if b == '\n' {
+					b = 0
+				}
+				out = append(out, b)
+			}
+			out = append(out, "\r\n"[r.UintN(2):]...)
+		}
+		out = append(out, "\n\n\r\n"...)
+		out = append(out, "no end"...)
+		for len(out) > 0 {
+			n, _ := os.Stdout.Write(out[:min(len(out), 1+r.IntN(20_000))])
+			out = out[n:]
 		}
 	case "tick":
 		for {
