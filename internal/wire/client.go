@@ -54,7 +54,8 @@ func Marshal(v any) ([]byte, error) { return encoder.Marshal(v) }
 func Unmarshal(data []byte, v any) error { return decoder.Unmarshal(data, v) }
 
 const (
-	mediaCBOR  = "application/cbor"
+	// MediaCBOR is the media type of what Marshal makes.
+	MediaCBOR  = "application/cbor"
 	headerKind = "Tutti-Fault"
 )
 
@@ -180,7 +181,7 @@ func CallAny(ctx context.Context, c *Client, address, path string, req, resp any
 		return fmt.Errorf("call %s: %w", path, err)
 	}
 	ownSpan.tell(r.Header)
-	r.Header.Set("Content-Type", mediaCBOR)
+	r.Header.Set("Content-Type", MediaCBOR)
 	res, err := c.http.Do(r)
 	if err != nil {
 		return unreachable(address, err)
@@ -232,7 +233,7 @@ func HandleCall[Req, Resp any](fn func(ctx context.Context, req Req) (Resp, erro
 			WriteError(w, fmt.Errorf("encode answer of %s: %w", r.URL.Path, err))
 			return
 		}
-		w.Header().Set("Content-Type", mediaCBOR)
+		w.Header().Set("Content-Type", MediaCBOR)
 		w.Write(out) // the peer is gone if this fails, and notices so itself
 	})
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/image"
 	"github.com/tutti-run/tutti/internal/model"
+	"github.com/tutti-run/tutti/internal/wire"
 )
 
 // Client calls the API at a socket. It is safe for concurrent use. Its errors carry the kinds of
@@ -110,6 +111,9 @@ func (c *Client) do(ctx context.Context, method, path string, q url.Values, body
 	if media != "" {
 		r.Header.Set("Content-Type", media)
 	}
+	if path == pathInstances { // the longest of all lists
+		r.Header.Set("Accept", wire.MediaCBOR)
+	}
 	if c.token != "" {
 		r.Header.Set("Authorization", "Bearer "+c.token)
 	}
@@ -139,7 +143,15 @@ func (c *Client) value(ctx context.Context, method, path string, q url.Values, b
 		return err
 	}
 	defer resp.Body.Close()
-	if err := json.NewDecoder(resp.Body).Decode(out); err != nil {
+	if resp.Header.Get("Content-Type") == wire.MediaCBOR {
+		var data []byte
+		if data, err = io.ReadAll(resp.Body); err == nil {
+			err = wire.Unmarshal(data, out)
+		}
+	} else {
+		err = json.NewDecoder(resp.Body).Decode(out)
+	}
+	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
