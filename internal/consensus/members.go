@@ -69,7 +69,11 @@ func (r *Raft) HandOver() error {
 	if reign > 0 && r.vain.Load() == int64(reign) {
 		return fault.New(fault.Unavailable, "hand leadership over: no other server took it before")
 	}
-	err := r.raft.LeadershipTransfer().Error()
+	answer := make(chan error, 1)
+	if !r.work(func() { answer <- r.raft.LeadershipTransfer().Error() }) { // raft answers only while it runs
+		return fault.New(fault.Unavailable, "hand leadership over: this server is stopping")
+	}
+	err := <-answer
 	switch {
 	case err == nil:
 		return nil

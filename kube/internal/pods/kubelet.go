@@ -58,7 +58,7 @@ func NewKubelet(c Config) (*Kubelet, error) {
 }
 
 func newKubelet(c Config, client kubernetes.Interface) *Kubelet {
-	return &Kubelet{client: client, tutti: c.Tutti, log: c.Log, meter: &meter{tutti: c.Tutti}, calls: make(chan net.Conn), done: make(chan struct{})}
+	return &Kubelet{client: client, tutti: c.Tutti, log: c.Log, meter: &meter{tutti: c.Tutti, log: c.Log}, calls: make(chan net.Conn), done: make(chan struct{})}
 }
 
 // Dial connects to the Kubelet, whatever address is asked for. It is how the API server's client of

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"strings"
@@ -42,6 +43,7 @@ const meterEvery = 5 * time.Second
 // meter reads what everything uses, when somebody asks.
 type meter struct {
 	tutti Tutti
+	log   *slog.Logger
 
 	mu   sync.Mutex
 	at   time.Time
@@ -59,6 +61,15 @@ func (m *meter) read(ctx context.Context) ([]core.Usage, time.Time, error) {
 		return nil, time.Time{}, err
 	}
 	m.last, m.at = list, time.Now()
+	missing, why := 0, ""
+	for i := range list {
+		if list[i].Error != "" {
+			missing, why = missing+1, list[i].Instance+" on "+list[i].Node+": "+list[i].Error
+		}
+	}
+	if missing > 0 {
+		m.log.Warn("what some containers use could not be read: metrics are without them", "containers", missing, "one", why)
+	}
 	return m.last, m.at, nil
 }
 
