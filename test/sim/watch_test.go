@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/tutti-run/tutti/internal/dispatch"
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/schedule"
 	"github.com/tutti-run/tutti/internal/store"
@@ -414,6 +415,9 @@ func (w *watch) overTime() {
 	defer w.mu.Unlock()
 	for _, id := range slices.Sorted(maps.Keys(w.instances)) {
 		i := w.instances[id]
+		if i.Leased && !w.c.quietFor(patience+dispatch.LongestLease) {
+			continue // a leader waits for as long as the one before may have granted a lease
+		}
 		if since, ok := w.down[i.NodeID]; ok && !i.Status.State.Final() && time.Since(since) > patience {
 			w.c.broken("%s is still %s, though %s has been down for %s", i.Name, i.Status.State, i.NodeID, time.Since(since))
 		}
