@@ -23,13 +23,12 @@ type lease struct {
 
 	mu      sync.Mutex
 	until   time.Duration
-	ended   bool          // it was not renewed in time
 	term    int           // how often one was granted when there was none
-	changed chan struct{} // closed and replaced when ended or held may have changed
+	changed chan struct{} // closed and replaced when there is one again
 }
 
 func newLease(drivers map[string]driver.Driver) *lease {
-	l := &lease{clock: driver.SinceBoot, changed: make(chan struct{}), ended: true}
+	l := &lease{clock: driver.SinceBoot, changed: make(chan struct{})}
 	for _, d := range drivers {
 		if leaser, ok := d.(driver.Leaser); ok {
 			l.leasers = append(l.leasers, leaser)
@@ -52,45 +51,35 @@ func (l *lease) extend(until time.Duration) (anew bool, err error) {
 		}
 	}
 	now := l.clock()
-	anew = (l.ended || l.until <= now) && now < until
+	anew = l.until <= now && now < until
 	l.until = until
 	if anew {
-		l.ended = false
 		l.term++
-		l.tell()
+		close(l.changed)
+		l.changed = make(chan struct{})
 	}
 	return anew, nil
-}
-
-func (l *lease) tell() {
-	close(l.changed)
-	l.changed = make(chan struct{})
 }
 
 // held reports whether tasks may start, or go on, in which term, and where to wait for a change of that.
 func (l *lease) held() (term int, ok bool, changed <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.term, !l.ended && l.clock() < l.until, l.changed
+	return l.term, l.clock() < l.until, l.changed
 }
 
 // watch notices when the lease was not renewed in time, and calls then.
 func (l *lease) watch(ctx context.Context, then func()) {
+	noticed := 0 // the term whose end was
 	for {
 		l.mu.Lock()
-		left := l.until - l.clock()
-		ends := left <= 0 && !l.ended
-		if ends {
-			l.ended = true
-			l.tell()
-		}
-		changed := l.changed
-		idle := l.ended
+		left, term, changed := l.until-l.clock(), l.term, l.changed
 		l.mu.Unlock()
-		if ends {
-			then()
-		}
-		if idle {
+		if left <= 0 {
+			if term != noticed {
+				noticed = term
+				then()
+			}
 			select {
 			case <-ctx.Done():
 				return

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -310,7 +309,7 @@ func (l *taskLife) live(ctx context.Context) {
 		if l.stopping() {
 			return
 		}
-		if st.Error == driver.Lapsed || strings.Contains(l.failed, driver.Lapsed) {
+		if st.Error == driver.Lapsed {
 			l.s.lapsed.Store(true)
 			l.s.end()
 			return
@@ -353,6 +352,9 @@ func (l *taskLife) run(ctx context.Context, adopt bool) driver.Status {
 		if ctx.Err() == nil {
 			l.failed = err.Error()
 			st.State = driver.Exited
+			if lapsedBefore(err) {
+				st.Error = driver.Lapsed
+			}
 			w.changeTask(t.Name, func(ts *model.TaskStatus) {
 				ts.State, ts.ExitCode, ts.Error, ts.Up, ts.Ready = string(driver.Exited), 128, err.Error(), false, false
 			})

@@ -91,7 +91,7 @@ func Clear(cgroup string) error {
 	return errors.Join(errs...)
 }
 
-// tree lists a directory and those below it, from the outside in.
+// tree lists a directory and those below it, from the inside out.
 func tree(root string) (dirs []string, err error) {
 	err = filepath.WalkDir(root, func(path string, e fs.DirEntry, err error) error {
 		if err == nil && e.IsDir() {
@@ -99,11 +99,12 @@ func tree(root string) (dirs []string, err error) {
 		}
 		return nil // what went away meanwhile is as it should be
 	})
+	slices.Reverse(dirs)
 	return dirs, err
 }
 
 // Kill kills what runs in a cgroup and below it, or what is frozen there alone. What is frozen does not end before it is
-// thawed, even if its process namespace does.
+// thawed, even if its process namespace does. What is below a frozen cgroup is killed before that is thawed.
 func Kill(cgroup string, frozen bool) error {
 	roots, err := Hierarchies()
 	if err != nil {
@@ -128,7 +129,7 @@ func removeTree(root string) error {
 	if err != nil {
 		return err
 	}
-	for _, dir := range slices.Backward(dirs) {
+	for _, dir := range dirs {
 		if err := removeDir(dir); err != nil {
 			return err
 		}

@@ -193,13 +193,13 @@ func processesStopped(t *testing.T, w witness) {
 		return strings.Count(out, "node down")
 	}
 	before := downs()
-	stop := func(host string, d time.Duration) {
+	stop := func(host string, meanwhile func()) {
 		t.Helper()
 		pid := nodeProcess(t, pidOf(t, host))
 		if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(d)
+		meanwhile()
 		if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
 			t.Fatal(err)
 		}
@@ -208,14 +208,14 @@ func processesStopped(t *testing.T, w witness) {
 	runs := func() int { return len(w.runsOf(t, "db-0")) + len(w.runsOf(t, "db-1")) + len(w.runsOf(t, "keep-0")) }
 	had := runs()
 	for _, n := range query[[]nodeState](t, "nodes") {
-		stop(n.Name, 2*time.Second)
+		stop(n.Name, func() { time.Sleep(2 * time.Second) })
 		t.Logf("%s was stopped for 2 s (leader: %v)", n.Name, n.Leader)
 	}
 	if now := runs(); now != had {
 		t.Errorf("while processes were stopped for a short while, %d writers were started anew", now-had)
 	}
 	was := movable(t)
-	stop(was.Node, 8*time.Second)
+	stop(was.Node, func() { time.Sleep(8 * time.Second) })
 	if now := runs(); now != had {
 		t.Errorf("while a process was stopped for longer than a lease, %d writers were started anew instead of being suspended", now-had)
 	}
@@ -223,16 +223,9 @@ func processesStopped(t *testing.T, w witness) {
 		t.Errorf("nodes were taken for dead %d times, though only their processes had been stopped", now-before)
 	}
 	count := len(w.runsOf(t, was.Name))
-	pid := nodeProcess(t, pidOf(t, was.Node))
-	if err := syscall.Kill(pid, syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
-	}
-	took := elsewhere(t, was)
-	if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
-		t.Fatal(err)
-	}
-	t.Logf("%s of a process that stayed stopped was filled elsewhere after %s", was.Name, took.Round(10*time.Millisecond))
-	allWell(t, 40*time.Second)
+	stop(was.Node, func() {
+		t.Logf("%s of a process that stayed stopped was filled elsewhere after %s", was.Name, elsewhere(t, was).Round(10*time.Millisecond))
+	})
 	if more := len(w.runsOf(t, was.Name)) - count; more != 1 {
 		t.Errorf("%s has %d runs more, want one", was.Name, more)
 	}

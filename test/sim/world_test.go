@@ -74,10 +74,8 @@ func programs(dice func(n int64) int64, write func(slot string) (end func())) ma
 			p.OnSuspend(func(suspended bool) {
 				mu.Lock()
 				defer mu.Unlock()
-				if end != nil {
-					end()
-				}
-				if end = nil; !suspended {
+				end()
+				if end = (func() {}); !suspended {
 					end = write(p.Env[i])
 				}
 			})
@@ -85,9 +83,7 @@ func programs(dice func(n int64) int64, write func(slot string) (end func())) ma
 				p.OnSuspend(nil)
 				mu.Lock()
 				defer mu.Unlock()
-				if end != nil {
-					end()
-				}
+				end()
 			}()
 			return serve(p)
 		},

@@ -131,15 +131,16 @@ func work(ctx context.Context, sheet *report.Sheet, j job) (err error) {
 func compareStarts(ctx context.Context, sheet *report.Sheet, p plan, t *tutti, e *engine) error {
 	var own, peer outcome
 	var err error
+	theirs := p.ofPeer()
 	sheet.Say("%d containers in turn, and %d and %d at once, by Tutti", p.inTurn, p.atOnce, p.many)
 	if own, err = p.measure(ctx, t); err != nil {
 		return fmt.Errorf("run containers by Tutti: %w", err)
 	}
-	sheet.Say("the same by Docker Engine, %d in turn and one round of those at once", p.ofPeer().inTurn)
-	if peer, err = p.ofPeer().measure(ctx, e); err != nil {
+	sheet.Say("the same by Docker Engine, %d in turn and one round of those at once", theirs.inTurn)
+	if peer, err = theirs.measure(ctx, e); err != nil {
 		return fmt.Errorf("run containers by Docker Engine: %w", err)
 	}
-	counted := fmt.Sprintf("%d in turn and the middle one of %d rounds at once (peer: %d, 1); ", p.inTurn, p.rounds, p.ofPeer().inTurn) + "from the request until the program in the container tells the time; own network namespace with an address, overlayfs root, default seccomp profile and capabilities; " +
+	counted := fmt.Sprintf("%d in turn and the middle one of %d rounds at once (peer: %d, 1); ", p.inTurn, p.rounds, theirs.inTurn) + "from the request until the program in the container tells the time; own network namespace with an address, overlayfs root, default seccomp profile and capabilities; " +
 		"Tutti: overlay, image store and driver as its agent uses them, without the cluster's decision; Docker Engine: create and start through its API, default bridge"
 	add := func(name, unit string, own, peer float64) error {
 		return sheet.Add(report.Row{Name: name, Value: own, Unit: unit, Peer: e.name, PeerValue: peer, Counted: counted})

@@ -86,13 +86,10 @@ func (p *pipes) close() {
 func (s *supervisor) enter(e *driver.ExecSpec, files *Files) (Process, error) {
 	s.freezing.RLock()
 	defer s.freezing.RUnlock()
-	s.mu.Lock()
-	state := s.status.State
-	s.mu.Unlock()
 	if err := s.errSuspended(); err != nil {
 		return nil, err
 	}
-	if state != driver.Running {
+	if state := s.state(); state != driver.Running {
 		return nil, fault.New(fault.Conflict, "task %s is %s", s.task.ID, state)
 	}
 	return s.body.Exec(e, files)

@@ -139,11 +139,8 @@ func (s *supervisor) suspend() (until time.Duration) {
 			return 0
 		}
 	}
-	s.mu.Lock()
-	state := s.status.State
-	s.mu.Unlock()
 	var err error
-	switch state {
+	switch state := s.state(); state {
 	case driver.Running:
 		err = s.body.Pause()
 	case driver.Paused:
@@ -176,10 +173,7 @@ func (s *supervisor) goOn() error {
 	if driver.SinceBoot() >= until {
 		return fault.New(fault.Unavailable, "task %s cannot go on: %s", s.task.ID, driver.Lapsed)
 	}
-	s.mu.Lock()
-	state := s.status.State
-	s.mu.Unlock()
-	if state == driver.Running {
+	if s.state() == driver.Running {
 		if err := s.body.Resume(); err != nil {
 			return fmt.Errorf("let task %s go on: %w", s.task.ID, err)
 		}

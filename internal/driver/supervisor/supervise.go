@@ -129,6 +129,13 @@ func (s *supervisor) set(change func(*driver.Status)) {
 	}
 }
 
+// state is how the task is now.
+func (s *supervisor) state() driver.State {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status.State
+}
+
 func (s *supervisor) start(socket, reaper string, newBody NewBody, begun launch.Begun) error {
 	if err := readJSON(filepath.Join(s.dir, taskFile), &s.task); err != nil {
 		return fmt.Errorf("read what to run: %w", err)
@@ -339,10 +346,7 @@ func (s *supervisor) update(b *model.Bounds) error {
 	}
 	s.bounding.Lock()
 	defer s.bounding.Unlock()
-	s.mu.Lock()
-	state := s.status.State
-	s.mu.Unlock()
-	if state == driver.Exited {
+	if s.state() == driver.Exited {
 		return fault.New(fault.Unavailable, "task %s is not running", s.task.ID)
 	}
 	next := s.task
@@ -380,13 +384,10 @@ func signalError(err error, signal int) error {
 func (s *supervisor) freeze(from, to driver.State, change func() error) error {
 	s.freezing.Lock()
 	defer s.freezing.Unlock()
-	s.mu.Lock()
-	now := s.status.State
-	s.mu.Unlock()
 	if err := s.errSuspended(); err != nil {
 		return err
 	}
-	if now != from {
+	if now := s.state(); now != from {
 		return fault.New(fault.Conflict, "task %s is %s", s.task.ID, now)
 	}
 	if err := change(); err != nil {

@@ -134,8 +134,8 @@ func serviceOf(s *corev1.Service, list []*discoveryv1.EndpointSlice) (out *model
 		out.Ports = append(out.Ports, port)
 	}
 	for k := range out.Backends {
-		same := func(p model.ServicePort) bool { return out.Backends[k].Targets[p.Name] == p.Target }
-		if !slices.ContainsFunc(out.Ports, func(p model.ServicePort) bool { return !same(p) }) {
+		differs := func(p model.ServicePort) bool { return out.Backends[k].Targets[p.Name] != p.Target }
+		if !slices.ContainsFunc(out.Ports, differs) {
 			out.Backends[k].Targets = nil
 		}
 	}
