@@ -148,6 +148,19 @@ func refused(t *testing.T, says []string, args ...string) string {
 	return out
 }
 
+// output runs a command and returns what it prints, without what it remarks beside it.
+func output(args ...string) ([]byte, error) {
+	cmd := exec.Command(program, args...)
+	cmd.Env = environment()
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("tutti %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+	}
+	return out, nil
+}
+
 // query runs a command with JSON output.
 func query[T any](t *testing.T, args ...string) T {
 	t.Helper()
@@ -159,13 +172,9 @@ func query[T any](t *testing.T, args ...string) T {
 }
 
 func tryQuery[T any](args ...string) (v T, err error) {
-	cmd := exec.Command(program, append(args, "-o", "json")...)
-	cmd.Env = environment()
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	out, err := output(append(args, "-o", "json")...)
 	if err != nil {
-		return v, fmt.Errorf("tutti %s: %w: %s", strings.Join(args, " "), err, stderr.String())
+		return v, err
 	}
 	if err := json.Unmarshal(out, &v); err != nil {
 		return v, fmt.Errorf("tutti %s: %w:\n%s", strings.Join(args, " "), err, out)

@@ -148,15 +148,14 @@ func TestKillsOfNodesAndSupervisors(t *testing.T) {
 }
 
 // insist repeats a command until the servers are there for it.
-func insist(t *testing.T, args ...string) (out string) {
+func insist(t *testing.T, args ...string) {
 	t.Helper()
-	eventually(t, 2*time.Minute, "tutti "+strings.Join(args, " "), func() (err error) {
-		if out, err = run(args...); err != nil {
+	eventually(t, 2*time.Minute, "tutti "+strings.Join(args, " "), func() error {
+		if out, err := run(args...); err != nil {
 			return fmt.Errorf("%w: %s", err, out)
 		}
 		return nil
 	})
-	return out
 }
 
 // verify waits until all talks have ended, and looks at how.
@@ -194,8 +193,12 @@ func (k *killer) verify(t *testing.T, app string, first int, told string, all *f
 		k.mu.Lock()
 		killed := k.supervisors[fmt.Sprintf("%s.t%d.%d", i.ID, n, task.Run)]
 		k.mu.Unlock()
-		said := insist(t, "logs", i.ID)
-		lines, err := countLines(said, n)
+		var said []byte
+		eventually(t, 2*time.Minute, "the log of "+i.ID, func() (err error) {
+			said, err = output("logs", i.ID)
+			return err
+		})
+		lines, err := countLines(string(said), n)
 		if err != nil {
 			t.Errorf("t%d: %v", n, err)
 			continue
