@@ -27,9 +27,9 @@ egressSelections:
         udsName: %s
 `
 
-// leadEvery is how often it is looked whether this host's server leads; one that does not answer, for
-// leadPatience at most, is taken to lead on.
-const leadEvery, leadPatience = 250 * time.Millisecond, 3 * time.Second
+// It is looked whether this host's server leads every leadEvery, and every leaderlessEvery while it knows of none that does; one
+// that does not answer, for leadPatience at most, is taken to lead on.
+const leadEvery, leaderlessEvery, leadPatience = 100 * time.Millisecond, 25 * time.Millisecond, 3 * time.Second
 
 // nodes has two parts: what answers the API server in place of nodes, on every server, and what runs the
 // Pods, on the one that leads.
@@ -84,17 +84,18 @@ func (n *nodes) run(ctx context.Context, name string) error {
 // whileLeading runs something while the server of a host leads its cluster. It is begun before, to make ready; leads is closed
 // when it is to work.
 func whileLeading(ctx context.Context, tutti *native.Client, name string, run func(ctx context.Context, leads <-chan struct{}) error, log *slog.Logger) error {
-	hasty := tutti.Hasty()
 	var led time.Time // when it led last
+	next := leadEvery
 	leads := func() bool {
-		st, err := hasty.Status(ctx)
-		if err == nil && st.Leader == name {
+		p, err := tutti.Ping(ctx)
+		if next = leadEvery; err == nil && p.Leader == "" {
+			next = leaderlessEvery
+		}
+		if err == nil && p.Leader == name {
 			led = time.Now()
 		}
-		return err == nil && st.Leader == name || err != nil && time.Since(led) < leadPatience
+		return err == nil && p.Leader == name || err != nil && time.Since(led) < leadPatience
 	}
-	tick := time.NewTicker(leadEvery)
-	defer tick.Stop()
 	for ctx.Err() == nil {
 		turn, end := context.WithCancel(ctx)
 		work, done := make(chan struct{}), make(chan error, 1)
@@ -114,7 +115,7 @@ func whileLeading(ctx context.Context, tutti *native.Client, name string, run fu
 				}
 				end()
 				done <- nil
-			case <-tick.C:
+			case <-time.After(next):
 			case <-ctx.Done():
 				end()
 			}
@@ -125,7 +126,7 @@ func whileLeading(ctx context.Context, tutti *native.Client, name string, run fu
 		}
 		select {
 		case <-ctx.Done():
-		case <-tick.C:
+		case <-time.After(leadEvery):
 		}
 	}
 	return nil

@@ -40,6 +40,12 @@ const component = "kubernetes"
 // gcPercent trades processor time for memory: caches of the API server make up most of it.
 const gcPercent = 50
 
+// While the controllers of a new leader learn of all objects, for hasteLasts, time is what lacks.
+const (
+	hasteGCPercent = 300
+	hasteLasts     = 5 * time.Second
+)
+
 // Main runs what a command line says until ctx is done.
 func Main(ctx context.Context, args []string) error {
 	c, err := parse(args)
@@ -205,6 +211,14 @@ func (c *Config) control(ctx context.Context, leads <-chan struct{}) error {
 	if err != nil {
 		return err
 	}
+	go func() {
+		select {
+		case <-leads:
+			debug.SetGCPercent(hasteGCPercent)
+			time.AfterFunc(hasteLasts, func() { debug.SetGCPercent(gcPercent) })
+		case <-ctx.Done():
+		}
+	}()
 	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &gate{rt, leads} })
 	return controllers.Run(ctx, config.Complete())
 }
