@@ -144,8 +144,8 @@ want 'created' k create rolebinding reader --role=reader --serviceaccount=other:
 want '^yes' k auth can-i list pods -n other --as=system:serviceaccount:other:default
 want '^eyJ' k create token default
 want 'created' k create job once --image=web:1
-want 'created' k create cronjob hourly --image=web:1 --schedule='0 * * * *'
-eventually 'k8s/hourly +cron' tutti ls k8s
+want 'created' k create cronjob leapdaily --image=web:1 --schedule='0 0 29 2 *'
+eventually 'k8s/leapdaily +cron' tutti ls k8s
 want 'created' k create quota few --hard=pods=1 -n other
 want 'deleted' k delete job once
 want 'nodes "nowhere" not found' bash -c "kubectl taint nodes nowhere a=b:NoSchedule 2>&1 || true"
