@@ -18,7 +18,7 @@ planted() {
 	go test -tags "$tags,$tag" -c -o "$dir/sim" ./test/sim
 	while ((next < seeds)); do
 		GOMAXPROCS=1 "$dir/sim" -test.run '^TestSim$' -test.v -test.failfast -test.timeout 20m -shard 0/1 -report "$dir/met" \
-			-from "$next" -seeds $((seeds - next)) >"$dir/log" 2>&1 && break
+			-from "$next" -seeds $((seeds - next)) >"$dir/log" 2>&1 && next=$seeds && break
 		seed=$(grep -oE '^=== RUN +TestSim/seed=[0-9]+' "$dir/log" | tail -n 1 | grep -oE '[0-9]+$' || true)
 		message=$(grep -oE "_test.go:[0-9]+: .*($says).*" "$dir/log" | head -n 1 | cut -c 1-160 || true)
 		if [[ -n $message ]]; then

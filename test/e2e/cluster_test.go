@@ -113,12 +113,18 @@ func environment(more ...string) []string {
 	return append(append(os.Environ(), "TUTTI_DATA_DIR="+dataDir, "TUTTI_RUN_DIR="+runDir), more...)
 }
 
+// command is one of tutti, which has five minutes.
+func command(args ...string) (cmd *exec.Cmd, cancel func()) {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	cmd = exec.CommandContext(ctx, program, args...)
+	cmd.Env = environment()
+	return cmd, cancel
+}
+
 // run runs tutti and returns what it printed, standard error included.
 func run(args ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
+	cmd, cancel := command(args...)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, program, args...)
-	cmd.Env = environment()
 	out, err := cmd.CombinedOutput()
 	return string(out), err
 }
@@ -150,8 +156,8 @@ func refused(t *testing.T, says []string, args ...string) string {
 
 // output runs a command and returns what it prints, without what it remarks beside it.
 func output(args ...string) ([]byte, error) {
-	cmd := exec.Command(program, args...)
-	cmd.Env = environment()
+	cmd, cancel := command(args...)
+	defer cancel()
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()

@@ -84,17 +84,22 @@ func (n *nodes) run(ctx context.Context, name string) error {
 // whileLeading runs something while the server of a host leads its cluster. It is begun before, to make ready; leads is closed
 // when it is to work.
 func whileLeading(ctx context.Context, tutti *native.Client, name string, run func(ctx context.Context, leads <-chan struct{}) error, log *slog.Logger) error {
+	hasty := tutti.Hasty()
 	var led time.Time // when it led last
 	next := leadEvery
 	leads := func() bool {
-		p, err := tutti.Ping(ctx)
-		if next = leadEvery; err == nil && p.Leader == "" {
+		p, err := hasty.Ping(ctx)
+		next = leadEvery
+		switch {
+		case err != nil:
+			return time.Since(led) < leadPatience
+		case p.Leader == "":
 			next = leaderlessEvery
-		}
-		if err == nil && p.Leader == name {
+		case p.Leader == name:
 			led = time.Now()
+			return true
 		}
-		return err == nil && p.Leader == name || err != nil && time.Since(led) < leadPatience
+		return false
 	}
 	for ctx.Err() == nil {
 		turn, end := context.WithCancel(ctx)
