@@ -17,11 +17,13 @@ import (
 	"time"
 
 	"github.com/opencontainers/runc/libcontainer/seccomp"
+	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/cgroup"
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/drivertest"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
+	"github.com/tutti-run/tutti/internal/driver/tasklog"
 	"github.com/tutti-run/tutti/internal/fault"
 	"github.com/tutti-run/tutti/internal/model"
 )
@@ -493,4 +495,69 @@ func TestAKilledSupervisorLeavesNoOrphan(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	t.Fatal("the container outlived its supervisor")
+}
+
+// TestNothingIsLostOfATaskWhoseSupervisorIsKilled while no agent is there either: it neither goes on nor ends, and what
+// it has printed is kept.
+func TestNothingIsLostOfATaskWhoseSupervisorIsKilled(t *testing.T) {
+	e := setUpWatch(t)
+	e.lease(time.Hour)
+	const ticks = 60
+	for id, change := range map[string]func(*driver.Task){
+		"i.watched.1": nil,
+		"i.leased.1":  leased,
+		"i.user.1":    func(task *driver.Task) { task.User = "1000:1000" },
+		"i.nnp.1":     func(task *driver.Task) { task.SecurityOpts = []string{"no-new-privileges"} },
+	} {
+		t.Run(id, func(t *testing.T) {
+			e.start(id, change, "tick", strconv.Itoa(ticks))
+			e.await("some lines", func() bool { return e.lines(id) >= 3 })
+			st, err := e.d.Status(e.ctx, id)
+			if err != nil {
+				t.Fatal(err)
+			}
+			supervisor, err := strconv.Atoi(parentOf(t, st.PID))
+			if err != nil {
+				t.Fatal(err)
+			}
+			proc := "/proc/" + strconv.Itoa(st.PID)
+			pipe, err := os.OpenFile(proc+"/fd/1", os.O_RDONLY|unix.O_NONBLOCK, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer pipe.Close()
+			unread := func() int {
+				n, err := unix.IoctlGetInt(int(pipe.Fd()), unix.TIOCINQ)
+				if err != nil {
+					t.Fatal(err)
+				}
+				return n / len("tick\n")
+			}
+			if err := unix.Kill(supervisor, unix.SIGSTOP); err != nil {
+				t.Fatal(err)
+			}
+			e.await("something that nobody has read", func() bool { return unread() > 0 })
+			if err := unix.Kill(supervisor, unix.SIGKILL); err != nil {
+				t.Fatal(err)
+			}
+			e.await("the task stops", func() bool {
+				stat, err := os.ReadFile(proc + "/stat")
+				return err == nil && strings.Contains(string(stat), ") T ")
+			})
+			path, _ := tasklog.File(e.dir(id), nil)
+			written, err := os.ReadFile(path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := bytes.Count(written, []byte("\n")) + unread()
+			time.Sleep(ticks * 10 * time.Millisecond) // it would have ended by itself
+			st, err = e.d.Status(e.ctx, id)
+			if err != nil || st.State != driver.Exited || st.Error == "" {
+				t.Errorf("ended as %+v, %v, want an end that says why", st, err)
+			}
+			if got := e.lines(id); got != want || want >= ticks {
+				t.Errorf("%d lines of %d are kept; it was to print %d", got, want, ticks)
+			}
+		})
+	}
 }

@@ -161,6 +161,8 @@ func steps(c *container, groups map[string]string, files standard) (*launch.Prog
 	m.become(p.User.UID, p.User.GID, p.User.AdditionalGids, p.Cwd, held)
 	m.Call("close the supervisor's files", unix.SYS_CLOSE_RANGE, 3, uint64(^uint32(0)), 0)
 	m.Call("drop ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).Allow(unix.EINVAL)
+	// Changing the user clears it, and a filter may refuse it.
+	m.Call("be stopped when the supervisor is killed", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(supervisor.OrphanSignal), 0, 0, 0)
 	m.ResetSignals()
 	if c.filter != nil && !p.NoNewPrivileges { // it takes a capability
 		m.LoadFilter(c.filter.flags, c.filter.program)

@@ -78,7 +78,7 @@ func (b *body) Start(files *supervisor.Files) (supervisor.Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.Env, s.NetNS, s.Mounts, s.Sandbox = b.task.Env, b.task.NetNS, b.task.Mounts, b.task.Sandbox
+	s.Env, s.NetNS, s.Mounts, s.Sandbox, s.First = b.task.Env, b.task.NetNS, b.task.Mounts, b.task.Sandbox, true
 	p, err := b.run(s, files, func(pid int) error {
 		if err := b.cgroup.Apply(pid); err != nil {
 			return fmt.Errorf("put the process into its cgroup: %w", err)

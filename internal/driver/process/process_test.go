@@ -552,3 +552,33 @@ func TestTheLastWordsOfATaskWithoutSupervisor(t *testing.T) {
 		t.Errorf("the log holds %q", got)
 	}
 }
+
+// A task whose supervisor is killed neither goes on nor ends before an agent has kept what it printed.
+func TestATaskWithoutSupervisorIsStopped(t *testing.T) {
+	e := setUp(t)
+	for id, user := range map[string]string{"i.root.1": "", "i.nobody.1": "65534"} {
+		e.start(id, func(task *driver.Task) {
+			task.User = user
+			task.Args = []string{"/bin/sh", "-c", "echo first; sleep 0.3; echo second"}
+		})
+		e.waitFor(id, "first")
+		st, err := e.d.Status(e.ctx, id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := unix.Kill(parentOf(t, st.PID), unix.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(600 * time.Millisecond)
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(st.PID) + "/stat")
+		if err != nil || !strings.Contains(string(stat), ") T ") {
+			t.Errorf("%s is %q, %v, want it to be stopped", id, stat, err)
+		}
+		if st := e.wait(id); st.Error == "" {
+			t.Errorf("%s ended as %+v, want an end that says why", id, st)
+		}
+		if got := e.logs(id); got != "first\n" {
+			t.Errorf("%s printed %q", id, got)
+		}
+	}
+}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
+	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/fault"
 )
 
@@ -28,6 +29,7 @@ type step struct {
 	Umask           *uint32
 	OOMScoreAdjust  int
 	NoNewPrivileges bool
+	First           bool   // of its task
 	NetNS           string // path; "" is the host's
 	MountNS         string // path, to join; "" is the one that the process is in
 	Mounts          []driver.Mount
@@ -105,6 +107,11 @@ func (s *step) become(socket *os.File) error {
 	path, err := lookPath(s.Args[0], s.Env)
 	if err != nil {
 		return err
+	}
+	if s.First { // changing the user would clear it
+		if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(supervisor.OrphanSignal), 0, 0, 0); err != nil {
+			return fmt.Errorf("be stopped when the supervisor is killed: %w", err)
+		}
 	}
 	if _, err := socket.WriteString(stepDone); err != nil {
 		return err

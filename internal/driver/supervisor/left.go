@@ -15,6 +15,11 @@ import (
 	"github.com/tutti-run/tutti/internal/model"
 )
 
+// OrphanSignal is what the first process of a task gets from the kernel when its supervisor is killed: it is stopped,
+// so that it neither ends nor lets go of its pipes before an agent has read what is in them. The kernel sends it when
+// the thread ends that has started the process, which therefore is one that stays: see Supervise.
+const OrphanSignal = unix.SIGSTOP
+
 // leftOutput opens the pipes of a task whose supervisor was killed, by way of its first process: what it printed since
 // is in them. Nothing is found of one that has ended, too, or has its output elsewhere.
 func leftOutput(id string, pid int) map[string]*os.File {

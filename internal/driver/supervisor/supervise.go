@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -60,6 +61,7 @@ type supervisor struct {
 // Supervise is the whole life of a supervisor; args are those that follow its role. File descriptor
 // 3 tells the agent when the task has started, or why not, unless that was told when the task was begun. It returns the exit code.
 func Supervise(args []string, newBody NewBody, begun launch.Begun) int {
+	runtime.LockOSThread() // see OrphanSignal
 	dir, socket, reaper := args[0], args[1], args[2]
 	// Taken and left alone rather than ignored, which the task would inherit.
 	signal.Notify(make(chan os.Signal, 1), syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGPIPE)

@@ -65,8 +65,12 @@ func main() {
 			n, _ := os.Stdout.Write(out[:min(len(out), 1+r.IntN(20_000))])
 			out = out[n:]
 		}
-	case "tick":
-		for {
+	case "tick": // so many times, or for ever
+		times := -1
+		if len(os.Args) > 2 {
+			times, _ = strconv.Atoi(os.Args[2])
+		}
+		for n := 0; n != times; n++ {
 			fmt.Println("tick")
 			time.Sleep(10 * time.Millisecond)
 		}
