@@ -1,8 +1,11 @@
 package agent
 
 import (
+	"bytes"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"github.com/tutti-run/tutti/internal/model"
@@ -39,4 +42,23 @@ func TestStatusesAreNumberedAcrossAgents(t *testing.T) {
 			t.Errorf("what the cluster knows was told again, under number %d", again.Seq)
 		}
 	})
+}
+
+// TestTheLatestStatusIsKept: of statuses that several parts of a worker come upon at the same time, the one with the
+// highest number is on disk in the end.
+func TestTheLatestStatusIsKept(t *testing.T) {
+	var log bytes.Buffer
+	w := &worker{id: "i1", agent: &Agent{Deps: Deps{DataDir: t.TempDir()}}, log: slog.New(slog.NewTextHandler(&log, nil))}
+	if err := os.MkdirAll(w.agent.assignments(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const last = 200
+	var all sync.WaitGroup
+	for n := range last {
+		all.Go(func() { w.keep(&keptStatus{Status: model.InstanceStatus{Seq: uint64(n + 1)}}) })
+	}
+	all.Wait()
+	if kept, ok := loadStatus(w.agent.assignments(), "i1"); !ok || kept.Status.Seq != last || log.Len() > 0 {
+		t.Errorf("%d is kept (%v), want %d; %s", kept.Status.Seq, ok, last, log.String())
+	}
 }

@@ -43,6 +43,9 @@ type worker struct {
 	followed *wire.Assignment // whose folders were laid out; the run loop's
 	term     int              // of the node's lease in which the tasks run that need one; the run loop's
 	folders  sync.RWMutex     // what is in folders changes under it
+
+	keeping sync.Mutex // held while the status is kept on disk
+	keptSeq uint64     // the number of that
 }
 
 func newWorker(a *Agent, as *wire.Assignment, adopted bool) *worker {
@@ -130,9 +133,20 @@ func (w *worker) set(change func(*model.InstanceStatus)) {
 	}
 	w.mu.Unlock()
 	if !same && !passing(st.State) {
-		if err := saveStatus(w.agent.assignments(), w.id, &kept); err != nil {
-			w.log.Error("status could not be kept on disk", "error", err)
-		}
+		w.keep(&kept)
+	}
+}
+
+// keep keeps a status on disk, unless a later one is there already.
+func (w *worker) keep(kept *keptStatus) {
+	w.keeping.Lock()
+	defer w.keeping.Unlock()
+	if kept.Status.Seq < w.keptSeq {
+		return
+	}
+	w.keptSeq = kept.Status.Seq
+	if err := saveStatus(w.agent.assignments(), w.id, kept); err != nil {
+		w.log.Error("status could not be kept on disk", "error", err)
 	}
 }
 
