@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/tools/clientcmd"
 
 	"github.com/tutti-run/tutti/internal/api/native"
@@ -31,8 +32,8 @@ egressSelections:
 // that does not answer, for leadPatience at most, is taken to lead on.
 const leadEvery, leaderlessEvery, leadPatience = 100 * time.Millisecond, 25 * time.Millisecond, 3 * time.Second
 
-// nodes has two parts: what answers the API server in place of nodes, on every server, and what runs the
-// Pods, on the one that leads.
+// nodes has what is needed for two parts: for what answers the API server in place of nodes, on every server, and for what runs
+// the Pods, on the one that leads.
 type nodes struct {
 	work    pods.Config
 	kubelet *pods.Kubelet
@@ -48,6 +49,7 @@ func (c *Config) newNodes(log *slog.Logger) (*nodes, error) {
 		return nil, err
 	}
 	config.QPS, config.Burst = 1000, 2000
+	config.ContentType, config.AcceptContentTypes = runtime.ContentTypeProtobuf, runtime.ContentTypeProtobuf+","+runtime.ContentTypeJSON
 	n := &nodes{tutti: native.Dial(c.Socket)}
 	n.work = pods.Config{Rest: config, Tutti: n.tutti, Log: log}
 	if n.kubelet, err = pods.NewKubelet(n.work); err == nil {
@@ -67,18 +69,6 @@ func (n *nodes) answer(ctx context.Context) error {
 	g.Go(func() error { return n.kubelet.Serve(ctx) })
 	g.Go(func() error { return n.kubelet.ServeConnect(ctx, n.listen) })
 	return g.Wait()
-}
-
-// run runs the Pods while this host's server leads the cluster.
-func (n *nodes) run(ctx context.Context, name string) error {
-	return whileLeading(ctx, n.tutti, name, func(ctx context.Context, leads <-chan struct{}) error {
-		select {
-		case <-leads:
-			return pods.Run(ctx, n.work)
-		case <-ctx.Done():
-			return nil
-		}
-	}, n.work.Log)
 }
 
 // whileLeading runs something while the server of a host leads its cluster. It is begun before, to make ready; leads is closed

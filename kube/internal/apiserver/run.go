@@ -11,7 +11,6 @@ import (
 	"os"
 	"runtime/debug"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -21,12 +20,9 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	cliflag "k8s.io/component-base/cli/flag"
-	"k8s.io/component-base/configz"
 	logsapi "k8s.io/component-base/logs/api/v1"
 	kubeapiserver "k8s.io/kubernetes/cmd/kube-apiserver/app"
 	serveroptions "k8s.io/kubernetes/cmd/kube-apiserver/app/options"
-	controllers "k8s.io/kubernetes/cmd/kube-controller-manager/app"
-	controlleroptions "k8s.io/kubernetes/cmd/kube-controller-manager/app/options"
 
 	"github.com/spf13/pflag"
 
@@ -39,12 +35,6 @@ const component = "kubernetes"
 
 // gcPercent trades processor time for memory: caches of the API server make up most of it.
 const gcPercent = 50
-
-// While the controllers of a new leader learn of all objects, for hasteLasts, time is what lacks.
-const (
-	hasteGCPercent = 300
-	hasteLasts     = 5 * time.Second
-)
 
 // Main runs what a command line says until ctx is done.
 func Main(ctx context.Context, args []string) error {
@@ -102,15 +92,8 @@ func run(ctx context.Context, c *Config, log *slog.Logger) error {
 			return err
 		}
 		log.Info("the Kubernetes API is answered", "address", c.url())
-		tutti := native.Dial(c.Socket)
-		defer tutti.Close()
-		return ended(ctx, "the controllers", whileLeading(ctx, tutti, c.Name, c.control, log))
-	})
-	work.Go(func() error {
-		if err := c.awaitReady(ctx); err != nil {
-			return err
-		}
-		return ended(ctx, "the pods' part", nodes.run(ctx, c.Name))
+		lead := func(ctx context.Context, leads <-chan struct{}) error { return c.lead(ctx, nodes.work, leads) }
+		return ended(ctx, "what one server does for all", whileLeading(ctx, nodes.tutti, c.Name, lead, log))
 	})
 	err = work.Wait()
 	closeStorage()
@@ -191,61 +174,6 @@ func (c *Config) serve(ctx context.Context, l net.Listener) error {
 		return utilerrors.NewAggregate(errs)
 	}
 	return kubeapiserver.Run(ctx, completed)
-}
-
-// control runs the controllers until ctx is done. They are made at once, with what they are allowed and what the API has, and
-// hear of no object before leads is closed: so little is left to do then, and they take no memory until then.
-func (c *Config) control(ctx context.Context, leads <-chan struct{}) error {
-	configz.Delete(controllers.ConfigzName) // of an earlier turn
-	o, err := controlleroptions.NewKubeControllerManagerOptions()
-	if err != nil {
-		return err
-	}
-	all, disabled, aliases := controllers.KnownControllers(), controllers.ControllersDisabledByDefault(), controllers.ControllerAliases()
-	named := o.Flags(all, disabled, aliases)
-	if err := parseFlags("kube-controller-manager", &named, c.controllerArgs()); err != nil {
-		return err
-	}
-	o.ParsedFlags = &named
-	config, err := o.Config(ctx, all, disabled, aliases)
-	if err != nil {
-		return err
-	}
-	go func() {
-		select {
-		case <-leads:
-			debug.SetGCPercent(hasteGCPercent)
-			time.AfterFunc(hasteLasts, func() { debug.SetGCPercent(gcPercent) })
-		case <-ctx.Done():
-		}
-	}()
-	config.Kubeconfig.Wrap(func(rt http.RoundTripper) http.RoundTripper { return &gate{rt, leads} })
-	return controllers.Run(ctx, config.Complete())
-}
-
-// gate holds requests for objects up until it is open; what the API has is told before. All informers of the controllers are
-// behind it, and controllers wait for what these know.
-type gate struct {
-	http.RoundTripper
-	open <-chan struct{}
-}
-
-// RoundTrip implements http.RoundTripper.
-func (g *gate) RoundTrip(r *http.Request) (*http.Response, error) {
-	if ofObjects(r.URL.Path) {
-		select {
-		case <-g.open:
-		case <-r.Context().Done():
-			return nil, r.Context().Err()
-		}
-	}
-	return g.RoundTripper.RoundTrip(r)
-}
-
-// ofObjects reports whether a path is one of objects: /api/VERSION/… and /apis/GROUP/VERSION/…
-func ofObjects(path string) bool {
-	parts := strings.Split(strings.Trim(path, "/"), "/")
-	return parts[0] == "api" && len(parts) > 2 || parts[0] == "apis" && len(parts) > 3
 }
 
 func parseFlags(name string, named *cliflag.NamedFlagSets, args []string) error {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -110,6 +111,7 @@ type bridge struct {
 	made      map[string]*madePod                   // by UID
 	removed   map[string]bool                       // UIDs of what was told to end
 	failed    map[string]string                     // UID → why it could not be made
+	bound     map[string]time.Time                  // UID → when it was bound to its node, for a moment
 	keys      map[string]string                     // UID → key of the Pod
 	certs     map[string]map[string]*podCertificate // by UID, and by source
 
@@ -131,80 +133,57 @@ type madePod struct {
 	unplaced bool
 }
 
-// Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done.
-func Run(ctx context.Context, c Config) error {
+// Run shows Tutti's nodes, and runs the Pods, of an API server until ctx is done. It works from when leads is closed, and keeps
+// up with what the API server has before, by informers of the factory, so that little is left to learn by then.
+func Run(ctx context.Context, c Config, factory informers.SharedInformerFactory, leads <-chan struct{}) error {
 	client, err := kubernetes.NewForConfig(c.Rest)
 	if err != nil {
 		return fmt.Errorf("use the API server: %w", err)
 	}
-	if err := registerMetrics(ctx, c.Rest, client); err != nil {
-		return err
-	}
-	return run(ctx, c, client)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		select {
+		case <-leads:
+			return registerMetrics(ctx, c.Rest, client)
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	g.Go(func() error { return run(ctx, c, client, factory, leads) })
+	return g.Wait()
 }
 
-func run(ctx context.Context, c Config, client kubernetes.Interface) error {
+func run(ctx context.Context, c Config, client kubernetes.Interface, factory informers.SharedInformerFactory, leads <-chan struct{}) error {
+	begun := time.Now()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	b := &bridge{
 		Config: c, client: client, seen: newMirror(),
 		queue: newQueue(), slow: newQueue(), pulls: pulls{of: map[string]*pull{}},
-		cordons: map[string]bool{}, toldNodes: map[string]*told{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, keys: map[string]string{}, certs: map[string]map[string]*podCertificate{},
+		cordons: map[string]bool{}, toldNodes: map[string]*told{}, made: map[string]*madePod{}, removed: map[string]bool{}, failed: map[string]string{}, bound: map[string]time.Time{}, keys: map[string]string{}, certs: map[string]map[string]*podCertificate{},
 		scaled: map[string]passed{}, addresses: map[string]string{}, answering: map[string]bool{},
 	}
-	broadcaster := record.NewBroadcaster()
-	defer broadcaster.Shutdown()
-	broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")})
-	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
-
-	factory := informers.NewSharedInformerFactory(client, 0)
-	v1 := factory.Core().V1()
-	b.pods, b.nodes, b.services = v1.Pods().Lister(), v1.Nodes().Lister(), v1.Services().Lister()
-	b.configs, b.secrets, b.spaces = v1.ConfigMaps().Lister(), v1.Secrets().Lister(), v1.Namespaces().Lister()
-	b.slices = factory.Discovery().V1().EndpointSlices().Lister()
-	b.claims, b.volumes, b.classes = v1.PersistentVolumeClaims().Lister(), v1.PersistentVolumes().Lister(), factory.Storage().V1().StorageClasses().Lister()
-	b.runtimes = factory.Node().V1().RuntimeClasses().Lister()
-	b.follow(v1.Pods().Informer(), func(o metav1.Object) { b.podChanged(o) })
-	b.follow(v1.Nodes().Informer(), func(o metav1.Object) {
-		if node, ok := o.(*corev1.Node); ok {
-			b.queue.Add("node/" + strings.TrimPrefix(node.Spec.ProviderID, "tutti://"))
-		}
-	})
-	b.follow(v1.ConfigMaps().Informer(), func(o metav1.Object) {
-		if o.GetNamespace() == metav1.NamespaceSystem && o.GetName() == addressesMap {
-			b.addressesChanged()
-		}
-		b.contentChanged(o, ofConfigMap)
-	})
-	b.follow(v1.Secrets().Informer(), func(o metav1.Object) {
-		b.secretChanged(o)
-		b.contentChanged(o, ofSecret)
-	})
-	networking := factory.Networking().V1()
-	b.ingresses, b.ingressClasses, b.policies = networking.Ingresses().Lister(), networking.IngressClasses().Lister(), networking.NetworkPolicies().Lister()
-	certificates := factory.Certificates().V1()
-	b.bundles, b.requests = certificates.ClusterTrustBundles().Lister(), certificates.PodCertificateRequests().Lister()
-	b.follow(certificates.ClusterTrustBundles().Informer(), func(metav1.Object) { b.bundlesChanged() })
-	b.follow(certificates.PodCertificateRequests().Informer(), func(o metav1.Object) { b.requestChanged(o) })
-	b.follow(networking.Ingresses().Informer(), func(o metav1.Object) { b.queue.Add("ingress/" + o.GetNamespace() + "/" + o.GetName()) })
-	b.follow(networking.IngressClasses().Informer(), func(metav1.Object) { b.ingressesChanged() })
-	b.follow(networking.NetworkPolicies().Informer(), func(o metav1.Object) { b.queue.Add("policy/" + o.GetNamespace() + "/" + o.GetName()) })
-	b.follow(v1.Namespaces().Informer(), func(metav1.Object) { b.policiesChanged(hasNamespaces) })
-	b.follow(v1.Services().Informer(), func(o metav1.Object) { b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetName()) })
-	b.follow(factory.Discovery().V1().EndpointSlices().Informer(), func(o metav1.Object) {
-		b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetLabels()["kubernetes.io/service-name"])
-	})
-	b.follow(v1.PersistentVolumeClaims().Informer(), func(o metav1.Object) { b.claimChanged(o.GetNamespace(), o.GetName()) })
-	b.follow(v1.PersistentVolumes().Informer(), func(o metav1.Object) { b.queue.Add("volume/" + o.GetName()) })
-	b.follow(factory.Storage().V1().StorageClasses().Informer(), func(metav1.Object) {})
-	b.follow(factory.Node().V1().RuntimeClasses().Informer(), func(metav1.Object) {})
-	b.followMakers(factory)
+	b.list(factory)
 	factory.Start(ctx.Done())
 	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
-		if !ok {
+		if !ok && ctx.Err() == nil {
 			return fmt.Errorf("list %s: %w", kind, context.Cause(ctx))
 		}
 	}
+	select {
+	case <-leads:
+	case <-ctx.Done():
+		return nil
+	}
+	broadcaster := record.NewBroadcaster()
+	defer broadcaster.Shutdown()
+	var sink record.EventSink = &typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}
+	if time.Since(begun) > Haste {
+		sink = Unhurried{sink, time.Now().Add(Haste)}
+	}
+	broadcaster.StartRecordingToSink(sink)
+	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
+	b.followAll(factory)
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	defer b.queue.ShutDown()
@@ -231,6 +210,57 @@ func run(ctx context.Context, c Config, client kubernetes.Interface) error {
 	b.queue.ShutDown()
 	b.slow.ShutDown()
 	return nil
+}
+
+// list has listers of all that is followed.
+func (b *bridge) list(factory informers.SharedInformerFactory) {
+	v1, networking, certificates := factory.Core().V1(), factory.Networking().V1(), factory.Certificates().V1()
+	apps, batch := factory.Apps().V1(), factory.Batch().V1()
+	b.pods, b.nodes, b.services = v1.Pods().Lister(), v1.Nodes().Lister(), v1.Services().Lister()
+	b.configs, b.secrets, b.spaces = v1.ConfigMaps().Lister(), v1.Secrets().Lister(), v1.Namespaces().Lister()
+	b.slices = factory.Discovery().V1().EndpointSlices().Lister()
+	b.claims, b.volumes, b.classes = v1.PersistentVolumeClaims().Lister(), v1.PersistentVolumes().Lister(), factory.Storage().V1().StorageClasses().Lister()
+	b.runtimes = factory.Node().V1().RuntimeClasses().Lister()
+	b.ingresses, b.ingressClasses, b.policies = networking.Ingresses().Lister(), networking.IngressClasses().Lister(), networking.NetworkPolicies().Lister()
+	b.bundles, b.requests = certificates.ClusterTrustBundles().Lister(), certificates.PodCertificateRequests().Lister()
+	b.makers = makers{
+		apps.Deployments().Lister(), apps.ReplicaSets().Lister(), apps.StatefulSets().Lister(), apps.DaemonSets().Lister(),
+		batch.Jobs().Lister(), batch.CronJobs().Lister(),
+	}
+}
+
+// followAll is told of everything that is there, and of all that changes.
+func (b *bridge) followAll(factory informers.SharedInformerFactory) {
+	v1, networking, certificates := factory.Core().V1(), factory.Networking().V1(), factory.Certificates().V1()
+	b.follow(v1.Pods().Informer(), func(o metav1.Object) { b.podChanged(o) })
+	b.follow(v1.Nodes().Informer(), func(o metav1.Object) {
+		if node, ok := o.(*corev1.Node); ok {
+			b.queue.Add("node/" + strings.TrimPrefix(node.Spec.ProviderID, "tutti://"))
+		}
+	})
+	b.follow(v1.ConfigMaps().Informer(), func(o metav1.Object) {
+		if o.GetNamespace() == metav1.NamespaceSystem && o.GetName() == addressesMap {
+			b.addressesChanged()
+		}
+		b.contentChanged(o, ofConfigMap)
+	})
+	b.follow(v1.Secrets().Informer(), func(o metav1.Object) {
+		b.secretChanged(o)
+		b.contentChanged(o, ofSecret)
+	})
+	b.follow(certificates.ClusterTrustBundles().Informer(), func(metav1.Object) { b.bundlesChanged() })
+	b.follow(certificates.PodCertificateRequests().Informer(), func(o metav1.Object) { b.requestChanged(o) })
+	b.follow(networking.Ingresses().Informer(), func(o metav1.Object) { b.queue.Add("ingress/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(networking.IngressClasses().Informer(), func(metav1.Object) { b.ingressesChanged() })
+	b.follow(networking.NetworkPolicies().Informer(), func(o metav1.Object) { b.queue.Add("policy/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(v1.Namespaces().Informer(), func(metav1.Object) { b.policiesChanged(hasNamespaces) })
+	b.follow(v1.Services().Informer(), func(o metav1.Object) { b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetName()) })
+	b.follow(factory.Discovery().V1().EndpointSlices().Informer(), func(o metav1.Object) {
+		b.queue.Add("service/" + o.GetNamespace() + "/" + o.GetLabels()["kubernetes.io/service-name"])
+	})
+	b.follow(v1.PersistentVolumeClaims().Informer(), func(o metav1.Object) { b.claimChanged(o.GetNamespace(), o.GetName()) })
+	b.follow(v1.PersistentVolumes().Informer(), func(o metav1.Object) { b.queue.Add("volume/" + o.GetName()) })
+	b.followMakers(factory)
 }
 
 func newQueue() workqueue.TypedRateLimitingInterface[string] {

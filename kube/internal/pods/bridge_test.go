@@ -14,6 +14,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 
 	"github.com/tutti-run/tutti/internal/api/native"
@@ -191,7 +192,11 @@ func started(t *testing.T, objects ...runtime.Object) (*fake.Clientset, *fakeTut
 	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: &model.Node{Meta: model.Meta{ID: "n", Name: "n1"}, HostAddress: "192.0.2.1", Availability: model.Active, Status: model.NodeStatus{State: model.NodeReady}}})
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
-	go func() { ended <- run(ctx, Config{Tutti: f, Log: slog.New(slog.DiscardHandler)}, client) }()
+	leads := make(chan struct{})
+	close(leads)
+	go func() {
+		ended <- run(ctx, Config{Tutti: f, Log: slog.New(slog.DiscardHandler)}, client, informers.NewSharedInformerFactory(client, 0), leads)
+	}()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {

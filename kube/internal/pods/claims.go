@@ -37,6 +37,9 @@ func (u *unplaceable) Unwrap() error { return u.error }
 
 // makeClass makes the StorageClass for what claims ask of Tutti, where there is none.
 func (b *bridge) makeClass(ctx context.Context) error {
+	if _, err := b.classes.Get(localClass); err == nil {
+		return nil
+	}
 	reclaim, binding := corev1.PersistentVolumeReclaimDelete, storagev1.VolumeBindingImmediate
 	_, err := b.client.StorageV1().StorageClasses().Create(ctx, &storagev1.StorageClass{
 		ObjectMeta:  metav1.ObjectMeta{Name: localClass, Annotations: map[string]string{isDefaultClass: "true"}},

@@ -3,11 +3,34 @@ package pods
 import (
 	"cmp"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes/scheme"
+	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/tools/reference"
 )
+
+// Haste is how long after it has taken over from another server one does first what Pods need to run. What can wait for that, waits.
+const Haste = 3 * time.Second
+
+// Unhurried is a sink of events that takes none before a time.
+type Unhurried struct {
+	record.EventSink
+	From time.Time
+}
+
+// Create implements record.EventSink.
+func (u Unhurried) Create(e *corev1.Event) (*corev1.Event, error) {
+	time.Sleep(time.Until(u.From))
+	return u.EventSink.Create(e)
+}
+
+// Patch implements record.EventSink.
+func (u Unhurried) Patch(old *corev1.Event, data []byte) (*corev1.Event, error) {
+	time.Sleep(time.Until(u.From))
+	return u.EventSink.Patch(old, data)
+}
 
 // containerRef is what an event about a container is about.
 func containerRef(pod *corev1.Pod, container string) *corev1.ObjectReference {

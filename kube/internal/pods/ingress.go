@@ -35,6 +35,9 @@ const certificateStays = 10 * time.Second
 
 // makeIngressClass makes the IngressClass of Ingresses that name none, where there is none of its name.
 func (b *bridge) makeIngressClass(ctx context.Context) error {
+	if _, err := b.ingressClasses.Get(ingressClass); err == nil {
+		return nil
+	}
 	_, err := b.client.NetworkingV1().IngressClasses().Create(ctx, &networkingv1.IngressClass{
 		ObjectMeta: metav1.ObjectMeta{Name: ingressClass, Annotations: map[string]string{networkingv1.AnnotationIsDefaultIngressClass: "true"}},
 		Spec:       networkingv1.IngressClassSpec{Controller: ingressController},

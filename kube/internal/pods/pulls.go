@@ -1,6 +1,7 @@
 package pods
 
 import (
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -25,11 +26,12 @@ type pulls struct {
 }
 
 type pull struct {
-	quick  bool // it was had at once
-	asking bool
-	failed error
-	again  time.Time // when it may be asked for after that
-	wait   time.Duration
+	quick   bool // it was had at once
+	asking  bool
+	waiting map[string]bool // keys of the Pods that wait for who asks
+	failed  error
+	again   time.Time // when it may be asked for after that
+	wait    time.Duration
 }
 
 // imagesOf are the images of a Pod, with all that decides whether they can be had.
@@ -60,8 +62,9 @@ func (p *pulls) quick(images []string) bool {
 	return !slices.ContainsFunc(images, func(i string) bool { return p.of[i] == nil || !p.of[i].quick })
 }
 
-// begin says whether these images may be asked for now; if not, for how long to wait, and why if that is known.
-func (p *pulls) begin(images []string, now time.Time) (wait time.Duration, because error) {
+// begin says whether these images may be asked for now, for a Pod by its key; if not, for how long to wait at most, and why if that is
+// known.
+func (p *pulls) begin(images []string, key string, now time.Time) (wait time.Duration, because error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, i := range images {
@@ -71,6 +74,10 @@ func (p *pulls) begin(images []string, now time.Time) (wait time.Duration, becau
 	}
 	for _, i := range images {
 		if one := p.of[i]; one != nil && one.asking && !one.quick {
+			if one.waiting == nil {
+				one.waiting = map[string]bool{}
+			}
+			one.waiting[key] = true
 			return pullQuick, nil
 		}
 	}
@@ -83,13 +90,18 @@ func (p *pulls) begin(images []string, now time.Time) (wait time.Duration, becau
 	return 0, nil
 }
 
-// end notes what became of it: failed is why they could not be had, if that was the reason; other errors say nothing of images.
-func (p *pulls) end(images []string, failed, other error, took time.Duration, now time.Time) {
+// end notes what became of it: failed is why they could not be had, if that was the reason; other errors say nothing of images. It
+// returns the Pods that have waited.
+func (p *pulls) end(images []string, failed, other error, took time.Duration, now time.Time) (waited []string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for _, i := range images {
 		one := p.of[i]
-		one.asking = false
+		if one == nil { // forgotten with all others meanwhile
+			continue
+		}
+		waited = slices.AppendSeq(waited, maps.Keys(one.waiting))
+		one.asking, one.waiting = false, nil
 		switch {
 		case failed != nil && (len(images) == 1 || strings.Contains(failed.Error(), strings.Fields(i)[0])):
 			one.quick, one.failed = false, failed
@@ -102,4 +114,5 @@ func (p *pulls) end(images []string, failed, other error, took time.Duration, no
 	if len(p.of) > 10_000 {
 		clear(p.of)
 	}
+	return waited
 }

@@ -89,7 +89,7 @@ func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
 	contents := b.contents
 	b.mu.Unlock()
 	images := imagesOf(pod)
-	if wait, because := b.pulls.begin(images, b.now()); because != nil {
+	if wait, because := b.pulls.begin(images, "pod/"+pod.Namespace+"/"+pod.Name, b.now()); because != nil {
 		_ = b.notMade(ctx, pod, because)
 		return &later{wait}
 	} else if wait > 0 {
@@ -101,7 +101,9 @@ func (b *bridge) make(ctx context.Context, pod *corev1.Pod) error {
 	if imageMissing(err) {
 		failed = err
 	}
-	b.pulls.end(images, failed, err, b.now().Sub(began), b.now())
+	for _, key := range b.pulls.end(images, failed, err, b.now().Sub(began), b.now()) {
+		b.slow.Add(key)
+	}
 	if err != nil {
 		return b.notMade(ctx, pod, err)
 	}
@@ -354,6 +356,27 @@ func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.I
 	return b.putStatus(ctx, pod, unplaced(pod, b.now(), corev1.PodReasonUnschedulable, inst.Reason))
 }
 
+// soonRuns is how long it takes most Pods to run once they have a node. What happens on the way is not told until then: each of
+// these steps would be told to everybody who follows Pods.
+const soonRuns = 500 * time.Millisecond
+
+// untilTold is how long it is not told yet how a Pod is.
+func (b *bridge) untilTold(pod *corev1.Pod, inst *model.Instance) time.Duration {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	at, has := b.bound[string(pod.UID)]
+	if !has {
+		return 0
+	}
+	left := at.Add(soonRuns).Sub(b.now())
+	starts := inst.Status.State == model.InstancePending || inst.Status.State == model.InstancePreparing || inst.Status.State == model.InstanceStarting
+	if !starts || inst.Status.Message != "" || left <= 0 {
+		delete(b.bound, string(pod.UID))
+		return 0
+	}
+	return left
+}
+
 // running takes over what the core tells of a Pod that has a node.
 func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
 	n := b.seen.node(inst.NodeID)
@@ -369,6 +392,9 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 			return fmt.Errorf("bind the pod to node %s: %w", n.Name, err)
 		}
 		if err == nil {
+			b.mu.Lock()
+			b.bound[string(pod.UID)] = b.now()
+			b.mu.Unlock()
 			b.events.Eventf(pod, corev1.EventTypeNormal, "Scheduled", "Successfully assigned %s/%s to %s: %s", pod.Namespace, pod.Name, n.Name, inst.Reason)
 		}
 		return nil // the watch brings the Pod with its node, and all else follows then
@@ -390,6 +416,9 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, left)
 	}
 	st := statusOf(pod, inst, n, b.now())
+	if left := b.untilTold(pod, inst); left > 0 {
+		return &later{left}
+	}
 	var again error
 	if !inst.Status.State.Final() {
 		if err := b.resize(ctx, pod, &st); err != nil {
@@ -586,6 +615,7 @@ func (b *bridge) syncGone(ctx context.Context, uid string) error {
 		b.mu.Lock()
 		delete(b.keys, uid)
 		delete(b.made, uid)
+		delete(b.bound, uid)
 		delete(b.failed, uid)
 		delete(b.removed, uid)
 		delete(b.certs, uid)

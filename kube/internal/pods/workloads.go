@@ -52,10 +52,6 @@ type makers struct {
 
 func (b *bridge) followMakers(factory informers.SharedInformerFactory) {
 	apps, batch := factory.Apps().V1(), factory.Batch().V1()
-	b.makers = makers{
-		apps.Deployments().Lister(), apps.ReplicaSets().Lister(), apps.StatefulSets().Lister(), apps.DaemonSets().Lister(),
-		batch.Jobs().Lister(), batch.CronJobs().Lister(),
-	}
 	for kind, informer := range map[string]cache.SharedIndexInformer{
 		kindDeployment: apps.Deployments().Informer(), kindReplicaSet: apps.ReplicaSets().Informer(), kindStatefulSet: apps.StatefulSets().Informer(),
 		kindDaemonSet: apps.DaemonSets().Informer(), kindJob: batch.Jobs().Informer(), kindCronJob: batch.CronJobs().Informer(),
