@@ -51,7 +51,7 @@ demo: ## three virtual hosts and an online shop on them, at http://127.0.0.1:808
 	@scripts/demo.sh
 
 test: needs ## unit tests of Tutti and of the example
-	@scripts/needs.sh runc crun
+	@scripts/needs.sh runc crun systemd-run:systemd
 	@$(summary) -dir . -dir examples/shop -- ./...
 
 test-kube: needs ## look at kube/ and test it: an API server with its controllers on a cluster's key space

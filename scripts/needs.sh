@@ -25,10 +25,10 @@ command -v make >/dev/null || missing+=(make)
 command -v pkg-config >/dev/null || missing+=(pkg-config)
 pkg-config --exists libseccomp 2>/dev/null || missing+=(libseccomp-dev)
 [[ -e /etc/ssl/certs/ca-certificates.crt || -e /etc/pki/tls/certs/ca-bundle.crt || -e /etc/ssl/cert.pem ]] || missing+=(ca-certificates)
-# What only tests need is named by arguments: programs that are in packages of the same name. Without root
+# What only tests need is named by arguments: programs that are in packages of the same name, or PROGRAM:PACKAGE. Without root
 # the tests that need them are left out.
 for program in "$@"; do
-	[[ $(id -u) != 0 ]] || PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v "$program" >/dev/null || missing+=("$program")
+	[[ $(id -u) != 0 ]] || PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin command -v "${program%%:*}" >/dev/null || missing+=("${program#*:}")
 done
 ((${#missing[@]})) || exit 0
 

@@ -45,6 +45,9 @@ func (o *one) process(x *extras) {
 		o.invalid("", "a process has no image that says what to run; give command")
 	}
 	o.onlyContainers()
+	if o.Runtime != "" && o.Runtime != model.UnitRuntime {
+		o.invalid("runtime", "%q makes containers; for a process of the host %s is accepted, which makes it a unit", o.Runtime, model.UnitRuntime)
+	}
 	if x.Umask != "" {
 		if n, ok := permissions(x.Umask); ok {
 			t.Umask = &n
@@ -69,7 +72,7 @@ func (o *one) process(x *extras) {
 func (o *one) onlyContainers() {
 	given := map[string]bool{
 		"image": o.Image != "", "build": o.Build != nil, "cap_add": len(o.CapAdd) > 0, "cap_drop": len(o.CapDrop) > 0, "privileged": o.Privileged,
-		"runtime": o.Runtime != "", "pid": o.Pid != "", "ipc": o.Ipc != "", "uts": o.Uts != "", "cgroup": o.Cgroup != "", "gpus": len(o.Gpus) > 0,
+		"pid": o.Pid != "", "ipc": o.Ipc != "", "uts": o.Uts != "", "cgroup": o.Cgroup != "", "gpus": len(o.Gpus) > 0,
 		"cpuset": o.CPUSet != "", "cpu_shares": o.CPUShares != 0, "memswap_limit": o.MemSwapLimit != 0, "mem_swappiness": o.MemSwappiness != 0,
 		"oom_kill_disable": o.OomKillDisable, "device_cgroup_rules": len(o.DeviceCgroupRules) > 0, "blkio_config": o.BlkioConfig != nil,
 		"read_only": o.ReadOnly, "devices": len(o.Devices) > 0, "init": o.Init != nil && *o.Init, "shm_size": o.ShmSize > 0,

@@ -24,6 +24,7 @@ const digestOfNothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991
 func TestProcessKeysAreRefusedByLine(t *testing.T) {
 	for line, want := range map[string]string{
 		"x-tutti: {process: true}":                                     "compose.yaml:3: services.some.image: a process of the host cannot have it; remove it, or run a container",
+		"runtime: runc\n    x-tutti: {process: true}":                  `compose.yaml:4: services.some.runtime: "runc" makes containers; for a process of the host systemd is accepted, which makes it a unit`,
 		"x-tutti: {umask: '022'}":                                      "compose.yaml:4: services.some.x-tutti.umask: only a process has it: write process: true beside it",
 		"x-tutti: {process: true, umask: '9'}":                         `compose.yaml:4: services.some.x-tutti.umask: "9" is not an octal number up to 777`,
 		"x-tutti: {process: true, artifacts: [{source: 'ftp://a/b'}]}": `compose.yaml:4: services.some.x-tutti.artifacts: source "ftp://a/b" is not a URL that begins with https://, http:// or file:///`,
@@ -47,6 +48,7 @@ func TestProcessesOfTheHost(t *testing.T) {
     command: ["./server", "-v"]
     user: daemon
     working_dir: data
+    runtime: systemd
     x-tutti:
       process: true
       umask: "027"
@@ -66,7 +68,7 @@ func TestProcessesOfTheHost(t *testing.T) {
 	p := mustLoad(t, Options{Files: []string{"compose.yaml"}, Name: "shop"})
 	plain := workload(t, &p.Deployment, "plain").Template
 	task := plain.Tasks[0]
-	if task.Driver != "process" || !plain.HostNetwork || len(plain.Networks) != 0 || task.User != "daemon" || task.WorkingDir != "data" || task.Umask == nil || *task.Umask != 0o027 {
+	if task.Driver != "process" || task.Runtime != model.UnitRuntime || !plain.HostNetwork || len(plain.Networks) != 0 || task.User != "daemon" || task.WorkingDir != "data" || task.Umask == nil || *task.Umask != 0o027 {
 		t.Errorf("the process is %+v in %+v", task, plain)
 	}
 	want := []model.Artifact{

@@ -527,6 +527,12 @@ func TestDeployRefuses(t *testing.T) {
 		"image":  {func(d *core.Deployment) { d.Workloads[0].Template.Tasks[0].Image = "missing:1" }, fault.NotFound, "workload web: image missing:1 does not exist"},
 		"too large": {func(d *core.Deployment) { d.Workloads[1].Template.Tasks[0].Reserve.MemoryBytes = 5 << 30 }, fault.Invalid,
 			"workload db can run on no node: 2 of 2 nodes have too little memory"},
+		"a container as a unit": {func(d *core.Deployment) {
+			d.Workloads[0].Template.Tasks[0].Runtime = model.UnitRuntime
+		}, fault.Invalid, "workload web: runtime systemd: systemd is for processes of the host, and all others are for containers"},
+		"a process of an OCI runtime": {func(d *core.Deployment) {
+			d.Workloads[0].Template.Tasks[0].Driver, d.Workloads[0].Template.Tasks[0].Runtime = "process", "runc"
+		}, fault.Invalid, "workload web: runtime runc: systemd is for processes of the host, and all others are for containers"},
 		"clocks": {func(d *core.Deployment) {
 			d.Workloads[0].Template.Tasks[0].Runtime, d.Workloads[0].Template.Tasks[0].Tuning = "runc", &model.Tuning{Clocks: &model.Clocks{Boot: 1}}
 		}, fault.Invalid, "workload web: clocks of its own (a time namespace) are for the built-in OCI runtime; it names runc"},

@@ -129,6 +129,9 @@ func checkDeployment(d *Deployment) error {
 			if why := t.Tuning.Problem(); why != "" {
 				bad("workload %s: %s", w.Name, why)
 			}
+			if process := t.Driver == "process"; t.Runtime != "" && process != (t.Runtime == model.UnitRuntime) {
+				bad("workload %s: runtime %s: %s is for processes of the host, and all others are for containers", w.Name, t.Runtime, model.UnitRuntime)
+			}
 			if t.Tuning != nil && t.Tuning.Clocks != nil && t.Runtime != "" {
 				bad("workload %s: clocks of its own (a time namespace) are for the built-in OCI runtime; it names %s", w.Name, t.Runtime)
 			}

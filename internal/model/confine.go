@@ -72,7 +72,7 @@ func (t *Template) StayWithJoined() {
 	}
 }
 
-// Runtimes are the OCI runtimes that the template's tasks name.
+// Runtimes are the runtimes that the template's tasks name.
 func (t *Template) Runtimes() []string {
 	var out []string
 	for _, tasks := range [...][]TaskSpec{t.InitTasks, t.Tasks} {
@@ -110,7 +110,11 @@ func CDIName(device string) (kind, name string, ok bool) {
 // BuiltInRuntime is what the runtime is called that is part of the program, where one has to be named.
 const BuiltInRuntime = "tutti"
 
-// Attributes of a node that say what it can do besides: one for each OCI runtime, whose value is its version, and
+// UnitRuntime is the runtime of processes of the host that are to be units of systemd's: a scope each, in the slice tutti.slice. Nodes where
+// systemd runs have it.
+const UnitRuntime = "systemd"
+
+// Attributes of a node that say what it can do besides: one for each runtime, whose value is its version, and
 // one for each kind of CDI devices, whose value are their names, joined by commas.
 const (
 	RuntimeAttribute = "runtime."

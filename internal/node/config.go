@@ -164,8 +164,8 @@ func (c *Config) complete() error {
 		}
 	}
 	for name, path := range c.Runtimes {
-		if model.CheckName(name) != nil || !filepath.IsAbs(path) || name == model.BuiltInRuntime {
-			return fault.New(fault.Invalid, "OCI runtime %s=%s: a name other than %s and the absolute path of a program are accepted", name, path, model.BuiltInRuntime)
+		if model.CheckName(name) != nil || !filepath.IsAbs(path) || name == model.BuiltInRuntime || name == model.UnitRuntime {
+			return fault.New(fault.Invalid, "OCI runtime %s=%s: a name other than %s and %s and the absolute path of a program are accepted", name, path, model.BuiltInRuntime, model.UnitRuntime)
 		}
 	}
 	for i, text := range c.IngressProxies {

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/opencontainers/cgroups/systemd"
+
 	"github.com/tutti-run/tutti/internal/cdi"
 	"github.com/tutti-run/tutti/internal/driver/oci"
 	"github.com/tutti-run/tutti/internal/model"
@@ -18,7 +20,7 @@ import (
 	"github.com/tutti-run/tutti/internal/overlay/wireguard"
 )
 
-// features are what this host has for some containers only: OCI runtimes, and devices with names. They come and
+// features are what this host has for some workloads only: runtimes, and devices with names. They come and
 // go while the node runs.
 type features struct {
 	runtimes oci.Runtimes
@@ -38,6 +40,9 @@ type features struct {
 func (f *features) describe(n *model.Node) (problem error) {
 	for name, path := range f.runtimes.All() {
 		n.Attributes[model.RuntimeAttribute+name] = f.version(path)
+	}
+	if systemd.IsRunningSystemd() {
+		n.Attributes[model.RuntimeAttribute+model.UnitRuntime] = strings.Trim(f.version("/lib/systemd/systemd"), "()")
 	}
 	if f.users() == nil {
 		n.Attributes[model.UsersAttribute] = "true"

@@ -93,7 +93,7 @@ func (f *filters) reject(n *model.Node) string {
 	}
 	for _, name := range f.runtimes {
 		if _, ok := n.Attributes[model.RuntimeAttribute+name]; !ok {
-			return "have no OCI runtime " + name
+			return "have no runtime " + name
 		}
 	}
 	if _, ok := n.Attributes[model.UsersAttribute]; f.ownUsers && !ok {

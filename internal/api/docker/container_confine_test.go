@@ -49,7 +49,7 @@ func TestHowAContainerIsMade(t *testing.T) {
 		`{"IpcMode":"container:plain"}`:                                   "does not share its IPC",
 		`{"DeviceRequests":[{"Count":2,"Capabilities":[["gpu"]]}]}`:       "nvidia.com/gpu",
 		`{"DeviceRequests":[{"Driver":"cdi","DeviceIDs":["v.com/c=0"]}]}`: "have no device v.com/c=0",
-		`{"Runtime":"nonesuch"}`:                                          "have no OCI runtime nonesuch",
+		`{"Runtime":"nonesuch"}`:                                          "have no runtime nonesuch",
 		`{"UTSMode":"mine"}`:                                              "invalid UTS mode",
 		`{"UsernsMode":"mine"}`:                                           "invalid USER mode",
 		`{"UsernsMode":"private"}`:                                        "cannot give instances users of their own",

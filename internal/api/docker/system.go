@@ -83,7 +83,7 @@ func (a *API) info(w http.ResponseWriter, r *request) error {
 // foundOn adds the OCI runtimes and the named devices of a node.
 func foundOn(n *model.Node, i *system.Info) {
 	for _, key := range slices.Sorted(maps.Keys(n.Attributes)) {
-		if name, ok := strings.CutPrefix(key, model.RuntimeAttribute); ok {
+		if name, ok := strings.CutPrefix(key, model.RuntimeAttribute); ok && name != model.UnitRuntime {
 			i.Runtimes[name] = system.RuntimeWithStatus{Runtime: system.Runtime{Path: name}}
 		}
 		if kind, ok := strings.CutPrefix(key, model.CDIAttribute); ok {

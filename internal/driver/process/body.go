@@ -12,6 +12,7 @@ import (
 	"sync"
 	"syscall"
 
+	"github.com/coreos/go-systemd/v22/dbus"
 	"github.com/opencontainers/cgroups"
 	"github.com/opencontainers/cgroups/manager"
 	"golang.org/x/sys/unix"
@@ -21,6 +22,7 @@ import (
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/driver/users"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // body is a task's processes.
@@ -35,12 +37,22 @@ type body struct {
 
 // cgroupOf is where a task's processes live.
 func cgroupOf(t *driver.Task) (cgroups.Manager, error) {
-	m, err := manager.New(&cgroups.Cgroup{Path: filepath.Join(t.CgroupParent, t.ID), Resources: resources(t)})
+	c := &cgroups.Cgroup{Path: filepath.Join(t.CgroupParent, t.ID), Resources: resources(t)}
+	if t.Runtime == model.UnitRuntime {
+		c = &cgroups.Cgroup{
+			Systemd: true, Parent: unitSlice, ScopePrefix: "tutti", Name: t.ID, Resources: c.Resources,
+			SystemdProps: []dbus.Property{dbus.PropDescription("Tutti task " + t.ID)},
+		}
+	}
+	m, err := manager.New(c)
 	if err != nil {
 		return nil, fmt.Errorf("find the cgroups of task %s: %w", t.ID, err)
 	}
 	return m, nil
 }
+
+// unitSlice is where the units of tasks are.
+const unitSlice = "tutti.slice"
 
 const cpuPeriod = 100_000 // microseconds
 

@@ -8,12 +8,14 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/opencontainers/cgroups/systemd"
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
 	"github.com/tutti-run/tutti/internal/driver/launch"
 	"github.com/tutti-run/tutti/internal/driver/supervisor"
 	"github.com/tutti-run/tutti/internal/fault"
+	"github.com/tutti-run/tutti/internal/model"
 )
 
 // Config says where a driver keeps things.
@@ -68,7 +70,7 @@ func check(t *driver.Task) error {
 		{t.Privileged, "privileged mode"},
 		{t.ReadOnlyRoot, "a read-only root"},
 		{len(t.Devices) > 0 || t.Injected != nil, "devices of its own"},
-		{t.Runtime != "", "an OCI runtime"},
+		{t.Runtime != "" && t.Runtime != model.UnitRuntime, "an OCI runtime"},
 		{t.Tuning != nil, "settings of the kernel for it alone, other than limits"},
 		{t.PIDNS != "" || t.IPCNS != "" || t.OwnCgroups || t.NoSharedMemory, "namespaces of its own"},
 		{t.Init, "an init process"},
@@ -78,6 +80,9 @@ func check(t *driver.Task) error {
 		if c.asked {
 			return fault.New(fault.Unsupported, "task %s: a process of the host cannot have %s; run it as a container", t.ID, c.what)
 		}
+	}
+	if t.Runtime == model.UnitRuntime && !systemd.IsRunningSystemd() {
+		return fault.New(fault.Unsupported, "task %s: it is to be a unit of systemd's, which does not run on this host", t.ID)
 	}
 	for _, o := range t.SecurityOpts {
 		if !slices.Contains([]string{"no-new-privileges", "no-new-privileges:true", "seccomp=unconfined"}, o) {
