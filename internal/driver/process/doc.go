@@ -5,5 +5,7 @@
 //
 // A program is not started directly but by a first step in a process of its own (step.go), which
 // waits until it is in its cgroup, turns itself into what was asked for, and then executes it.
-// A task of the runtime "systemd" is a unit besides: a scope, in the slice tutti.slice. Mounts, where there are any, are made in a mount namespace that only the task sees.
+// Mounts, where there are any, are made in a mount namespace that only the task sees.
+//
+// A task of the runtime "systemd" is a unit besides: a scope, in the slice tutti.slice.
 package process

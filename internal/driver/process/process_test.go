@@ -116,7 +116,10 @@ func (e *env) task() driver.Task {
 	return driver.Task{Sandbox: e.sandbox, Env: []string{"PATH=/usr/bin:/bin"}, CgroupParent: e.cgroup}
 }
 
-func TestSuite(t *testing.T) {
+func TestSuite(t *testing.T) { runSuite(t, func(*driver.Task) {}) }
+
+// runSuite runs what every driver does with tasks that are changed.
+func runSuite(t *testing.T, change func(*driver.Task)) {
 	drivertest.Run(t, func(t *testing.T) *drivertest.Host {
 		e := setUp(t)
 		return &drivertest.Host{
@@ -128,7 +131,7 @@ func TestSuite(t *testing.T) {
 				}
 				return d
 			},
-			Task: e.task, Program: program,
+			Task: func() driver.Task { task := e.task(); change(&task); return task }, Program: program,
 		}
 	})
 }

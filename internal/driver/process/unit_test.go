@@ -15,7 +15,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
-	"github.com/tutti-run/tutti/internal/driver/drivertest"
 	"github.com/tutti-run/tutti/internal/model"
 )
 
@@ -181,20 +180,7 @@ func TestSuiteAsUnits(t *testing.T) {
 	if !withSystemd(t) {
 		return
 	}
-	drivertest.Run(t, func(t *testing.T) *drivertest.Host {
-		e := setUp(t)
-		return &drivertest.Host{
-			Driver: e.d,
-			Reopen: func() driver.Driver {
-				d, err := New(e.cfg)
-				if err != nil {
-					t.Fatal(err)
-				}
-				return d
-			},
-			Task: func() driver.Task { task := e.task(); asUnit(&task); return task }, Program: program,
-		}
-	})
+	runSuite(t, asUnit)
 	left, err := exec.Command("systemctl", "list-units", "--plain", "--no-legend", "tutti-*.scope").Output()
 	if err != nil || len(strings.TrimSpace(string(left))) > 0 {
 		t.Errorf("units are left: %v: %s", err, left)

@@ -15,9 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/util/keyutil"
 	"k8s.io/controller-manager/pkg/clientbuilder"
 	"k8s.io/controller-manager/pkg/healthz"
@@ -115,17 +113,14 @@ func control(ctx context.Context, completed *config.CompletedConfig, made contro
 	case <-ctx.Done():
 		return nil
 	}
-	var sink record.EventSink = &typedcorev1.EventSinkImpl{Interface: completed.Client.CoreV1().Events("")}
-	haste := time.Duration(0)
-	if time.Since(begun) > pods.Haste {
-		haste = pods.Haste
-		sink = pods.Unhurried{EventSink: sink, From: time.Now().Add(haste)}
+	haste := pods.Haste(begun)
+	if haste > 0 {
 		debug.SetGCPercent(hasteGCPercent)
 		time.AfterFunc(2*haste, func() { debug.SetGCPercent(gcPercent) })
 		go takeMemory()
 	}
 	completed.EventBroadcaster.StartStructuredLogging(0)
-	completed.EventBroadcaster.StartRecordingToSink(sink)
+	completed.EventBroadcaster.StartRecordingToSink(pods.NewSink(completed.Client, haste))
 	run := func(work []controllers.Controller) error {
 		if !controllers.RunControllers(ctx, made, work, controllers.ControllerStartJitter, completed.ControllerShutdownTimeout) {
 			return errors.New("controllers did not end in time")

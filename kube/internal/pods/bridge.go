@@ -19,7 +19,6 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
-	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	certificateslisters "k8s.io/client-go/listers/certificates/v1"
 	corelisters "k8s.io/client-go/listers/core/v1"
 	discoverylisters "k8s.io/client-go/listers/discovery/v1"
@@ -177,11 +176,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, factory inf
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
-	var sink record.EventSink = &typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}
-	if time.Since(begun) > Haste {
-		sink = Unhurried{sink, time.Now().Add(Haste)}
-	}
-	broadcaster.StartRecordingToSink(sink)
+	broadcaster.StartRecordingToSink(NewSink(client, Haste(begun)))
 	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
 	b.followAll(factory)
 	var wg sync.WaitGroup

@@ -6,29 +6,43 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/kubernetes/scheme"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/tools/record"
 	"k8s.io/client-go/tools/reference"
 )
 
-// Haste is how long after it has taken over from another server one does first what Pods need to run. What can wait for that, waits.
-const Haste = 3 * time.Second
+// Haste is for how long one does first what Pods need to run, and lets all else wait: not at all where it was one's turn soon after one
+// had begun, and three seconds where one has waited, to take over from another server.
+func Haste(begun time.Time) time.Duration {
+	const haste = 3 * time.Second
+	if time.Since(begun) > haste {
+		return haste
+	}
+	return 0
+}
 
-// Unhurried is a sink of events that takes none before a time.
-type Unhurried struct {
+// unhurried is a sink of events that takes none before a time.
+type unhurried struct {
 	record.EventSink
-	From time.Time
+	from time.Time
+}
+
+// NewSink returns a sink of events that takes none for so long.
+func NewSink(client kubernetes.Interface, haste time.Duration) record.EventSink {
+	return unhurried{&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}, time.Now().Add(haste)}
 }
 
 // Create implements record.EventSink.
-func (u Unhurried) Create(e *corev1.Event) (*corev1.Event, error) {
-	time.Sleep(time.Until(u.From))
+func (u unhurried) Create(e *corev1.Event) (*corev1.Event, error) {
+	time.Sleep(time.Until(u.from))
 	return u.EventSink.Create(e)
 }
 
 // Patch implements record.EventSink.
-func (u Unhurried) Patch(old *corev1.Event, data []byte) (*corev1.Event, error) {
-	time.Sleep(time.Until(u.From))
+func (u unhurried) Patch(old *corev1.Event, data []byte) (*corev1.Event, error) {
+	time.Sleep(time.Until(u.from))
 	return u.EventSink.Patch(old, data)
 }
 

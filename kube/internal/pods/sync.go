@@ -415,10 +415,10 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	} else if has {
 		b.queue.AddAfter("pod/"+pod.Namespace+"/"+pod.Name, left)
 	}
-	st := statusOf(pod, inst, n, b.now())
 	if left := b.untilTold(pod, inst); left > 0 {
 		return &later{left}
 	}
+	st := statusOf(pod, inst, n, b.now())
 	var again error
 	if !inst.Status.State.Final() {
 		if err := b.resize(ctx, pod, &st); err != nil {
