@@ -304,7 +304,30 @@ static int child(void *arg)
 	return 0;
 }
 
-int64_t tutti_launch(struct program *p, int64_t flags)
+// be_born makes the process. Those of a thread whose children belong elsewhere cannot be its threads, so that nobody else may have that
+// thread before it is back.
+static int64_t be_born(struct program *p, int64_t flags, int64_t ns, char *stack)
+{
+	int64_t own = -1, r = 0;
+	if (ns >= 0) {
+		own = sys(SYS_openat, AT_FDCWD, (int64_t)"/proc/thread-self/ns/pid", O_RDONLY | O_CLOEXEC, 0, 0, 0);
+		if (own < 0)
+			return own;
+		r = sys(SYS_setns, ns, CLONE_NEWPID, 0, 0, 0, 0);
+	}
+	if (r == 0) {
+		r = clone(child, stack, flags | CLONE_VM | CLONE_VFORK | SIGCHLD, p);
+		if (r < 0)
+			r = -errno;
+		if (ns >= 0 && sys(SYS_setns, own, CLONE_NEWPID, 0, 0, 0, 0) < 0)
+			abort(); // it is what the thread was in
+	}
+	if (ns >= 0)
+		close(own);
+	return r;
+}
+
+int64_t tutti_launch(struct program *p, int64_t flags, int64_t ns)
 {
 	const size_t room = 128 << 10;
 	char *stack = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_STACK, -1, 0);
@@ -314,9 +337,7 @@ int64_t tutti_launch(struct program *p, int64_t flags)
 	// A handler of Go's would not know the process it runs in.
 	uint64_t all = ~(uint64_t)0, before = 0;
 	sys(SYS_rt_sigprocmask, SIG_SETMASK, (int64_t)&all, (int64_t)&before, sizeof all, 0, 0);
-	int64_t pid = clone(child, stack + room, flags | CLONE_VM | CLONE_VFORK | SIGCHLD, p);
-	if (pid < 0)
-		pid = -errno;
+	int64_t pid = be_born(p, flags, ns, stack + room);
 	sys(SYS_rt_sigprocmask, SIG_SETMASK, (int64_t)&before, 0, sizeof before, 0, 0);
 	munmap(stack, room);
 	return pid;
@@ -351,7 +372,7 @@ __attribute__((constructor)) static void begin(int argc, char **argv)
 	struct program p = {.steps = (struct step *)(h + 1), .count = h->count};
 	p.data = (char *)(p.steps + p.count);
 	clock_gettime(CLOCK_REALTIME, &tutti_watched.began);
-	int64_t pid = tutti_launch(&p, h->flags);
+	int64_t pid = tutti_launch(&p, h->flags, -1);
 	if (pid < 0 || p.error) {
 		if (pid >= 0)
 			waitpid(pid, NULL, 0);

@@ -199,14 +199,19 @@ func (e *Error) Unwrap() error { return e.Errno }
 // Run starts a process by the program, in new namespaces where flags has such of clone(2), and returns once it has
 // executed what it is for, with its ID. The calling thread waits meanwhile, others go on. When the process has failed it
 // was waited for, and the error is an *Error. A program can be run once.
-func (p *Program) Run(flags uintptr) (pid int, err error) {
+func (p *Program) Run(flags uintptr) (pid int, err error) { return p.run(flags, -1) }
+
+// RunAmong is Run in the process namespace of the process that a pidfd is of, for which it takes Linux 5.8.
+func (p *Program) RunAmong(pidfd int) (pid int, err error) { return p.run(0, pidfd) }
+
+func (p *Program) run(flags uintptr, ns int) (pid int, err error) {
 	pinned := C.struct_program{count: C.int64_t(len(p.steps))}
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	pin.Pin(&p.steps[0])
 	pin.Pin(&p.data[0])
 	pinned.steps, pinned.data = &p.steps[0], (*C.char)(unsafe.Pointer(&p.data[0]))
-	pid = int(C.tutti_launch(&pinned, C.int64_t(flags)))
+	pid = int(C.tutti_launch(&pinned, C.int64_t(flags), C.int64_t(ns)))
 	if pid < 0 {
 		return 0, p.Failure(-1, syscall.Errno(-pid))
 	}

@@ -45,8 +45,8 @@ struct program {
 };
 
 // tutti_launch returns the ID of a process that has run the program, or a negative errno. Whether
-// the process failed is in the program.
-int64_t tutti_launch(struct program *p, int64_t flags);
+// the process failed is in the program. It is born among the processes of the one that the pidfd ns is of; below zero: among ours.
+int64_t tutti_launch(struct program *p, int64_t flags, int64_t ns);
 
 // What is handed to a process that runs a program before all else of it, followed by the steps and the data. Those without a size are
 // offsets in the data, of strings; see struct watch.

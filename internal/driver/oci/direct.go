@@ -28,11 +28,12 @@ import (
 
 // direct is the body of a task whose container is made by a list of steps, without libcontainer's
 // first process in it. The list does what libcontainer does, in the same order, from the same
-// configuration; what it does not know is left to libcontainer (see steps). What is executed in the
-// container later is libcontainer's, too, which finds it as one that it has made itself.
+// configuration; what it does not know is left to libcontainer (see steps). What is executed in the container
+// later is begun in the same way; where it has a terminal libcontainer does it, which finds the container as one that it
+// has made itself.
 type direct struct {
 	usage
-	lib *container // what is executed later; its c is nil until it is asked for
+	lib *container // its c is nil until it is asked for
 
 	mu      sync.Mutex
 	first   int // the ID of the first process once it was started, until it was waited for: then 0
@@ -73,9 +74,9 @@ func (d *direct) prepare(files standard) (p *launch.Program, flags uintptr, err 
 }
 
 // notBegun says why a process could not be begun.
-func (d *direct) notBegun(err error) error {
+func (d *direct) notBegun(name string, err error) error {
 	if failed, ok := errors.AsType[*launch.Error](err); ok && failed.Exec {
-		return startError(d.lib.task.Args[0], fmt.Errorf("exec: %w", failed.Errno))
+		return startError(name, fmt.Errorf("exec: %w", failed.Errno))
 	}
 	return fmt.Errorf("start the container: %w", err)
 }
@@ -88,7 +89,7 @@ func (d *direct) Start(files *supervisor.Files) (supervisor.Process, error) {
 	}
 	first, err := p.Run(flags)
 	if err != nil {
-		return nil, d.notBegun(err)
+		return nil, d.notBegun(d.lib.task.Args[0], err)
 	}
 	return d.Adopt(first, nil), nil
 }
@@ -142,7 +143,7 @@ func prepareFirst(t *driver.Task, dir, reaper string, files [3]int) *supervisor.
 		},
 		Failed: func(step int, errno syscall.Errno) error {
 			d.Destroy()
-			return d.notBegun(p.Failure(step, errno))
+			return d.notBegun(t.Args[0], p.Failure(step, errno))
 		},
 	}
 }
@@ -168,13 +169,6 @@ func (p *directProcess) PID() int { return p.pid }
 // Wait implements supervisor.Process.
 func (p *directProcess) Wait() (ws syscall.WaitStatus, err error) {
 	defer p.ended()
-	again := func(call func() error) error {
-		for {
-			if err := call(); err != unix.EINTR {
-				return err
-			}
-		}
-	}
 	// Its ID is its own until it is waited for, and then nobody is to send it a signal any more.
 	if err := again(func() error { return unix.Waitid(unix.P_PID, p.pid, nil, unix.WEXITED|unix.WNOWAIT, nil) }); err != nil {
 		return 0, os.NewSyscallError("waitid", err)
@@ -182,8 +176,36 @@ func (p *directProcess) Wait() (ws syscall.WaitStatus, err error) {
 	p.d.mu.Lock()
 	defer p.d.mu.Unlock()
 	p.d.first = 0
-	err = again(func() error { _, err := syscall.Wait4(p.pid, &ws, 0, nil); return err })
+	return waitFor(p.pid)
+}
+
+// again makes a system call until no signal interrupts it.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func waitFor(pid int) (ws syscall.WaitStatus, err error) {
+	err = again(func() error { _, err := syscall.Wait4(pid, &ws, 0, nil); return err })
 	return ws, os.NewSyscallError("wait4", err)
+}
+
+// furtherProcess is one that was executed later.
+type furtherProcess struct {
+	pid   int
+	ended func()
+}
+
+// PID implements supervisor.Process.
+func (p *furtherProcess) PID() int { return p.pid }
+
+// Wait implements supervisor.Process.
+func (p *furtherProcess) Wait() (syscall.WaitStatus, error) {
+	defer p.ended()
+	return waitFor(p.pid)
 }
 
 // Kill implements supervisor.Body.
@@ -224,10 +246,52 @@ func (d *direct) Destroy() error { return d.group.Destroy() }
 
 // Exec implements supervisor.Body.
 func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
+	if files.TTY {
+		return d.execByLibrary(e, files)
+	}
+	spec, err := execProcess(d.lib.task, d.lib.spec, e)
+	if err != nil {
+		return nil, err
+	}
+	first, err := d.openFirst()
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(first)
+	p, err := stepsIn(d.lib, d.group.GetPaths(), spec, first, standardOf(files))
+	if err != nil {
+		return nil, err
+	}
+	d.lib.strays.starting.RLock()
+	defer d.lib.strays.starting.RUnlock()
+	pid, err := p.RunAmong(first)
+	switch {
+	case errors.Is(err, unix.EBUSY): // it has divided its cgroup, which nothing can join any more
+		return d.execByLibrary(e, files)
+	case err != nil:
+		return nil, d.notBegun(e.Args[0], err)
+	}
+	return &furtherProcess{pid, d.lib.strays.leave(pid)}, nil
+}
+
+func (d *direct) execByLibrary(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
 	if err := d.join(); err != nil {
 		return nil, err
 	}
 	return d.lib.Exec(e, files)
+}
+
+var errEnded = errors.New("the container has ended")
+
+// openFirst returns a pidfd of the first process.
+func (d *direct) openFirst() (int, error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.first == 0 {
+		return 0, errEnded
+	}
+	fd, err := unix.PidfdOpen(d.first, 0)
+	return fd, os.NewSyscallError("pidfd_open", err)
 }
 
 // join lets libcontainer know of the container, by the file that it would have written.
@@ -238,7 +302,7 @@ func (d *direct) join() error {
 	case d.lib.c != nil:
 		return nil
 	case d.first == 0:
-		return errors.New("the container has ended")
+		return errEnded
 	}
 	err := d.writeState(d.first)
 	if err == nil {

@@ -1,6 +1,8 @@
 package oci
 
 import (
+	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
@@ -79,8 +81,9 @@ func TestWhatStepsMakeIsWhatRuncMakes(t *testing.T) {
 				if way == byRunc {
 					runtime = "runc"
 				}
+				what := []string{"describe", "/etc", "/tmp", "/data", "/some", "/home", "/run", "/scratch"}
 				describe := func(id string) {
-					e.start(id, foreignTask(runtime, func(task *driver.Task) { change(e, task) }), "describe", "/etc", "/tmp", "/data", "/some", "/home", "/run", "/scratch")
+					e.start(id, foreignTask(runtime, func(task *driver.Task) { change(e, task) }), what...)
 					if st := e.wait(id); st.ExitCode != 0 {
 						t.Fatalf("by %s it ended as %+v: %s", way, st, e.logs(id, all))
 					}
@@ -98,9 +101,24 @@ func TestWhatStepsMakeIsWhatRuncMakes(t *testing.T) {
 					}
 				}
 				describe(id)
-				said[way] = slices.DeleteFunc(strings.Split(e.logs(id, all), "\n"), func(line string) bool {
-					return strings.HasPrefix(line, "interface ") // the host's come and go
-				})
+				lines := strings.Split(e.logs(id, all), "\n")
+				// What is executed later is to be the same, too.
+				later := setUp(t)
+				later.start(id, foreignTask(runtime, func(task *driver.Task) { change(later, task) }), "sleep")
+				for _, privileged := range []bool{false, true} {
+					var out bytes.Buffer
+					spec := driver.ExecSpec{Args: append([]string{"/prog"}, what...), Privileged: privileged, Env: []string{"A=3"}, WorkingDir: "/tmp"}
+					if code, err := later.d.Exec(later.ctx, id, spec, driver.Streams{Stdout: &out, Stderr: &out}); code != 0 || err != nil {
+						t.Fatalf("by %s one executed later ended with %d, %v: %s", way, code, err, &out)
+					}
+					for line := range strings.SplitSeq(out.String(), "\n") {
+						// By numbers one sees what else was begun before, and of the files that it may open runc raises how many.
+						if !strings.HasPrefix(line, "NS") && !strings.HasPrefix(line, "Max open files ") {
+							lines = append(lines, fmt.Sprintf("later, with all privileges %v: %s", privileged, line))
+						}
+					}
+				}
+				said[way] = slices.DeleteFunc(lines, func(line string) bool { return strings.Contains(line, "interface ") }) // the host's come and go
 				if begun != (way == before) {
 					t.Errorf("by %s: begun beforehand: %v", way, begun)
 				}

@@ -17,6 +17,7 @@ import (
 	"github.com/opencontainers/cgroups"
 	devcfg "github.com/opencontainers/cgroups/devices/config"
 	"github.com/opencontainers/runc/libcontainer/configs"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/driver"
@@ -131,22 +132,9 @@ func steps(c *container, groups map[string]string, files standard) (*launch.Prog
 		m.hierarchies = c.task.Cgroups.Hierarchies
 	}
 	p := c.spec.Process
-	env, err := environment(c.task.Rootfs, p.Env, p.User.UID)
-	if err != nil {
-		return nil, 0, err
-	}
-	held, err := capabilitySets(m.c.Capabilities)
-	if err != nil {
-		return nil, 0, err
-	}
-	// It shares the memory of its supervisor, which nobody in the container is to look into.
-	m.Call("hide this process's memory", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
-	m.Call("begin a session", unix.SYS_SETSID)
+	m.begin()
 	m.standardFiles(files)
-	m.write("join the container's cgroup", joined(groups), "0", 0)
-	if adjust := m.c.OomScoreAdj; adjust != nil {
-		m.write("set the OOM score", []string{"/proc/self/oom_score_adj"}, fmt.Sprint(*adjust), 0)
-	}
+	m.join()
 	flags := m.namespaces()
 	m.keyring(c.task.ID)
 	if err := m.file(); err != nil {
@@ -154,6 +142,59 @@ func steps(c *container, groups map[string]string, files standard) (*launch.Prog
 	}
 	m.enter(p.Cwd, files)
 	m.finish()
+	return &m.Program, flags, m.execute(c, p, true)
+}
+
+// stepsIn writes what a further process has to do in the container of a process that a pidfd is of: what libcontainer does
+// (linuxSetnsInit.Init, and what is before it), in the same order.
+func stepsIn(c *container, groups map[string]string, p *specs.Process, first int, files standard) (*launch.Program, error) {
+	m := &making{c: c.config, groups: groups}
+	m.begin()
+	if slices.Min(files[:]) < 0 {
+		null := m.Call("open /dev/null", unix.SYS_OPENAT, unix.AT_FDCWD, "/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0).Result()
+		m.nothing(null, files)
+	}
+	m.standardFiles(files)
+	m.join()
+	kinds := 0
+	for _, ns := range m.c.Namespaces {
+		kinds |= ns.Syscall()
+	}
+	m.Call("enter the container", unix.SYS_SETNS, first, kinds&^unix.CLONE_NEWPID) // it was born among its processes
+	m.keyring(c.task.ID)
+	m.Call("set the file mode mask", unix.SYS_UMASK, 0o022)
+	return &m.Program, m.execute(c, p, false)
+}
+
+// begin is what comes before all else.
+func (m *making) begin() {
+	// It shares the memory of its supervisor, which nobody in the container is to look into.
+	m.Call("hide this process's memory", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	m.Call("begin a session", unix.SYS_SETSID)
+}
+
+// join has the process belong to the container's cgroups.
+func (m *making) join() {
+	m.write("join the container's cgroup", joined(m.groups), "0", 0)
+	if adjust := m.c.OomScoreAdj; adjust != nil {
+		m.write("set the OOM score", []string{"/proc/self/oom_score_adj"}, fmt.Sprint(*adjust), 0)
+	}
+}
+
+// execute is the end of a process that is in the container by now: it gives up what it is not to have, and becomes what it is for.
+func (m *making) execute(c *container, p *specs.Process, first bool) error {
+	env, err := environment(c.task.Rootfs, p.Env, p.User.UID)
+	if err != nil {
+		return err
+	}
+	paths, err := lookUp(p.Args[0], env)
+	if err != nil {
+		return err
+	}
+	held, err := capabilitySets(p.Capabilities)
+	if err != nil {
+		return err
+	}
 	m.limits(c.limits)
 	if p.NoNewPrivileges {
 		m.Call("have no new privileges", unix.SYS_PRCTL, unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
@@ -161,8 +202,9 @@ func steps(c *container, groups map[string]string, files standard) (*launch.Prog
 	m.become(p.User.UID, p.User.GID, p.User.AdditionalGids, p.Cwd, held)
 	m.Call("close the supervisor's files", unix.SYS_CLOSE_RANGE, 3, uint64(^uint32(0)), 0)
 	m.Call("drop ambient capabilities", unix.SYS_PRCTL, unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0).Allow(unix.EINVAL)
-	// Changing the user clears it, and a filter may refuse it.
-	m.Call("be stopped when the supervisor is killed", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(supervisor.OrphanSignal), 0, 0, 0)
+	if first { // changing the user clears it, and a filter may refuse it
+		m.Call("be stopped when the supervisor is killed", unix.SYS_PRCTL, unix.PR_SET_PDEATHSIG, int(supervisor.OrphanSignal), 0, 0, 0)
+	}
 	m.ResetSignals()
 	if c.filter != nil && !p.NoNewPrivileges { // it takes a capability
 		m.LoadFilter(c.filter.flags, c.filter.program)
@@ -171,12 +213,8 @@ func steps(c *container, groups map[string]string, files standard) (*launch.Prog
 	if c.filter != nil && p.NoNewPrivileges {
 		m.LoadFilter(c.filter.flags, c.filter.program)
 	}
-	paths, err := lookUp(p.Args[0], env)
-	if err != nil {
-		return nil, 0, err
-	}
 	m.Execute(paths, p.Args, env)
-	return &m.Program, flags, nil
+	return nil
 }
 
 func (m *making) close(fd launch.Result) { m.Call("close a file", unix.SYS_CLOSE, fd) }
@@ -218,6 +256,16 @@ func (m *making) standardFiles(files standard) {
 			m.Call("take a standard file", unix.SYS_DUP3, fd, i, 0)
 		}
 	}
+}
+
+// nothing takes the open null device for those that are not given.
+func (m *making) nothing(null launch.Result, files standard) {
+	for i, fd := range files {
+		if fd < 0 {
+			m.Call("take /dev/null as a standard file", unix.SYS_DUP3, null, i, 0)
+		}
+	}
+	m.close(null)
 }
 
 func (m *making) limits(limits []configs.Rlimit) {
@@ -485,12 +533,7 @@ func (m *making) enter(cwd string, files standard) {
 	if slices.Min(files[:]) < 0 {
 		null := m.Call("open /dev/null", unix.SYS_OPENAT, unix.AT_FDCWD, "/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0).Result()
 		m.CheckNull(null)
-		for i, fd := range files {
-			if fd < 0 {
-				m.Call("take /dev/null as a standard file", unix.SYS_DUP3, null, i, 0)
-			}
-		}
-		m.close(null)
+		m.nothing(null, files)
 	}
 	root := m.Call("open the root", unix.SYS_OPENAT, unix.AT_FDCWD, "/", unix.O_DIRECTORY|unix.O_PATH|unix.O_CLOEXEC, 0).Result()
 	m.close(m.OpenTarget(root, filepath.Clean("/"+cwd), 0o755, launch.Proc).Result())
@@ -559,7 +602,7 @@ type heldCapabilities struct {
 	dropped []int
 }
 
-func capabilitySets(c *configs.Capabilities) (*heldCapabilities, error) {
+func capabilitySets(c *specs.LinuxCapabilities) (*heldCapabilities, error) {
 	known, err := capability.ListSupported()
 	if err != nil {
 		return nil, fmt.Errorf("list capabilities: %w", err)
