@@ -79,6 +79,8 @@ type Task struct {
 	// Runtime is the name of the OCI runtime that makes the container (oci); "" is the built-in one.
 	// RuntimePath is its program on this host, found by the driver.
 	Runtime, RuntimePath string
+	// Filters is the directory of compiled seccomp profiles, named by the driver (oci).
+	Filters string
 	// Leased tasks run only while the node holds a lease; see Leaser.
 	Leased bool
 }

@@ -50,7 +50,10 @@ func openImages(cfg *Config, peers *peers) (*image.Store, error) {
 
 // openDrivers opens what runs tasks, by name.
 func openDrivers(cfg *Config) (map[string]driver.Driver, error) {
-	containers, err := oci.New(oci.Config{StateDir: filepath.Join(cfg.DataDir, "tasks"), RunDir: filepath.Join(cfg.RunDir, "tasks"), Log: cfg.Log, Runtimes: cfg.Runtimes})
+	containers, err := oci.New(oci.Config{
+		StateDir: filepath.Join(cfg.DataDir, "tasks"), FilterDir: filepath.Join(cfg.DataDir, "seccomp"), RunDir: filepath.Join(cfg.RunDir, "tasks"),
+		Log: cfg.Log, Runtimes: cfg.Runtimes,
+	})
 	if err != nil {
 		return nil, err
 	}

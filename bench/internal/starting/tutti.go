@@ -60,7 +60,7 @@ func newTutti(ctx context.Context, j job) (_ *tutti, err error) {
 	if err != nil {
 		return nil, errors.Join(err, t.images.Close())
 	}
-	t.driver, err = oci.New(oci.Config{StateDir: filepath.Join(data, "tasks"), RunDir: filepath.Join(run, "tasks"), Log: quiet})
+	t.driver, err = oci.New(oci.Config{StateDir: filepath.Join(data, "tasks"), FilterDir: filepath.Join(data, "seccomp"), RunDir: filepath.Join(run, "tasks"), Log: quiet})
 	if err != nil {
 		return nil, errors.Join(err, t.images.Close())
 	}

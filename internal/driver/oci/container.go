@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -82,7 +81,7 @@ func (c *container) configure(reaper string, keep func(path string) (*filter, er
 		return specconv.SetupSeccomp(c.spec.Linux.Seccomp)
 	})
 	if confined(t) {
-		c.filter, err = keep(filterPath(filepath.Dir(c.dir), profileKey(t, c.spec)))
+		c.filter, err = keep(filterPath(t.Filters, profileKey(t, c.spec)))
 	}
 	return err
 }

@@ -149,6 +149,7 @@ func (e *env) madeBySteps(change func(e *env, t *driver.Task)) {
 	task := e.task()
 	task.ID, task.Args = "i.way.1", []string{"/prog"}
 	change(e, &task)
+	task.Filters = e.cfg.FilterDir
 	task.Cgroups, _ = hostCgroups()
 	if b, err := newBody(&task, filepath.Join(e.cfg.RunDir, "body"), ""); err != nil {
 		e.t.Error(err)

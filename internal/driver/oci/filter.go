@@ -30,8 +30,8 @@ import (
 // Compiling a seccomp profile takes libseccomp 30 ms of processor time, more than all else of a
 // container's start, and libcontainer does it in each container anew. Here it is done once for
 // each profile: a process of ours lets libcontainer load it, the kernel is asked for the program
-// that was loaded, and the program is kept below the run directory, which no reboot and so no
-// change of the kernel outlives.
+// that was loaded, and the program is kept, under what it was made of, the kernel included: a host that comes back
+// has no time for this, above all when it is to take over what others ran.
 //
 // Libcontainer cannot be handed a finished program, so a container's own first steps load it: a
 // second thread of the init process, which keeps the capabilities that the first one drops, waits
@@ -92,11 +92,18 @@ func readBack(path string, data []byte) (*filter, error) {
 	return readFilter(path)
 }
 
-// compiler tells versions of what makes profiles and filters apart, so that a newer tutti makes its own.
+// compiler tells versions of what makes profiles and filters apart, and the kernels that they are made for, so that a newer tutti, or one
+// on a newer kernel, makes its own.
 var compiler = sync.OnceValue(func() (versions string) {
+	var kernel unix.Utsname
+	if unix.Uname(&kernel) == nil {
+		versions = unix.ByteSliceToString(kernel.Release[:]) + " " + unix.ByteSliceToString(kernel.Version[:])
+	}
+	major, minor, micro := seccomp.Version()
+	versions += fmt.Sprintf(" libseccomp %d.%d.%d", major, minor, micro)
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
-		return ""
+		return versions
 	}
 	for _, d := range info.Deps {
 		if d.Path == "github.com/opencontainers/runc" || d.Path == "github.com/moby/profiles/seccomp" {

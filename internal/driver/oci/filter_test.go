@@ -139,7 +139,7 @@ func TestAKeptFilterIsLibcontainersOwn(t *testing.T) {
 		return out
 	}
 	compiled := look(1)
-	kept, err := filepath.Glob(filepath.Join(e.cfg.RunDir, "seccomp-*"))
+	kept, err := filepath.Glob(filepath.Join(e.cfg.FilterDir, "seccomp-*"))
 	if err != nil || len(kept) == 0 {
 		t.Fatalf("nothing was kept: %v, %v", kept, err)
 	}
@@ -193,7 +193,7 @@ func TestADamagedFilterIsNotLoaded(t *testing.T) {
 	e := setUp(t)
 	e.start("i.a.1", nil, "exit", "0")
 	e.wait("i.a.1")
-	kept, err := filepath.Glob(filepath.Join(e.cfg.RunDir, "seccomp-*"))
+	kept, err := filepath.Glob(filepath.Join(e.cfg.FilterDir, "seccomp-*"))
 	if err != nil {
 		t.Fatal(err)
 	}

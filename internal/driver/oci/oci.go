@@ -21,14 +21,18 @@ import (
 
 // Config says where a driver keeps things.
 type Config struct {
-	StateDir string // one directory per run; survives everything
-	RunDir   string // sockets, and what ends with the host
-	Log      *slog.Logger
-	Runtimes Runtimes // those that tasks may name
+	StateDir  string // one directory per run; survives everything
+	FilterDir string // compiled seccomp profiles, which survive everything, too
+	RunDir    string // sockets, and what ends with the host
+	Log       *slog.Logger
+	Runtimes  Runtimes // those that tasks may name
 }
 
 // New returns a driver over whatever an earlier one left in the directories.
 func New(c Config) (*supervisor.Driver, error) {
+	if err := os.MkdirAll(c.FilterDir, 0o700); err != nil {
+		return nil, fmt.Errorf("make a directory for seccomp profiles: %w", err)
+	}
 	return supervisor.New(supervisor.Config{
 		StateDir: c.StateDir, RunDir: c.RunDir, Log: c.Log, Role: superviseArg, Bury: bury, First: prepareFirst, Usage: usageOf,
 		Check: func(t *driver.Task) (err error) {
@@ -41,6 +45,7 @@ func New(c Config) (*supervisor.Driver, error) {
 			if err == nil {
 				t.Cgroups, err = hostCgroups()
 			}
+			t.Filters = c.FilterDir
 			return err
 		},
 	})

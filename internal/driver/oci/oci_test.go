@@ -102,7 +102,7 @@ func setUp(t *testing.T) *env {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(run) })
-	cfg := Config{StateDir: filepath.Join(t.TempDir(), "state"), RunDir: run, Log: slog.New(slog.DiscardHandler)}
+	cfg := Config{StateDir: filepath.Join(t.TempDir(), "state"), FilterDir: filepath.Join(run, "filters"), RunDir: run, Log: slog.New(slog.DiscardHandler)}
 	d, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
