@@ -41,7 +41,6 @@ until_true() {
 		sleep 0.1
 	done
 }
-now() { printf '%s' "$((${EPOCHREALTIME//[.,]/} / 1000))"; }
 
 "$here/scripts/images.sh" --import >/dev/null
 k apply -f "$here/examples/shop/kubernetes/" >/dev/null
@@ -69,7 +68,7 @@ spec:
       containers:
       - name: ledger
         image: redis:7
-        command: [bash, -c, 'while echo "\${EPOCHREALTIME} \$UID_OF_POD" >>/ledger/lines; do sleep 0.02; done']
+        command: [bash, -c, 'exec 3<> <(:); while echo "\${EPOCHREALTIME} \$UID_OF_POD" >>/ledger/lines; do read -rt 0.02 -u 3; done']
         env: [{name: UID_OF_POD, valueFrom: {fieldRef: {fieldPath: metadata.uid}}}]
         volumeMounts: [{name: ledger, mountPath: /ledger}]
       volumes:
@@ -82,7 +81,7 @@ writers() { awk '{ print $2 }' "$work/ledger/lines" | uniq; }
 another() {
 	local count=$1
 	# shellcheck disable=SC2317 # called by name
-	more() { (($(writers | wc -l) > count)); }
+	more() { sleep 0.5; (($(writers | wc -l) > count)); }
 	if ! until_true 60 more; then
 		fail 'the ledger has no other writer after a minute'
 		return
@@ -216,8 +215,9 @@ back "$victim"
 
 victim=$(home ledger-0)
 count=$(writers | wc -l)
+title="$victim, where it ran, loses its power (the leader is $(leader))"
 cut_power "$victim"
-another "$count" "$victim, where it ran, loses its power (the leader is $(leader))"
+another "$count" "$title"
 back "$victim"
 
 victim=$(home ledger-0)

@@ -17,6 +17,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -189,17 +190,23 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 	if len(look) == 0 {
 		return
 	}
-	down := map[string]bool{}
+	down := map[string]bool{} // by ID and by address
 	for i := range n.Nodes {
 		if n.Nodes[i].Down {
-			down[n.Nodes[i].ID] = true
+			down[n.Nodes[i].ID], down[n.Nodes[i].HostAddress] = true, true
 		}
 	}
-	dead := deadFlows{}
+	inNetwork := func(a netip.Addr) bool {
+		return s.inForce != nil && slices.ContainsFunc(s.inForce.shape.Networks, func(p netip.Prefix) bool { return p.Contains(a) })
+	}
+	dead := map[netip.Addr]bool{}
 	for a := range look {
 		in := n.Holder(a)
-		if in == nil || down[in.NodeID] {
+		if in != nil && down[in.NodeID] || in == nil && (down[a.String()] || inNetwork(a)) {
 			dead[a] = true
+			continue
+		}
+		if in == nil { // no instance's: what is there may go on answering
 			continue
 		}
 		if s.retired[in.ID] == nil {
@@ -207,14 +214,8 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 		}
 		s.retired[in.ID][a] = true
 	}
-	if len(dead) > mostPicked {
-		b.cut(s.family, dead)
-		return
-	}
-	for a := range dead {
-		if err := cutTo(s.family, a); err != nil {
-			b.Log.Info("connections that lead nowhere could not be cut", "to", a, "error", err)
-		}
+	if err := cutTo(s.family, dead); err != nil {
+		b.Log.Info("connections that lead nowhere could not be cut", "error", err)
 	}
 }
 
@@ -222,15 +223,6 @@ func (b *Balance) cut(f *family, which netlink.CustomConntrackFilter) {
 	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.conntrack), which); err != nil {
 		b.Log.Info("connections that lead nowhere could not be cut", "error", err)
 	}
-}
-
-// deadFlows matches connections that were led to one of the addresses.
-type deadFlows map[netip.Addr]bool
-
-// MatchConntrackFlow implements netlink.CustomConntrackFilter.
-func (d deadFlows) MatchConntrackFlow(f *netlink.ConntrackFlow) bool {
-	a, ok := netip.AddrFromSlice(f.Reverse.SrcIP)
-	return ok && d[a.Unmap()]
 }
 
 // missedFlows matches datagrams that came to one of the ports before it led anywhere: whoever goes on

@@ -1,7 +1,6 @@
 package balance
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -24,16 +23,30 @@ const (
 // mostPicked is how many addresses are asked for one by one; for more, everything is listed once.
 const mostPicked = 4
 
-// cutTo ends the connections that were led to an address. The kernel picks them, as there may be a great many others;
-// one that does not know how (before Linux 5.8), or not of IPv6, where its comparison has come out the wrong way, lists
+// cutTo ends the connections that were led to one of the addresses. The kernel picks those to each of a few, as there may be a great many
+// others; one that does not know how (before Linux 5.8), or not of IPv6, where its comparison has come out the wrong way, lists
 // all of them.
-func cutTo(f *family, to netip.Addr) error {
+func cutTo(f *family, to map[netip.Addr]bool) error {
+	if len(to) == 0 {
+		return nil
+	}
 	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return fmt.Errorf("ask for connections: %w", err)
 	}
 	defer c.Close()
-	list, err := ledTo(c, f, to)
+	var list [][]byte
+	if len(to) > mostPicked || f != ipv4 {
+		list, err = ledTo(c, f, to)
+	} else {
+		for a := range to {
+			var some [][]byte
+			if some, err = ledTo(c, f, map[netip.Addr]bool{a: true}); err != nil {
+				break
+			}
+			list = append(list, some...)
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -43,7 +56,7 @@ func cutTo(f *family, to netip.Addr) error {
 			Header: netlink.Header{Type: ctDelete, Flags: netlink.Request | netlink.Acknowledge}, Data: append(f.head(), one...),
 		})
 		if err != nil && !errors.Is(err, unix.ENOENT) { // it ended by itself
-			errs = append(errs, fmt.Errorf("end a connection to %s: %w", to, err))
+			errs = append(errs, fmt.Errorf("end a connection: %w", err))
 		}
 	}
 	return errors.Join(errs...)
@@ -52,17 +65,20 @@ func cutTo(f *family, to netip.Addr) error {
 // head is what messages about connections begin with.
 func (f *family) head() []byte { return []byte{f.conntrack, unix.NFNETLINK_V0, 0, 0} }
 
-// ledTo finds the connections of which an address answers, each as what names it to the kernel.
-func ledTo(c *netlink.Conn, f *family, to netip.Addr) (out [][]byte, err error) {
+// ledTo finds the connections of which one of the addresses answers, each as what names it to the kernel.
+func ledTo(c *netlink.Conn, f *family, to map[netip.Addr]bool) (out [][]byte, err error) {
 	e := netlink.NewAttributeEncoder()
 	source := uint16(1) // of a tuple's addresses: of IPv4
 	if f == ipv6 {
 		source = 3
 	}
-	if f == ipv4 {
+	if f == ipv4 && len(to) == 1 {
+		var only netip.Addr
+		for only = range to {
+		}
 		e.Nested(ctTupleReply, func(e *netlink.AttributeEncoder) error {
 			e.Nested(ctTupleIP, func(e *netlink.AttributeEncoder) error {
-				e.Bytes(source, to.AsSlice())
+				e.Bytes(source, only.AsSlice())
 				return nil
 			})
 			return nil
@@ -79,7 +95,7 @@ func ledTo(c *netlink.Conn, f *family, to netip.Addr) (out [][]byte, err error) 
 	}
 	list, err := c.Execute(netlink.Message{Header: netlink.Header{Type: ctGet, Flags: netlink.Request | netlink.Dump}, Data: append(f.head(), which...)})
 	if err != nil {
-		return nil, fmt.Errorf("list connections to %s: %w", to, err)
+		return nil, fmt.Errorf("list connections: %w", err)
 	}
 	for _, m := range list {
 		if len(m.Data) < len(f.head()) {
@@ -111,8 +127,8 @@ func ledTo(c *netlink.Conn, f *family, to netip.Addr) (out [][]byte, err error) 
 	return out, nil
 }
 
-// tupleFrom reports whether one direction of a connection comes from an address.
-func tupleFrom(tuple []byte, source uint16, from netip.Addr) bool {
+// tupleFrom reports whether one direction of a connection comes from one of the addresses.
+func tupleFrom(tuple []byte, source uint16, from map[netip.Addr]bool) bool {
 	d, err := netlink.NewAttributeDecoder(tuple)
 	if err != nil {
 		return false
@@ -124,7 +140,9 @@ func tupleFrom(tuple []byte, source uint16, from netip.Addr) bool {
 		}
 		d.Nested(func(d *netlink.AttributeDecoder) error {
 			for d.Next() {
-				found = found || d.Type() == source && bytes.Equal(d.Bytes(), from.AsSlice())
+				if a, ok := netip.AddrFromSlice(d.Bytes()); ok && d.Type() == source {
+					found = found || from[a]
+				}
 			}
 			return nil
 		})

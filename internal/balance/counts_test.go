@@ -172,7 +172,7 @@ func TestWhatIsGoneIsCutAlone(t *testing.T) {
 			}
 			defer nl.Close()
 			count := func(to string) int {
-				list, err := ledTo(nl, c.f, netip.MustParseAddr(to))
+				list, err := ledTo(nl, c.f, map[netip.Addr]bool{netip.MustParseAddr(to): true})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -181,7 +181,7 @@ func TestWhatIsGoneIsCutAlone(t *testing.T) {
 			if count(c.stays) != 2 || count(c.goes) != 2 {
 				t.Errorf("%s: %d and %d connections are found, want 2 each", c.f.name, count(c.stays), count(c.goes))
 			}
-			err = cutTo(c.f, netip.MustParseAddr(c.goes))
+			err = cutTo(c.f, map[netip.Addr]bool{netip.MustParseAddr(c.goes): true})
 			if count(c.stays) != 2 || count(c.goes) != 0 {
 				t.Errorf("%s: after a cut %d and %d connections are left, want 2 and none", c.f.name, count(c.stays), count(c.goes))
 			}

@@ -4,8 +4,12 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"slices"
 	"testing"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
@@ -13,7 +17,7 @@ import (
 
 // TestDirectServicesAreLedAsToldLast tells two nodes by differences, in any order, of a direct service with a
 // virtual IP outside of the network, of its backends and of the instances that have their addresses; after each it
-// is led to the backends on nodes that are up, by its ports alone, to those that they have there, and refuses where there are none.
+// is led to the backends that are instances on nodes that are up, by its ports alone, to those that they have there, and refuses where there are none.
 func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 	l := newLAN(t)
 	l.state.Networks = []*model.Network{network("pods", "10.244.0.0/24", false)}
@@ -88,7 +92,7 @@ func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 			var want []string
 			for i, in := range all {
 				at := slices.IndexFunc(service.Backends, func(b model.Backend) bool { return b.Address == in.Addresses[0].IP })
-				gone := down && in.NodeID == "b" && held[in.ID]
+				gone := down && in.NodeID == "b" || !held[in.ID]
 				near := service.Balance.Local != model.LocalOnly || in.NodeID == "a" && held[in.ID]
 				if at < 0 || gone || !near {
 					continue
@@ -103,5 +107,69 @@ func TestDirectServicesAreLedAsToldLast(t *testing.T) {
 			}
 		}
 		l.refused(client, "10.212.7.9:6381")
+	}
+}
+
+// TestBackendsThatAreHostsKeepTheirConnections has a backend leave a service of hosts, as one of several API servers does: connections to the
+// others go on, and to it, as it may well be there; once its node is down they are cut.
+func TestBackendsThatAreHostsKeepTheirConnections(t *testing.T) {
+	l := newLAN(t)
+	l.state.Networks = []*model.Network{network("pods", "10.244.0.0/24", false)}
+	client := l.attach(l.a, "client", "pods=10.244.0.2")
+	kept := wire.NewKeptNetwork()
+	kept.Apply(l.state)
+	tell := func(down bool, backends ...string) {
+		t.Helper()
+		s := wire.NetworkService{
+			ID: "api", Name: "api", Namespace: "default", Direct: true, VirtualIPs: at("pods=10.212.7.9"),
+			Ports: []model.ServicePort{{Protocol: "tcp", Virtual: 443, Target: 6443}},
+		}
+		for _, b := range backends {
+			s.Backends = append(s.Backends, model.Backend{Address: b})
+		}
+		kept.Apply(&wire.Network{Since: 1, Services: []wire.NetworkService{s}, Nodes: []wire.NetworkNode{
+			{ID: "b", HostAddress: "192.168.50.2", OverlayAddress: "10.250.0.2", Down: down},
+		}})
+		n := kept.Next()
+		l.in(l.a.ns, func() error { return errors.Join(l.a.overlay.Sync(t.Context(), n), l.a.balance.Sync(t.Context(), n)) })
+	}
+	hosts := []string{"192.168.50.1", "192.168.50.2"}
+	for i, h := range []*host{l.a, l.b} {
+		l.serve(h.ns, hosts[i]+":6443", hosts[i])
+	}
+	tell(false, hosts...)
+	count := func(to string) (n int) {
+		t.Helper()
+		l.in(l.a.ns, func() error {
+			nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+			if err != nil {
+				return err
+			}
+			defer nl.Close()
+			list, err := ledTo(nl, ipv4, map[netip.Addr]bool{netip.MustParseAddr(to): true})
+			n = len(list)
+			return err
+		})
+		return n
+	}
+	for range 8 { // both are met
+		c, err := dial(client, "10.212.7.9:443")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	stays, leaves := count(hosts[0]), count(hosts[1])
+	if stays == 0 || leaves == 0 || stays+leaves != 8 {
+		t.Fatalf("%d and %d connections are led", stays, leaves)
+	}
+	tell(false, hosts[0])
+	if a, b := count(hosts[0]), count(hosts[1]); a != stays || b != leaves {
+		t.Errorf("when one has left %d and %d connections are there, of %d and %d", a, b, stays, leaves)
+	}
+	tell(false, hosts...)
+	tell(true, hosts[0])
+	if a, b := count(hosts[0]), count(hosts[1]); a != stays || b != 0 {
+		t.Errorf("when one's node is down %d and %d connections are there, of %d and %d", a, b, stays, leaves)
 	}
 }

@@ -195,6 +195,7 @@ func (w *writing) drop(id string) {
 		if _, ok := w.networks[id]; ok {
 			delete(w.networks, id)
 			w.Shape = true
+			maps.Copy(w.lead, w.direct)
 		}
 		if _, ok := w.policies[id]; ok {
 			delete(w.policies, id)
@@ -225,7 +226,7 @@ func (w *writing) shape(m *Network) {
 	if w.Shape {
 		n.Nodes, n.Networks = inOrder(w.nodes), inOrder(w.networks)
 	}
-	if len(m.Nodes) > 0 { // one may be down now
+	if len(m.Nodes)+len(m.Networks) > 0 { // a node may be down now, and an address be a network's
 		maps.Copy(w.lead, w.direct)
 	}
 	if w.Policies {
@@ -465,7 +466,8 @@ func (w *writing) endpoints(s *NetworkService) []Endpoint {
 	return out
 }
 
-// directEndpoints are the backends of a direct service, but those on nodes that are down.
+// directEndpoints are the backends of a direct service, but those on nodes that are down, and those that no instance has where only
+// instances have addresses: who wrote such a backend has not heard yet that its instance is gone.
 func (w *writing) directEndpoints(s *NetworkService) []Endpoint {
 	if len(s.VirtualIPs) == 0 {
 		return nil
@@ -479,10 +481,24 @@ func (w *writing) directEndpoints(s *NetworkService) []Endpoint {
 			if w.nodes[e.NodeID].Down {
 				continue
 			}
+		} else if err == nil && w.ofNetwork(ip) {
+			continue
 		}
 		out = append(out, e)
 	}
 	return out
+}
+
+// ofNetwork reports whether an address is in the subnet of a network.
+func (w *writing) ofNetwork(ip netip.Addr) bool {
+	for _, n := range w.networks {
+		for _, subnet := range []string{n.Status.Subnet, n.Status.Subnet6} {
+			if p, err := netip.ParsePrefix(subnet); err == nil && p.Contains(ip) {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 const groupPrefix = "group "

@@ -18,6 +18,7 @@ type naive struct {
 	nodes     map[string]NetworkNode
 	services  map[string]NetworkService
 	instances map[string]NetworkInstance
+	networks  map[string]*model.Network
 }
 
 func (a *naive) apply(m *Network) {
@@ -25,6 +26,10 @@ func (a *naive) apply(m *Network) {
 		delete(a.nodes, id)
 		delete(a.services, id)
 		delete(a.instances, id)
+		delete(a.networks, id)
+	}
+	for _, v := range m.Networks {
+		a.networks[v.ID] = v
 	}
 	for _, v := range m.Nodes {
 		a.nodes[v.ID] = v
@@ -45,7 +50,7 @@ func (a *naive) endpoints(s *NetworkService, holder func(string) *NetworkInstanc
 				if !a.nodes[in.NodeID].Down {
 					out = append(out, in.ID)
 				}
-			} else {
+			} else if n := a.networks["x0"]; n == nil || !netip.MustParsePrefix(n.Status.Subnet).Contains(netip.MustParseAddr(b.Address)) {
 				out = append(out, "")
 			}
 		}
@@ -63,7 +68,15 @@ func chanceMessage(r *rand.Rand) *Network {
 	m := &Network{Since: 1}
 	id := func(kind string, n int) string { return fmt.Sprint(kind, r.IntN(n)) }
 	for range 1 + r.IntN(4) {
-		switch r.IntN(6) {
+		switch r.IntN(7) {
+		case 6:
+			if m.Networks = nil; r.IntN(2) == 0 {
+				m.Gone = append(m.Gone, "x0")
+				break
+			}
+			n := &model.Network{}
+			n.ID, n.Status.Subnet = "x0", fmt.Sprintf("10.0.0.0/%d", 29+r.IntN(2))
+			m.Networks = append(m.Networks, n)
 		case 0:
 			m.Gone = append(m.Gone, id("s", 5), id("i", 12))
 			if r.IntN(4) == 0 {
@@ -100,7 +113,7 @@ func chanceMessage(r *rand.Rand) *Network {
 func TestKeptNetworkFollowsChanges(t *testing.T) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 3))
-		kept, all := NewKeptNetwork(), &naive{map[string]NetworkNode{}, map[string]NetworkService{}, map[string]NetworkInstance{}}
+		kept, all := NewKeptNetwork(), &naive{map[string]NetworkNode{}, map[string]NetworkService{}, map[string]NetworkInstance{}, map[string]*model.Network{}}
 		kept.Apply(&Network{NodePool: "p"})
 		before := map[string]NetworkService{}
 		for step := range 300 {
