@@ -16,16 +16,17 @@ const (
 
 	ctTupleOrig, ctTupleReply, ctID, ctZone, ctFilter = 1, 2, 12, 18, 25
 	ctTupleIP                                         = 1
+	ctSource, ctSource6                               = 1, 3 // of a tuple's addresses
 	ctFilterOrig, ctFilterReply                       = 1, 2
 	ctBySource                                        = 1 << 0 // a bit of the filter
 )
 
-// mostPicked is how many addresses are asked for one by one; for more, everything is listed once.
-const mostPicked = 4
+// mostPicked is how many addresses the kernel is asked to end connections to, for each of which it looks at all; for more they are listed once.
+const mostPicked = 32
 
-// cutTo ends the connections that were led to one of the addresses. The kernel picks those to each of a few, as there may be a great many
-// others; one that does not know how (before Linux 5.8), or not of IPv6, where its comparison has come out the wrong way, lists
-// all of them.
+// cutTo ends the connections that were led to one of the addresses. The kernel does it for each address, as there may be a great many
+// connections; where it does not know how (before Linux 6.11), and for IPv6, where its comparison has come out the wrong way, they are
+// listed, and ended one by one.
 func cutTo(f *family, to map[netip.Addr]bool) error {
 	if len(to) == 0 {
 		return nil
@@ -35,18 +36,12 @@ func cutTo(f *family, to map[netip.Addr]bool) error {
 		return fmt.Errorf("ask for connections: %w", err)
 	}
 	defer c.Close()
-	var list [][]byte
-	if len(to) > mostPicked || f != ipv4 {
-		list, err = ledTo(c, f, to)
-	} else {
-		for a := range to {
-			var some [][]byte
-			if some, err = ledTo(c, f, map[netip.Addr]bool{a: true}); err != nil {
-				break
-			}
-			list = append(list, some...)
+	if f == ipv4 && len(to) <= mostPicked {
+		if err := flushTo(c, to); !errors.Is(err, unix.EINVAL) {
+			return err
 		}
 	}
+	list, err := ledTo(c, f, to)
 	if err != nil {
 		return err
 	}
@@ -65,20 +60,14 @@ func cutTo(f *family, to map[netip.Addr]bool) error {
 // head is what messages about connections begin with.
 func (f *family) head() []byte { return []byte{f.conntrack, unix.NFNETLINK_V0, 0, 0} }
 
-// ledTo finds the connections of which one of the addresses answers, each as what names it to the kernel.
-func ledTo(c *netlink.Conn, f *family, to map[netip.Addr]bool) (out [][]byte, err error) {
-	e := netlink.NewAttributeEncoder()
-	source := uint16(1) // of a tuple's addresses: of IPv4
-	if f == ipv6 {
-		source = 3
-	}
-	if f == ipv4 && len(to) == 1 {
-		var only netip.Addr
-		for only = range to {
-		}
+// flushTo has the kernel end connections of IPv4. One that does not know of filters for this takes the answering address for the name of a
+// connection, of which the rest is missing, and says EINVAL.
+func flushTo(c *netlink.Conn, to map[netip.Addr]bool) error {
+	for a := range to {
+		e := netlink.NewAttributeEncoder()
 		e.Nested(ctTupleReply, func(e *netlink.AttributeEncoder) error {
 			e.Nested(ctTupleIP, func(e *netlink.AttributeEncoder) error {
-				e.Bytes(source, only.AsSlice())
+				e.Bytes(ctSource, a.AsSlice())
 				return nil
 			})
 			return nil
@@ -88,12 +77,25 @@ func ledTo(c *netlink.Conn, f *family, to map[netip.Addr]bool) (out [][]byte, er
 			e.Uint32(ctFilterReply, ctBySource)
 			return nil
 		})
+		which, err := e.Encode()
+		if err != nil {
+			return err
+		}
+		_, err = c.Execute(netlink.Message{Header: netlink.Header{Type: ctDelete, Flags: netlink.Request | netlink.Acknowledge}, Data: append(ipv4.head(), which...)})
+		if err != nil {
+			return fmt.Errorf("end connections to %s: %w", a, err)
+		}
 	}
-	which, err := e.Encode()
-	if err != nil {
-		return nil, err
+	return nil
+}
+
+// ledTo finds the connections of which one of the addresses answers, each as what names it to the kernel.
+func ledTo(c *netlink.Conn, f *family, to map[netip.Addr]bool) (out [][]byte, err error) {
+	source := uint16(ctSource)
+	if f == ipv6 {
+		source = ctSource6
 	}
-	list, err := c.Execute(netlink.Message{Header: netlink.Header{Type: ctGet, Flags: netlink.Request | netlink.Dump}, Data: append(f.head(), which...)})
+	list, err := c.Execute(netlink.Message{Header: netlink.Header{Type: ctGet, Flags: netlink.Request | netlink.Dump}, Data: f.head()})
 	if err != nil {
 		return nil, fmt.Errorf("list connections: %w", err)
 	}

@@ -8,7 +8,9 @@ import (
 	"runtime"
 	"runtime/debug"
 	"slices"
+	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -155,10 +157,13 @@ func control(ctx context.Context, completed *config.CompletedConfig, made contro
 // takeMemory has memory at hand that is about to be needed, all at once: a page that is touched for the first time costs much more
 // one by one, above all in a virtual machine, and more than to use it again.
 func takeMemory() {
-	taken := make([]byte, hasteBytes)
-	_ = unix.Madvise(taken, unix.MADV_POPULATE_WRITE) // an older kernel gives it page by page
-	runtime.KeepAlive(taken)
-	taken = nil
+	var taken strings.Builder // what it grows by is not zeroed, which would touch it page by page
+	taken.Grow(hasteBytes)
+	taken.WriteByte(0)
+	pages := unsafe.Slice(unsafe.StringData(taken.String()), hasteBytes) // something so large begins with a page
+	_ = unix.Madvise(pages, unix.MADV_POPULATE_WRITE)                    // an older kernel gives it page by page
+	taken.Reset()
+	pages = nil
 	runtime.GC()
 }
 
