@@ -1178,3 +1178,27 @@ func TestFailuresCountOncePerInterval(t *testing.T) {
 		}
 	}
 }
+
+// TestProbesComeSoonAtFirst holds how late the first success may be noticed, and that an interval that is shorter counts.
+func TestProbesComeSoonAtFirst(t *testing.T) {
+	begin := time.Now()
+	for _, c := range []struct {
+		probe       model.Probe
+		after, want time.Duration
+	}{
+		{model.Probe{}, 0, 50 * time.Millisecond},
+		{model.Probe{}, 600 * time.Millisecond, 200 * time.Millisecond},
+		{model.Probe{}, time.Hour, 1600 * time.Millisecond},
+		{model.Probe{Interval: time.Second}, time.Hour, time.Second},
+		{model.Probe{StartInterval: 20 * time.Millisecond}, time.Hour, 20 * time.Millisecond},
+	} {
+		s := newProbeState(c.probe, begin, model.HealthNone)
+		if got := s.next(begin.Add(c.after)); got != c.want {
+			t.Errorf("%+v: after %s the next comes in %s, want %s", c.probe, c.after, got, c.want)
+		}
+		s.result(begin.Add(c.after), true)
+		if got := s.next(begin.Add(c.after)); got != s.probe.Interval {
+			t.Errorf("%+v: after a success the next comes in %s, want %s", c.probe, got, s.probe.Interval)
+		}
+	}
+}

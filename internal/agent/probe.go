@@ -49,10 +49,15 @@ func newProbeState(p model.Probe, started time.Time, health model.Health) *probe
 	return &probeState{probe: p, started: started, health: health, counted: started}
 }
 
-// next says how long to wait until the next probe, after n probes. Until the first success
-// probes come quickly, so that an instance serves as soon as it can; see result for why that
-// cannot make it unhealthy sooner.
-func (s *probeState) next(n int) time.Duration {
+// The time between probes until the first success.
+const (
+	shortestWait = 50 * time.Millisecond
+	longestWait  = 1600 * time.Millisecond
+)
+
+// next says how long to wait until the next probe. Until the first success probes come quickly, so that an instance serves as soon as
+// it can, later by a third of what it took at most; see result for why that cannot make it unhealthy sooner.
+func (s *probeState) next(now time.Time) time.Duration {
 	if s.health != model.HealthStarting {
 		return s.probe.Interval
 	}
@@ -60,7 +65,7 @@ func (s *probeState) next(n int) time.Duration {
 	if s.probe.StartInterval > 0 {
 		limit = min(limit, s.probe.StartInterval)
 	}
-	return min(limit, 50*time.Millisecond<<min(n, 5))
+	return min(limit, max(shortestWait, now.Sub(s.started)/3), longestWait)
 }
 
 // result takes a probe's outcome. Failures count one per interval at most, and not within the
@@ -126,11 +131,11 @@ func (w *worker) startProbes(ctx context.Context, wg *sync.WaitGroup, p *prepare
 	for i, l := range list {
 		wg.Go(func() {
 			s := newProbeState(*l.probe, time.Now(), before)
-			for n := 0; !l.probe.Once || s.health != model.HealthHealthy; n++ {
+			for !l.probe.Once || s.health != model.HealthHealthy {
 				select {
 				case <-ctx.Done():
 					return
-				case <-time.After(s.next(n)):
+				case <-time.After(s.next(time.Now())):
 				}
 				if w.isPaused(l.id) {
 					continue
