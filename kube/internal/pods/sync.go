@@ -356,9 +356,12 @@ func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.I
 	return b.putStatus(ctx, pod, unplaced(pod, b.now(), corev1.PodReasonUnschedulable, inst.Reason))
 }
 
-// soonRuns is how long it takes most Pods to run once they have a node. What happens on the way is not told until then: each of
-// these steps would be told to everybody who follows Pods.
-const soonRuns = 500 * time.Millisecond
+// It takes most Pods so long at most to run once they have a node, and to be ready. What happens on the way is not told until then: each of
+// these steps would be told to everybody who follows Pods, and change the endpoints of services that lead nowhere yet.
+const (
+	soonRuns  = 500 * time.Millisecond
+	soonReady = time.Second
+)
 
 // untilTold is how long it is not told yet how a Pod is.
 func (b *bridge) untilTold(pod *corev1.Pod, inst *model.Instance) time.Duration {
@@ -369,8 +372,16 @@ func (b *bridge) untilTold(pod *corev1.Pod, inst *model.Instance) time.Duration 
 		return 0
 	}
 	left := at.Add(soonRuns).Sub(b.now())
-	starts := inst.Status.State == model.InstancePending || inst.Status.State == model.InstancePreparing || inst.Status.State == model.InstanceStarting
-	if !starts || inst.Status.Message != "" || left <= 0 {
+	switch st := &inst.Status; st.State {
+	case model.InstancePending, model.InstancePreparing, model.InstanceStarting:
+	case model.InstanceRunning:
+		if left = at.Add(soonReady).Sub(b.now()); st.Ready || slices.ContainsFunc(st.Tasks, func(t model.TaskStatus) bool { return t.Run > 1 || t.ExitCode != 0 }) {
+			left = 0
+		}
+	default:
+		left = 0
+	}
+	if inst.Status.Message != "" || left <= 0 {
 		delete(b.bound, string(pod.UID))
 		return 0
 	}
