@@ -114,6 +114,7 @@ type bridge struct {
 	keys      map[string]string                     // UID → key of the Pod
 	certs     map[string]map[string]*podCertificate // by UID, and by source
 
+	hasteEnds time.Time         // until when what Pods need to run goes first
 	contents  uint64            // grows with every change of a ConfigMap or a Secret
 	scaled    map[string]passed // by UID of what makes Pods
 	addresses map[string]string // of services of type LoadBalancer, by namespace/name
@@ -176,7 +177,9 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, factory inf
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
-	broadcaster.StartRecordingToSink(NewSink(client, Haste(begun)))
+	haste := Haste(begun)
+	broadcaster.StartRecordingToSink(NewSink(client, haste))
+	b.hasteEnds = b.now().Add(haste)
 	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
 	b.followAll(factory)
 	var wg sync.WaitGroup

@@ -72,7 +72,7 @@ func nodeStatus(n *model.Node, before corev1.NodeStatus, version string, now tim
 		KubeletVersion: "v1.37.2-tutti", OperatingSystem: orElse(n.Attributes["os"], "linux"), Architecture: orElse(n.Attributes["arch"], "amd64"),
 	}
 	set := func(kind corev1.NodeConditionType, is corev1.ConditionStatus, reason, message string) {
-		c := corev1.NodeCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(now), LastHeartbeatTime: metav1.NewTime(now)}
+		c := corev1.NodeCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: kept(now), LastHeartbeatTime: kept(now)}
 		for i := range st.Conditions {
 			if have := &st.Conditions[i]; have.Type == kind {
 				if have.Status == is {

@@ -47,8 +47,11 @@ func unready(late []string) string {
 	return "containers with unready status: [" + strings.Join(late, " ") + "]"
 }
 
+// kept is a time as the API keeps it: in whole seconds. Others would be taken for a change each time.
+func kept(t time.Time) metav1.Time { return metav1.NewTime(t.Truncate(time.Second)) }
+
 func setCondition(st *corev1.PodStatus, kind corev1.PodConditionType, is corev1.ConditionStatus, reason, message string, now time.Time) {
-	c := corev1.PodCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: metav1.NewTime(now), ObservedGeneration: st.ObservedGeneration}
+	c := corev1.PodCondition{Type: kind, Status: is, Reason: reason, Message: message, LastTransitionTime: kept(now), ObservedGeneration: st.ObservedGeneration}
 	for i := range st.Conditions {
 		if have := &st.Conditions[i]; have.Type == kind {
 			if have.Status == is {
@@ -75,7 +78,7 @@ func statusOf(pod *corev1.Pod, i *model.Instance, n *model.Node, now time.Time) 
 		st.HostIP, st.HostIPs = n.HostAddress, []corev1.HostIP{{IP: n.HostAddress}}
 	}
 	if st.StartTime == nil {
-		t := metav1.NewTime(now)
+		t := kept(now)
 		st.StartTime = &t
 	}
 	st.PodIP, st.PodIPs = "", nil
@@ -187,7 +190,7 @@ func containers(pod *corev1.Pod, list []corev1.Container, i *model.Instance) (ou
 		up, st.Ready = t.Up, t.Ready
 		switch {
 		case t.State != "exited" && !i.Status.State.Final():
-			st.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(t.Started)}
+			st.State.Running = &corev1.ContainerStateRunning{StartedAt: kept(t.Started)}
 		case t.Waiting != "":
 			end := t.End()
 			st.State.Waiting = &corev1.ContainerStateWaiting{Reason: "CrashLoopBackOff", Message: t.Waiting}
@@ -255,7 +258,7 @@ const startError = "StartError"
 
 func terminated(end *model.TaskEnd) *corev1.ContainerStateTerminated {
 	out := &corev1.ContainerStateTerminated{
-		ExitCode: int32(end.ExitCode), StartedAt: metav1.NewTime(end.Started), FinishedAt: metav1.NewTime(end.Finished),
+		ExitCode: int32(end.ExitCode), StartedAt: kept(end.Started), FinishedAt: kept(end.Finished),
 		ContainerID: containerID(end.RunID), Reason: "Completed", Message: cmp.Or(end.Message, end.Error),
 	}
 	switch {

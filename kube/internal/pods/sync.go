@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"time"
@@ -484,6 +485,10 @@ func followed(pod *corev1.Pod) string {
 	return quoted(pod.Labels) + "\n\n" + quoted(pod.Annotations)
 }
 
+// freshens is within what time a bridge that takes others' Pods over hands over anew what their volumes hold. Tokens are renewed when a fifth of
+// their time is left, and are good for ten minutes at least.
+const freshens = time.Minute
+
 // refresh hands over anew what a Pod's volumes hold, when that may have changed.
 func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Instance) error {
 	uid := string(pod.UID)
@@ -494,10 +499,16 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	made := b.made[uid]
 	if made == nil { // by a bridge before this one
 		made = &madePod{files: true}
+		if haste := b.hasteEnds.Sub(b.now()); haste > 0 { // which has left it fresh for a while yet
+			made.meta, made.refresh = followed(pod), b.hasteEnds.Add(time.Duration(rand.Int64N(int64(freshens))))
+		}
 		b.made[uid] = made
 	}
-	due := made.files && (!made.refresh.After(b.now()) || made.meta != followed(pod) || made.unplaced)
 	left, contents := made.refresh.Sub(b.now()), b.contents
+	if made.unplaced {
+		left = min(left, b.hasteEnds.Sub(b.now()))
+	}
+	due := made.files && (left <= 0 || made.meta != followed(pod))
 	b.mu.Unlock()
 	if !due {
 		if made.files && left < time.Hour {

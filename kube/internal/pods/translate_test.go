@@ -3,6 +3,7 @@ package pods
 import (
 	"archive/tar"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -264,5 +266,28 @@ func TestStatus(t *testing.T) {
 	i.Status.State, i.Status.Tasks[1] = model.InstanceCompleted, model.TaskStatus{Name: "app", Run: 1, State: "exited"}
 	if st = statusOf(pod, i, n, now); st.Phase != corev1.PodSucceeded || ready(&st) {
 		t.Errorf("when it completed the status is %+v", st)
+	}
+}
+
+// TestAStatusThatIsKeptIsNotToldAgain holds that what the API makes of a status, which has whole seconds only, is what comes of the
+// same instance later.
+func TestAStatusThatIsKeptIsNotToldAgain(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 678901234, time.UTC)
+	end := model.TaskEnd{Started: now, Finished: now.Add(300 * time.Millisecond), ExitCode: 1}
+	inst := &model.Instance{Addresses: []model.Address{{IP: "10.244.0.3"}}}
+	inst.Status = model.InstanceStatus{
+		State: model.InstanceRunning, Ready: true, Started: now,
+		Tasks: []model.TaskStatus{{Name: "web", State: "running", Up: true, Ready: true, Run: 2, Restarts: 1, Started: now.Add(time.Second), Before: &end}},
+	}
+	pod := &corev1.Pod{Spec: corev1.PodSpec{Containers: []corev1.Container{{Name: "web", Image: "shop/web:v1"}}}}
+	text, err := json.Marshal(statusOf(pod, inst, nil, now))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := json.Unmarshal(text, &pod.Status); err != nil {
+		t.Fatal(err)
+	}
+	if again := statusOf(pod, inst, nil, now.Add(time.Minute)); !equality.Semantic.DeepEqual(again, pod.Status) {
+		t.Errorf("it was\n%+v\nand is\n%+v", pod.Status, again)
 	}
 }
