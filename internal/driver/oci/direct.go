@@ -38,6 +38,7 @@ type direct struct {
 	mu      sync.Mutex
 	first   int // the ID of the first process once it was started, until it was waited for: then 0
 	started bool
+	traces  bool // see traced
 }
 
 func newDirect(c *container) (*direct, error) {
@@ -246,7 +247,7 @@ func (d *direct) Destroy() error { return d.group.Destroy() }
 
 // Exec implements supervisor.Body.
 func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
-	if files.TTY {
+	if files.TTY || d.traced(e) {
 		return d.execByLibrary(e, files)
 	}
 	spec, err := execProcess(d.lib.task, d.lib.spec, e)
@@ -272,6 +273,15 @@ func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.P
 		return nil, d.notBegun(e.Args[0], err)
 	}
 	return &furtherProcess{pid, d.lib.strays.leave(pid)}, nil
+}
+
+// traced reports whether something in the container may look into the memory of others, be it that this is executed to do so: what is
+// executed by steps is among the container's processes while it shares its supervisor's memory.
+func (d *direct) traced(e *driver.ExecSpec) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.traces = d.traces || e.Privileged || slices.Contains(d.lib.spec.Process.Capabilities.Bounding, "CAP_SYS_PTRACE")
+	return d.traces
 }
 
 func (d *direct) execByLibrary(e *driver.ExecSpec, files *supervisor.Files) (supervisor.Process, error) {
