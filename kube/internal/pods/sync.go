@@ -357,12 +357,9 @@ func (b *bridge) unscheduled(ctx context.Context, pod *corev1.Pod, inst *model.I
 	return b.putStatus(ctx, pod, unplaced(pod, b.now(), corev1.PodReasonUnschedulable, inst.Reason))
 }
 
-// It takes most Pods so long at most to run once they have a node, and to be ready. What happens on the way is not told until then: each of
-// these steps would be told to everybody who follows Pods, and change the endpoints of services that lead nowhere yet.
-const (
-	soonRuns  = 500 * time.Millisecond
-	soonReady = time.Second
-)
+// soonReady is how long it takes most Pods to run, and to be ready, once they have a node. What happens on the way is not told until then:
+// each of these steps would be told to everybody who follows Pods, and change the endpoints of services that lead nowhere yet.
+const soonReady = time.Second
 
 // untilTold is how long it is not told yet how a Pod is.
 func (b *bridge) untilTold(pod *corev1.Pod, inst *model.Instance) time.Duration {
@@ -372,11 +369,11 @@ func (b *bridge) untilTold(pod *corev1.Pod, inst *model.Instance) time.Duration 
 	if !has {
 		return 0
 	}
-	left := at.Add(soonRuns).Sub(b.now())
+	left := at.Add(soonReady).Sub(b.now())
 	switch st := &inst.Status; st.State {
 	case model.InstancePending, model.InstancePreparing, model.InstanceStarting:
 	case model.InstanceRunning:
-		if left = at.Add(soonReady).Sub(b.now()); st.Ready || slices.ContainsFunc(st.Tasks, func(t model.TaskStatus) bool { return t.Run > 1 || t.ExitCode != 0 }) {
+		if st.Ready || slices.ContainsFunc(st.Tasks, func(t model.TaskStatus) bool { return t.Run > 1 || t.ExitCode != 0 }) {
 			left = 0
 		}
 	default:
