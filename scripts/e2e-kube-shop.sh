@@ -176,7 +176,8 @@ P
 }
 home() { k get pod "$1" -o 'jsonpath={.spec.nodeName}'; }
 leader() { tutti server ls | awk '/leader/ { print $1 }'; }
-settled() { tutti server ls | awk '/host-/ { n++ } /ready|leader|follow/ { up++ } END { exit !(n == 3 && up == 3) }' && (($(tutti nodes | grep -c ready) == 3)); }
+# settled: all hosts are there, and so are their API servers, which begin some ten seconds after their hosts.
+settled() { (($(tutti kubernetes status | awk '$2 == "ready"' | wc -l) == 3)) && tutti server ls | awk '/host-/ { n++ } /ready|leader|follow/ { up++ } END { exit !(n == 3 && up == 3) }' && (($(tutti nodes | grep -c ready) == 3)); }
 
 # cut_power HOST ends a host, and returns when it is off the network, which comes first.
 cut_power() {
