@@ -17,7 +17,6 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
-	"slices"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -196,23 +195,20 @@ func (b *Balance) cutDead(n *wire.Network, s *side, left []Frontend) {
 			down[n.Nodes[i].ID], down[n.Nodes[i].HostAddress] = true, true
 		}
 	}
-	inNetwork := func(a netip.Addr) bool {
-		return s.inForce != nil && slices.ContainsFunc(s.inForce.shape.Networks, func(p netip.Prefix) bool { return p.Contains(a) })
-	}
 	dead := map[netip.Addr]bool{}
 	for a := range look {
-		in := n.Holder(a)
-		if in != nil && down[in.NodeID] || in == nil && (down[a.String()] || inNetwork(a)) {
+		switch in := n.Holder(a); {
+		case in == nil && (down[a.String()] || s.inForce != nil && anyContains(s.inForce.shape.Networks, a)):
 			dead[a] = true
-			continue
+		case in == nil: // what is there, at no instance's address, may go on answering
+		case down[in.NodeID]:
+			dead[a] = true
+		default:
+			if s.retired[in.ID] == nil {
+				s.retired[in.ID] = map[netip.Addr]bool{}
+			}
+			s.retired[in.ID][a] = true
 		}
-		if in == nil { // no instance's: what is there may go on answering
-			continue
-		}
-		if s.retired[in.ID] == nil {
-			s.retired[in.ID] = map[netip.Addr]bool{}
-		}
-		s.retired[in.ID][a] = true
 	}
 	if err := cutTo(s.family, dead); err != nil {
 		b.Log.Info("connections that lead nowhere could not be cut", "error", err)

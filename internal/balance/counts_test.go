@@ -141,6 +141,22 @@ func TestServicesAreCounted(t *testing.T) {
 	}
 }
 
+// connectionsTo counts the connections that a host knows of and that an address answers.
+func (l *lan) connectionsTo(h *host, f *family, to string) (n int) {
+	l.Helper()
+	l.in(h.ns, func() error {
+		nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		list, err := ledTo(nl, f, map[netip.Addr]bool{netip.MustParseAddr(to): true})
+		n = len(list)
+		return err
+	})
+	return n
+}
+
 // TestWhatIsGoneIsCutAlone ends connections to what is gone, and leaves others as they are.
 func TestWhatIsGoneIsCutAlone(t *testing.T) {
 	l := newLAN(t)
@@ -165,23 +181,12 @@ func TestWhatIsGoneIsCutAlone(t *testing.T) {
 				defer conn.Close()
 			}
 		}
+		count := func(to string) int { return l.connectionsTo(l.a, c.f, to) }
 		l.in(l.a.ns, func() error {
-			nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-			if err != nil {
-				return err
-			}
-			defer nl.Close()
-			count := func(to string) int {
-				list, err := ledTo(nl, c.f, map[netip.Addr]bool{netip.MustParseAddr(to): true})
-				if err != nil {
-					t.Fatal(err)
-				}
-				return len(list)
-			}
 			if count(c.stays) != 2 || count(c.goes) != 2 {
 				t.Errorf("%s: %d and %d connections are found, want 2 each", c.f.name, count(c.stays), count(c.goes))
 			}
-			err = cutTo(c.f, map[netip.Addr]bool{netip.MustParseAddr(c.goes): true})
+			err := cutTo(c.f, map[netip.Addr]bool{netip.MustParseAddr(c.goes): true})
 			if count(c.stays) != 2 || count(c.goes) != 0 {
 				t.Errorf("%s: after a cut %d and %d connections are left, want 2 and none", c.f.name, count(c.stays), count(c.goes))
 			}

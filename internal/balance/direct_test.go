@@ -4,12 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/netip"
 	"slices"
 	"testing"
-
-	"github.com/mdlayher/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/tutti-run/tutti/internal/model"
 	"github.com/tutti-run/tutti/internal/wire"
@@ -138,20 +134,7 @@ func TestBackendsThatAreHostsKeepTheirConnections(t *testing.T) {
 		l.serve(h.ns, hosts[i]+":6443", hosts[i])
 	}
 	tell(false, hosts...)
-	count := func(to string) (n int) {
-		t.Helper()
-		l.in(l.a.ns, func() error {
-			nl, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-			if err != nil {
-				return err
-			}
-			defer nl.Close()
-			list, err := ledTo(nl, ipv4, map[netip.Addr]bool{netip.MustParseAddr(to): true})
-			n = len(list)
-			return err
-		})
-		return n
-	}
+	count := func(to string) int { return l.connectionsTo(l.a, ipv4, to) }
 	for range 8 { // both are met
 		c, err := dial(client, "10.212.7.9:443")
 		if err != nil {

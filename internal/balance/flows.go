@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -145,13 +146,10 @@ func newWhoIsWho(l *ledger, own map[netip.Addr]bool) *whoIsWho {
 	return in
 }
 
-func (in *whoIsWho) instance(a netip.Addr) bool {
-	for _, p := range in.networks {
-		if p.Contains(a) {
-			return true
-		}
-	}
-	return false
+func (in *whoIsWho) instance(a netip.Addr) bool { return anyContains(in.networks, a) }
+
+func anyContains(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a) })
 }
 
 // ends says between whom a connection is, if it is this node's to tell.

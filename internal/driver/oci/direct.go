@@ -263,16 +263,14 @@ func (d *direct) Exec(e *driver.ExecSpec, files *supervisor.Files) (supervisor.P
 	if err != nil {
 		return nil, err
 	}
-	d.lib.strays.starting.RLock()
-	defer d.lib.strays.starting.RUnlock()
-	pid, err := p.RunAmong(first)
+	pid, ended, err := d.lib.strays.run(func() (int, error) { return p.RunAmong(first) })
 	switch {
 	case errors.Is(err, unix.EBUSY): // it has divided its cgroup, which nothing can join any more
 		return d.execByLibrary(e, files)
 	case err != nil:
 		return nil, d.notBegun(e.Args[0], err)
 	}
-	return &furtherProcess{pid, d.lib.strays.leave(pid)}, nil
+	return &furtherProcess{pid, ended}, nil
 }
 
 // traced reports whether something in the container may look into the memory of others, be it that this is executed to do so: what is

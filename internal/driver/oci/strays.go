@@ -30,9 +30,13 @@ const (
 
 // begin starts a process with start, and looks after what is left of it if that fails.
 func (s *strays) begin(start func() (*process, error)) (*process, error) {
-	s.starting.RLock()
-	defer s.starting.RUnlock()
-	p, err := start()
+	var p *process
+	_, ended, err := s.run(func() (pid int, err error) {
+		if p, err = start(); err != nil {
+			return 0, err
+		}
+		return p.pid, nil
+	})
 	if err != nil {
 		go func() {
 			for end := time.Now().Add(straysFor); time.Now().Before(end); time.Sleep(straysEvery) {
@@ -41,8 +45,18 @@ func (s *strays) begin(start func() (*process, error)) (*process, error) {
 		}()
 		return nil, err
 	}
-	p.ended = s.leave(p.pid)
+	p.ended = ended
 	return p, nil
+}
+
+// run starts a process that leaves nothing if that fails, and has it left to who waits for it, until ended is called.
+func (s *strays) run(start func() (pid int, err error)) (pid int, ended func(), err error) {
+	s.starting.RLock()
+	defer s.starting.RUnlock()
+	if pid, err = start(); err != nil {
+		return 0, nil, err
+	}
+	return pid, s.leave(pid), nil
 }
 
 // leave has a process left to who waits for it, until ended is called.

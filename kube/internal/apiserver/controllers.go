@@ -160,10 +160,9 @@ func takeMemory() {
 	var taken strings.Builder // what it grows by is not zeroed, which would touch it page by page
 	taken.Grow(hasteBytes)
 	taken.WriteByte(0)
-	pages := unsafe.Slice(unsafe.StringData(taken.String()), hasteBytes) // something so large begins with a page
-	_ = unix.Madvise(pages, unix.MADV_POPULATE_WRITE)                    // an older kernel gives it page by page
+	// Something so large begins with a page. An older kernel gives it page by page.
+	_ = unix.Madvise(unsafe.Slice(unsafe.StringData(taken.String()), hasteBytes), unix.MADV_POPULATE_WRITE)
 	taken.Reset()
-	pages = nil
 	runtime.GC()
 }
 

@@ -496,7 +496,7 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	made := b.made[uid]
 	if made == nil { // by a bridge before this one
 		made = &madePod{files: true}
-		if haste := b.hasteEnds.Sub(b.now()); haste > 0 { // which has left it fresh for a while yet
+		if b.now().Before(b.hasteEnds) { // which has left it fresh for a while yet
 			made.meta, made.refresh = followed(pod), b.hasteEnds.Add(time.Duration(rand.Int64N(int64(freshens))))
 		}
 		b.made[uid] = made
