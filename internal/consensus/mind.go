@@ -14,6 +14,9 @@ import (
 // miss the leader yet.
 const stagger = 50 * time.Millisecond
 
+// unvoted is after how long a server without a vote looks whether it has one by now, which nobody tells.
+const unvoted = 500 * time.Millisecond
+
 // mindLeader makes this server miss its leader in time: after the heartbeat timeout, or after the
 // shorter lease when the leader's process is known to have ended, each follower a little later than
 // the one before. Lost tells of connections from other servers that ended.
@@ -22,14 +25,19 @@ func (r *Raft) mindLeader(lost <-chan struct{}) {
 	lease := or(r.cfg.LeaseTimeout, leaseTimeout)
 	ended := "" // a leader whose process has
 	for {
-		leader, _ := r.standing.leader()
 		news := r.standing.news()
+		leader, _ := r.standing.leader()
 		rank := r.rank(leader.ID)
 		if leader.ID == "" || rank < 0 {
 			ended = ""
+			var again <-chan time.Time
+			if leader.ID != "" && leader.ID != r.cfg.NodeID {
+				again = time.After(unvoted)
+			}
 			select {
 			case <-news:
 			case <-lost:
+			case <-again:
 			case <-r.ended:
 				return
 			}

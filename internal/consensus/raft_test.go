@@ -29,6 +29,7 @@ type cluster struct {
 	ctx       context.Context // ends with the patience of the test
 
 	commitTimeout time.Duration
+	patience      time.Duration // with a leader that is silent, of servers that are started from now on; 0: a short one
 }
 
 // server is one that may be down at the moment.
@@ -63,15 +64,22 @@ func newClusterOf(t testing.TB, size int, fsm func() FSM) *cluster {
 	return c
 }
 
-// add starts a new server and makes it a member.
-func (c *cluster) add() *server {
+// newcomer starts a server that no other knows of.
+func (c *cluster) newcomer() *server {
 	c.Helper()
 	n := len(c.servers)
 	s := &server{c: c, id: fmt.Sprint("s", n+1), address: "127.0.0.1:0", first: n == 0, dir: filepath.Join(c.dir, fmt.Sprint("s", n+1))}
 	c.servers = append(c.servers, s)
 	s.start()
 	c.Cleanup(func() { s.kill() })
-	if n == 0 {
+	return s
+}
+
+// add starts a new server and makes it a member.
+func (c *cluster) add() *server {
+	c.Helper()
+	s := c.newcomer()
+	if s.first {
 		if err := s.raft.Sync(c.ctx); err != nil {
 			c.Fatal(err)
 		}
@@ -105,7 +113,7 @@ func (s *server) start() {
 	}
 	r, err := New(Config{
 		NodeID: s.id, Address: s.address, DataDir: s.dir, Bootstrap: s.first, Layer: port.RaftLayer(), FSM: fsm, Calls: OverWire(port.Client()), Log: log,
-		HeartbeatTimeout: 300 * time.Millisecond, ElectionTimeout: 300 * time.Millisecond, LeaseTimeout: 200 * time.Millisecond,
+		HeartbeatTimeout: or(s.c.patience, 300*time.Millisecond), ElectionTimeout: or(s.c.patience, 300*time.Millisecond), LeaseTimeout: 200 * time.Millisecond,
 		CommitTimeout: s.c.commitTimeout,
 	})
 	if err != nil {
@@ -547,6 +555,35 @@ func TestServersLeaveAndHandOver(t *testing.T) {
 		}
 	}
 	c.followers()[0].mustWrite("two are enough")
+}
+
+// A server that is given its vote after it began to follow misses the leader as early as all others.
+func TestWhoIsGivenAVoteMissesTheLeader(t *testing.T) {
+	c := newCluster(t, 1)
+	old := c.leader()
+	c.patience = 20 * time.Second // that its process has ended is seen before
+	for range 2 {
+		s := c.newcomer()
+		if err := old.raft.AddNonvoter(c.ctx, s.id, s.address); err != nil {
+			t.Fatal(err)
+		}
+		old.mustWrite(s.id)
+		for !s.has(s.id) {
+			c.pause(s.id + " follows")
+		}
+	}
+	for _, s := range c.servers[1:] {
+		if err := old.raft.AddServer(c.ctx, s.id, s.address); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(2 * unvoted)
+	old.kill()
+	ended := time.Now()
+	c.leader()
+	if took := time.Since(ended); took >= c.patience {
+		t.Errorf("another leads after %s, as if nobody had seen the leader's process end", took)
+	}
 }
 
 // The leader's work runs on one server at a time, knows everything acknowledged before, and has
