@@ -135,7 +135,15 @@ func New(cfg Config) (*Raft, error) {
 		return ok
 	}))
 	out.following.Go(func() { out.follow(notify, observed) })
-	out.following.Go(func() { out.mindLeader(lost) })
+	stood := make(chan raft.Observation, 16)
+	r.RegisterObserver(raft.NewObserver(stood, false, func(o *raft.Observation) bool {
+		_, ok := o.Data.(raft.RequestPreVoteRequest)
+		return ok
+	}))
+	out.following.Go(func() { out.mindLeader(lost, stood) })
+	if cfg.Layer != nil {
+		out.following.Go(out.keepWarm)
+	}
 	out.pumping.Go(out.pump)
 	out.workers.Go(out.resolveEntries)
 	for range passesInFlight {

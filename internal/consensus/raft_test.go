@@ -586,6 +586,25 @@ func TestWhoIsGivenAVoteMissesTheLeader(t *testing.T) {
 	}
 }
 
+// Who stands for election has the vote of another that does not miss the leader by itself yet.
+func TestOneWhoStandsIsFollowed(t *testing.T) {
+	c := newCluster(t, 2)
+	old := c.leader()
+	c.patience = 20 * time.Second
+	c.add()
+	time.Sleep(2 * unvoted)
+	stopped := time.Now()
+	if err := old.raft.stop(); err != nil { // its port goes on answering, as if there was no telling what has become of it
+		t.Fatal(err)
+	}
+	old.raft = nil
+	t.Cleanup(old.close)
+	c.leader()
+	if took := time.Since(stopped); took >= c.patience/2 {
+		t.Errorf("another leads after %s, when the last one missed the leader", took)
+	}
+}
+
 // The leader's work runs on one server at a time, knows everything acknowledged before, and has
 // ended before it begins again.
 func TestWorkOfTheLeader(t *testing.T) {

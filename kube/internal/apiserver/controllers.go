@@ -32,11 +32,21 @@ import (
 	"github.com/tutti-run/tutti/kube/internal/pods"
 )
 
-// In a new leader's first moments time is what lacks.
+// In haste time is what lacks.
 const (
 	hasteGCPercent = 300
-	hasteBytes     = 128 << 20
+	hasteGCFor     = 6 * time.Second
+	hasteBytes     = 128 << 20 // of a server that takes over
 )
+
+// newHaste returns what says that there is haste. It begins with more memory, which is not looked for meanwhile.
+func newHaste() *pods.Haste {
+	relax := time.AfterFunc(hasteGCFor, func() { debug.SetGCPercent(gcPercent) })
+	return &pods.Haste{Begun: func() {
+		debug.SetGCPercent(hasteGCPercent)
+		relax.Reset(hasteGCFor)
+	}}
+}
 
 // hurried are the controllers that Pods need to be made, to have what they run with, and to be reached.
 var hurried = []string{
@@ -62,6 +72,8 @@ func (c *Config) lead(ctx context.Context, work pods.Config, leads <-chan struct
 	if err != nil {
 		return err
 	}
+	work.Haste = newHaste()
+	configured.Kubeconfig.Wrap(work.Haste.Wrap)
 	completed := configured.Complete()
 	defer completed.EventBroadcaster.Shutdown()
 	root := clientbuilder.SimpleControllerClientBuilder{ClientConfig: completed.Kubeconfig}
@@ -90,7 +102,7 @@ func (c *Config) lead(ctx context.Context, work pods.Config, leads <-chan struct
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return pods.Run(ctx, work, made.InformerFactory, leads) })
 	g.Go(func() error {
-		return control(ctx, completed, made, built, func() { tokens.Run(ctx, int(made.ComponentConfig.SAController.ConcurrentSATokenSyncs)) }, leads)
+		return control(ctx, completed, made, built, work.Haste, func() { tokens.Run(ctx, int(made.ComponentConfig.SAController.ConcurrentSATokenSyncs)) }, leads)
 	})
 	if err := g.Wait(); !errors.Is(err, errStale) {
 		return err
@@ -106,7 +118,7 @@ var errStale = errors.New("controllers have waited for long")
 
 // control runs the controllers, and that of tokens. It is what kube-controller-manager does, where they are made, and learn of all objects,
 // only when it is its turn. In a server that has waited for its turn the others follow those that are hurried.
-func control(ctx context.Context, completed *config.CompletedConfig, made controllers.ControllerContext, built []controllers.Controller, tokens func(), leads <-chan struct{}) error {
+func control(ctx context.Context, completed *config.CompletedConfig, made controllers.ControllerContext, built []controllers.Controller, haste *pods.Haste, tokens func(), leads <-chan struct{}) error {
 	begun := time.Now()
 	select {
 	case <-leads:
@@ -115,10 +127,8 @@ func control(ctx context.Context, completed *config.CompletedConfig, made contro
 	case <-ctx.Done():
 		return nil
 	}
-	haste := pods.Haste(begun)
-	if haste > 0 {
-		debug.SetGCPercent(hasteGCPercent)
-		time.AfterFunc(2*haste, func() { debug.SetGCPercent(gcPercent) })
+	haste.TakeOver(begun)
+	if haste.Left() > 0 {
 		go takeMemory()
 	}
 	completed.EventBroadcaster.StartStructuredLogging(0)
@@ -145,7 +155,7 @@ func control(ctx context.Context, completed *config.CompletedConfig, made contro
 	g.Go(func() error { return run(first) })
 	g.Go(func() error {
 		select {
-		case <-time.After(haste):
+		case <-time.After(haste.Left()):
 			return run(others)
 		case <-ctx.Done():
 			return nil

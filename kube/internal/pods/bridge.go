@@ -67,7 +67,9 @@ type Config struct {
 	// PodSubnet is where Pods have their addresses; "" is 10.244.0.0/16.
 	PodSubnet string
 	Version   string // of this program
-	Log       *slog.Logger
+	// Haste is what all that works for the API server goes by.
+	Haste *Haste
+	Log   *slog.Logger
 }
 
 var (
@@ -114,7 +116,6 @@ type bridge struct {
 	keys      map[string]string                     // UID → key of the Pod
 	certs     map[string]map[string]*podCertificate // by UID, and by source
 
-	hasteEnds time.Time         // until when what Pods need to run goes first
 	contents  uint64            // grows with every change of a ConfigMap or a Secret
 	scaled    map[string]passed // by UID of what makes Pods
 	addresses map[string]string // of services of type LoadBalancer, by namespace/name
@@ -177,9 +178,8 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, factory inf
 	}
 	broadcaster := record.NewBroadcaster()
 	defer broadcaster.Shutdown()
-	haste := Haste(begun)
-	broadcaster.StartRecordingToSink(NewSink(client, haste))
-	b.hasteEnds = b.now().Add(haste)
+	b.Haste.TakeOver(begun)
+	broadcaster.StartRecordingToSink(NewSink(client, b.Haste))
 	b.events = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "tutti"})
 	b.followAll(factory)
 	var wg sync.WaitGroup
@@ -198,7 +198,7 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, factory inf
 	}
 	b.queue.Add("left-overs")
 	wg.Go(func() { b.renewLeases(ctx) })
-	const workers = 8
+	const workers = 24 // most of the time they wait for the API server
 	for range workers {
 		wg.Go(func() { b.work(ctx, b.queue, b.sync) })
 		wg.Go(func() { b.work(ctx, b.slow, b.makeSlowly) })

@@ -195,7 +195,7 @@ func started(t *testing.T, objects ...runtime.Object) (*fake.Clientset, *fakeTut
 	leads := make(chan struct{})
 	close(leads)
 	go func() {
-		ended <- run(ctx, Config{Tutti: f, Log: slog.New(slog.DiscardHandler)}, client, informers.NewSharedInformerFactory(client, 0), leads)
+		ended <- run(ctx, Config{Tutti: f, Haste: &Haste{}, Log: slog.New(slog.DiscardHandler)}, client, informers.NewSharedInformerFactory(client, 0), leads)
 	}()
 	t.Cleanup(func() {
 		cancel()
@@ -234,7 +234,10 @@ func TestTheLifeOfAPod(t *testing.T) {
 		}
 		return false
 	})
-	got, err := api.Get(ctx, "web-0", metav1.GetOptions{}) // the fake API server does not act on a binding
+	again := inst.Clone()
+	again.Status.Tasks[0].Run = 2
+	f.tell(core.Seen{Kind: model.KindInstance, ID: "i", Instance: again}) // before it is seen that the pod was bound
+	got, err := api.Get(ctx, "web-0", metav1.GetOptions{})                // the fake API server does not act on a binding
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -265,6 +268,53 @@ func TestTheLifeOfAPod(t *testing.T) {
 		_, err := api.Get(ctx, "web-0", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
 	})
+	bindings := 0
+	for _, a := range client.Actions() {
+		if a.GetSubresource() == "binding" {
+			bindings++
+		}
+	}
+	if bindings != 1 {
+		t.Errorf("the pod was bound %d times", bindings)
+	}
+}
+
+// What a lost node ran is removed after what is made in its place.
+func TestALostNodesPodsAreDeletedBeforeTheyAreRemoved(t *testing.T) {
+	client, f := started(t)
+	ctx := t.Context()
+	api := client.CoreV1().Pods("shop")
+	pod := podOf(corev1.Container{Name: "app", Image: "nginx:1"})
+	yes := true
+	pod.OwnerReferences = []metav1.OwnerReference{{Kind: "ReplicaSet", Name: "web", UID: "rs", Controller: &yes}}
+	pod.Spec.NodeName = "n1"
+	if _, err := api.Create(ctx, pod, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	inst := &model.Instance{Meta: model.Meta{ID: "i", Name: "web-0", Namespace: "shop", Application: application}, WorkloadID: "uid-1", NodeID: "n", Desired: model.DesiredRun}
+	inst.Status = model.InstanceStatus{State: model.InstanceRunning, Ready: true, Tasks: []model.TaskStatus{{Name: "app", Run: 1, State: "running", Up: true, Ready: true}}}
+	f.tell(core.Seen{Kind: model.KindInstance, ID: "i", Instance: inst})
+	eventually(t, "the pod is ready", func() bool {
+		p, err := api.Get(ctx, "web-0", metav1.GetOptions{})
+		return err == nil && conditionIs(&p.Status, corev1.PodReady)
+	})
+	f.tell(core.Seen{Kind: model.KindNode, ID: "n", Node: &model.Node{Meta: model.Meta{ID: "n", Name: "n1"}, HostAddress: "192.0.2.1", Availability: model.Active, Status: model.NodeStatus{State: model.NodeDown}}})
+	lost := inst.Clone()
+	lost.Status.State, lost.Status.Ready = model.InstanceLost, false
+	f.tell(core.Seen{Kind: model.KindInstance, ID: "i", Instance: lost})
+	removed := func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return slices.Contains(f.removed, "uid-1")
+	}
+	eventually(t, "the pod is deleted", func() bool {
+		_, err := api.Get(ctx, "web-0", metav1.GetOptions{})
+		return apierrors.IsNotFound(err)
+	})
+	if removed() {
+		t.Error("the workload is removed in haste")
+	}
+	eventually(t, "the workload is removed", removed)
 }
 
 func TestLabelsAndTaintsOfEitherSide(t *testing.T) {

@@ -13,36 +13,26 @@ import (
 	"k8s.io/client-go/tools/reference"
 )
 
-// Haste is for how long one does first what Pods need to run, and lets all else wait: not at all where it was one's turn soon after one
-// had begun, and three seconds where one has waited, to take over from another server.
-func Haste(begun time.Time) time.Duration {
-	const haste = 3 * time.Second
-	if time.Since(begun) > haste {
-		return haste
-	}
-	return 0
-}
-
-// unhurried is a sink of events that takes none before a time.
+// unhurried is a sink of events that takes none in haste.
 type unhurried struct {
 	record.EventSink
-	from time.Time
+	haste *Haste
 }
 
-// NewSink returns a sink of events that takes none for so long.
-func NewSink(client kubernetes.Interface, haste time.Duration) record.EventSink {
-	return unhurried{&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}, time.Now().Add(haste)}
+// NewSink returns a sink of events that takes none in haste.
+func NewSink(client kubernetes.Interface, haste *Haste) record.EventSink {
+	return unhurried{&typedcorev1.EventSinkImpl{Interface: client.CoreV1().Events("")}, haste}
 }
 
 // Create implements record.EventSink.
 func (u unhurried) Create(e *corev1.Event) (*corev1.Event, error) {
-	time.Sleep(time.Until(u.from))
+	time.Sleep(u.haste.Left())
 	return u.EventSink.Create(e)
 }
 
 // Patch implements record.EventSink.
 func (u unhurried) Patch(old *corev1.Event, data []byte) (*corev1.Event, error) {
-	time.Sleep(time.Until(u.from))
+	time.Sleep(u.haste.Left())
 	return u.EventSink.Patch(old, data)
 }
 

@@ -270,9 +270,13 @@ func (b *bridge) nodeSeen(s *core.Seen) {
 		delete(b.answering, s.ID)
 	}
 	b.mu.Unlock()
-	if changed {
-		b.ingressesChanged()
+	if !changed {
+		return
 	}
+	if !answers {
+		b.Haste.Begin()
+	}
+	b.ingressesChanged()
 }
 
 // secretChanged looks at what has a Secret's certificate.

@@ -393,6 +393,12 @@ func (b *bridge) running(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 		if n == nil {
 			return &later{time.Second}
 		}
+		b.mu.Lock()
+		_, done := b.bound[string(pod.UID)]
+		b.mu.Unlock()
+		if done {
+			return nil // the watch is about to bring it
+		}
 		err := b.client.CoreV1().Pods(pod.Namespace).Bind(ctx, &corev1.Binding{
 			ObjectMeta: metav1.ObjectMeta{Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID},
 			Target:     corev1.ObjectReference{Kind: "Node", Name: n.Name},
@@ -496,14 +502,14 @@ func (b *bridge) refresh(ctx context.Context, pod *corev1.Pod, inst *model.Insta
 	made := b.made[uid]
 	if made == nil { // by a bridge before this one
 		made = &madePod{files: true}
-		if b.now().Before(b.hasteEnds) { // which has left it fresh for a while yet
-			made.meta, made.refresh = followed(pod), b.hasteEnds.Add(time.Duration(rand.Int64N(int64(freshens))))
+		if left := b.Haste.Left(); left > 0 { // which has left it fresh for a while yet
+			made.meta, made.refresh = followed(pod), b.now().Add(left+time.Duration(rand.Int64N(int64(freshens))))
 		}
 		b.made[uid] = made
 	}
 	left, contents := made.refresh.Sub(b.now()), b.contents
 	if made.unplaced {
-		left = min(left, b.hasteEnds.Sub(b.now()))
+		left = min(left, b.Haste.Left())
 	}
 	due := made.files && (left <= 0 || made.meta != followed(pod))
 	b.mu.Unlock()
@@ -628,6 +634,9 @@ func (b *bridge) syncGone(ctx context.Context, uid string) error {
 	asked, made := b.removed[uid], b.made[uid] != nil
 	b.mu.Unlock()
 	if inst := b.seen.instance(uid); (inst != nil || made) && !asked {
+		if left := b.Haste.Left(); left > 0 && inst != nil && givenUp(inst, b.seen.node(inst.NodeID)) {
+			return &later{left} // it is in nobody's way, other than of a Pod of its name, which sees to that
+		}
 		return b.remove(ctx, uid, 0)
 	}
 	if b.seen.instance(uid) == nil {
