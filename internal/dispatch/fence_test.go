@@ -208,7 +208,7 @@ func TestPace(t *testing.T) {
 	if p := dispatch.PaceFor(1); p.Beat > dispatch.PaceFor(2).Dead*2/3 || 3*p.Beat > p.Dead {
 		t.Errorf("the pace of the only node is %+v: it would be taken for dead when another one joins", p)
 	}
-	if p := dispatch.PaceFor(100); p.Dead >= 1500*time.Millisecond {
+	if p := dispatch.PaceFor(100); p.Dead >= 1300*time.Millisecond {
 		t.Errorf("at 100 nodes, silence is noticed after %s", p.Dead)
 	}
 	if p := dispatch.PaceFor(10_000); p.Dead >= 5*time.Second {

@@ -12,7 +12,7 @@ const LongestLease = 5 * time.Second
 // ShortLease is how long it is where signs of life are frequent: a little longer than the silence after which a node is
 // taken for dead, so that what runs under one is given up hardly later than all else. Who misses it is suspended, and
 // loses nothing but that time.
-const ShortLease = 1600 * time.Millisecond
+const ShortLease = 1400 * time.Millisecond
 
 // fenceMargin is added to a lease before what ran under it is started elsewhere: for clocks that do
 // not run alike, and for the moment that suspending takes on a busy host.
@@ -35,7 +35,7 @@ func PaceFor(nodes int) Pace {
 	if nodes == 1 {
 		return Pace{Beat: 750 * time.Millisecond, Dead: 2800 * time.Millisecond, Lease: LongestLease}
 	}
-	p := Pace{Beat: 250 * time.Millisecond, Dead: 1400 * time.Millisecond, Lease: ShortLease}
+	p := Pace{Beat: 200 * time.Millisecond, Dead: 1200 * time.Millisecond, Lease: ShortLease}
 	if nodes <= few {
 		return p
 	}
