@@ -13,6 +13,13 @@ import (
 // waits for once to twice the heartbeat timeout.
 const stagger = 50 * time.Millisecond
 
+// earlier is by how much who hesitates to lead stands before the others do. Signs of life of a leader do not reach all at once.
+const earlier = 3 * stagger
+
+// Hesitate says whether this server should rather not lead, if another one can. After a leader was lost it stands for election before the
+// others, in vain, and has the vote of none of them before they stand themselves.
+func (r *Raft) Hesitate(hesitates bool) { r.hesitates.Store(hesitates) }
+
 // unvoted is after how long a server without a vote looks whether it has one by now, which nobody tells.
 const unvoted = 500 * time.Millisecond
 
@@ -51,6 +58,9 @@ func (r *Raft) mindLeader(lost <-chan struct{}, stood <-chan raft.Observation) {
 			standing = nil
 		}
 		patience, from := full.HeartbeatTimeout, contact
+		if r.hesitates.Load() {
+			patience = max(patience-earlier, lease)
+		}
 		switch {
 		case len(standing) > 0:
 			patience = lease

@@ -58,6 +58,7 @@ type Raft struct {
 	standing   *standing
 	spread     spread
 	vain       atomic.Int64 // the last reign in which nobody took leadership over
+	hesitates  atomic.Bool
 	// reads are rounds of Sync, verified those of the leader.
 	reads, verified rounds
 

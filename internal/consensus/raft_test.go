@@ -586,6 +586,16 @@ func TestWhoIsGivenAVoteMissesTheLeader(t *testing.T) {
 	}
 }
 
+// silence ends a server as if there was no telling what has become of it: its port goes on answering.
+func (s *server) silence() {
+	s.c.Helper()
+	if err := s.raft.stop(); err != nil {
+		s.c.Fatal(err)
+	}
+	s.raft = nil
+	s.c.Cleanup(s.close)
+}
+
 // Who stands for election has the vote of another that does not miss the leader by itself yet.
 func TestOneWhoStandsIsFollowed(t *testing.T) {
 	c := newCluster(t, 2)
@@ -593,15 +603,30 @@ func TestOneWhoStandsIsFollowed(t *testing.T) {
 	c.patience = 20 * time.Second
 	c.add()
 	time.Sleep(2 * unvoted)
-	stopped := time.Now()
-	if err := old.raft.stop(); err != nil { // its port goes on answering, as if there was no telling what has become of it
-		t.Fatal(err)
-	}
-	old.raft = nil
-	t.Cleanup(old.close)
+	silent := time.Now()
+	old.silence()
 	c.leader()
-	if took := time.Since(stopped); took >= c.patience/2 {
+	if took := time.Since(silent); took >= c.patience/2 {
 		t.Errorf("another leads after %s, when the last one missed the leader", took)
+	}
+}
+
+func TestWhoHesitatesDoesNotLeadWhereAnotherCan(t *testing.T) {
+	led := 0
+	for range 3 {
+		c := newCluster(t, 3)
+		time.Sleep(2 * unvoted)
+		old := c.leader()
+		hesitates := c.followers()[1] // which would lead otherwise
+		hesitates.raft.Hesitate(true)
+		old.silence()
+		if c.leader() == hesitates {
+			led++
+		}
+		hesitates.raft.Hesitate(false)
+	}
+	if led > 1 { // on a busy machine it may come late
+		t.Errorf("it led %d times of 3", led)
 	}
 }
 

@@ -66,7 +66,10 @@ func FindKubernetes(given string) (string, error) {
 type kubernetes struct {
 	cfg   *Config
 	store *store.Store
-	log   *slog.Logger
+	// hesitate says whether the server should rather not lead: who leads runs the controllers, too, and a process that has just begun
+	// does not know of all objects yet.
+	hesitate func(bool)
+	log      *slog.Logger
 }
 
 const (
@@ -78,6 +81,9 @@ const (
 	kubernetesEnds = 8 * time.Second
 	// maxKubernetesLog is how large its log may be when a process begins another.
 	maxKubernetesLog = 16 << 20
+	// kubernetesPrepared is the file by which the process says that it knows of all objects. It is looked for every preparedEvery.
+	kubernetesPrepared = "prepared"
+	preparedEvery      = 500 * time.Millisecond
 )
 
 // wanted reports whether the cluster answers Kubernetes' API, and as of which revision.
@@ -103,6 +109,7 @@ func (k *kubernetes) run(ctx context.Context) error {
 		case !on && end != nil:
 			end()
 			end = nil
+			k.hesitate(false)
 			k.log.Info("Kubernetes' API is answered no more")
 		}
 		watch := k.store.WatchKeys(revision, KubernetesKey, KubernetesKey+"\x00")
@@ -153,6 +160,7 @@ func (k *kubernetes) logFile() string { return filepath.Join(k.cfg.DataDir, "kub
 
 // once runs the process to its end.
 func (k *kubernetes) once(ctx context.Context) error {
+	k.hesitate(true)
 	program, err := FindKubernetes(k.cfg.KubernetesBinary)
 	if err != nil {
 		return err
@@ -179,6 +187,10 @@ func (k *kubernetes) once(ctx context.Context) error {
 	cmd.Dir, cmd.Env = "/", append(os.Environ(), "HOME=/root")
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	prepared := filepath.Join(KubernetesDir(k.cfg.RunDir), kubernetesPrepared)
+	if err := os.RemoveAll(prepared); err != nil {
+		return fmt.Errorf("forget the process before: %w", err)
+	}
 	err = cmd.Start()
 	input.Close()
 	if err != nil {
@@ -187,10 +199,20 @@ func (k *kubernetes) once(ctx context.Context) error {
 	k.log.Info("Kubernetes' API server starts", "program", program, "pid", cmd.Process.Pid, "port", KubernetesPort, "log", path)
 	ended := make(chan error, 1)
 	go func() { ended <- cmd.Wait() }()
-	select {
-	case err := <-ended:
-		return errors.Join(err, lastLine(path))
-	case <-ctx.Done():
+	tick := time.NewTicker(preparedEvery)
+	defer tick.Stop()
+	for running := true; running; {
+		select {
+		case err := <-ended:
+			return errors.Join(err, lastLine(path))
+		case <-tick.C:
+			if _, err := os.Stat(prepared); err == nil {
+				k.hesitate(false)
+				tick.Stop()
+			}
+		case <-ctx.Done():
+			running = false
+		}
 	}
 	lifeline.Close()
 	select {

@@ -212,7 +212,9 @@ func work(ctx context.Context, s *server.Server, client *wire.Client, w *worker,
 		g.Go(func() error { return s.Run(ctx) })
 		at.marathon.serve(ctx, g, s, marathonAPI, cfg)
 		at.registry.serve(ctx, g, s, images, cfg)
-		g.Go(func() error { return (&kubernetes{cfg: cfg, store: s.Core().Store, log: cfg.Log}).run(ctx) })
+		g.Go(func() error {
+			return (&kubernetes{cfg: cfg, store: s.Core().Store, hesitate: s.Hesitate, log: cfg.Log}).run(ctx)
+		})
 	}
 	g.Go(func() error { return native.Serve(ctx, at.api, handler) })
 	at.docker.begin(dockerHandler)

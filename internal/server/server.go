@@ -368,6 +368,9 @@ func (s *Server) hear(ctx context.Context, beats []dispatch.Beat) (dispatch.Hear
 // Sync implements core.Servers.
 func (s *Server) Sync(ctx context.Context) error { return s.raft.Sync(ctx) }
 
+// Hesitate says whether this server should rather not lead, if another one can.
+func (s *Server) Hesitate(hesitates bool) { s.raft.Hesitate(hesitates) }
+
 // Leader implements core.Servers.
 func (s *Server) Leader() string {
 	id, _ := s.raft.Leader()

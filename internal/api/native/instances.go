@@ -49,7 +49,7 @@ type RemoveWorkload struct {
 
 func (s *server) instanceRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+pathWatch, func(w http.ResponseWriter, r *http.Request) {
-		s.stream(w, r, true, func(ctx context.Context, line func(any) error) error {
+		s.stream(w, r, atOnce, func(ctx context.Context, line func(any) error) error {
 			return s.Core.Watch(ctx, callerOf(r), func(e core.Seen) error { return line(e) })
 		})
 	})
@@ -104,7 +104,7 @@ func (s *server) taskLogs(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
+	s.stream(w, r, followed(o.Follow), func(ctx context.Context, line func(any) error) error {
 		return s.Core.TaskLogs(ctx, callerOf(r), q.Get("instance"), q.Get("task"), o, func(e driver.LogEntry) error { return line(e) })
 	})
 }

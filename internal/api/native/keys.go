@@ -81,7 +81,7 @@ func (s *server) watchKeys(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.stream(w, r, true, func(ctx context.Context, line func(any) error) error {
+	s.stream(w, r, atOnce, func(ctx context.Context, line func(any) error) error {
 		return s.Core.WatchKeys(ctx, callerOf(r), k, func(e core.KeyEvent) error { return line(e) })
 	})
 }

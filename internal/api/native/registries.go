@@ -115,7 +115,7 @@ func steps[Req any](s *server, fn func(ctx context.Context, who core.Caller, req
 			s.fail(w, r, err)
 			return
 		}
-		s.stream(w, r, true, func(ctx context.Context, line func(any) error) error {
+		s.stream(w, r, together, func(ctx context.Context, line func(any) error) error {
 			last, err := fn(ctx, callerOf(r), req, func(p image.Progress) { _ = line(ImageStep{Progress: &p}) })
 			if err != nil {
 				return err

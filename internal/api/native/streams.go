@@ -22,8 +22,25 @@ const (
 	pathExec   = "/v1/exec"    // both ways: see exec.go
 )
 
+// delivery is when lines are sent.
+type delivery int
+
+const (
+	atEnd    delivery = iota // or when there are many
+	together                 // flushInterval after they were added, at most
+	atOnce                   // as soon as they are added, and together only what is added while something is being sent
+)
+
 // flushInterval is how long a line may wait for others to travel with it.
 const flushInterval = 20 * time.Millisecond
+
+// followed is how logs and the like are sent.
+func followed(follow bool) delivery {
+	if follow {
+		return together
+	}
+	return atEnd
+}
 
 func (s *server) streamRoutes(mux *http.ServeMux) {
 	mux.HandleFunc("GET "+pathLogs, s.logs)
@@ -39,7 +56,7 @@ func (s *server) logs(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
+	s.stream(w, r, followed(o.Follow), func(ctx context.Context, line func(any) error) error {
 		return s.Core.Logs(ctx, callerOf(r), q.Get("ref"), o, func(l core.LogLine) error { return line(l) })
 	})
 }
@@ -51,7 +68,7 @@ func (s *server) netLog(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.stream(w, r, o.Follow, func(ctx context.Context, line func(any) error) error {
+	s.stream(w, r, followed(o.Follow), func(ctx context.Context, line func(any) error) error {
 		return s.Core.AccessLog(ctx, callerOf(r), q.Get("ref"), o, func(l core.AccessLine) error { return line(l) })
 	})
 }
@@ -82,19 +99,22 @@ func (s *server) events(w http.ResponseWriter, r *http.Request) {
 		s.fail(w, r, err)
 		return
 	}
-	s.stream(w, r, follow, func(ctx context.Context, line func(any) error) error {
+	s.stream(w, r, followed(follow), func(ctx context.Context, line func(any) error) error {
 		return s.Core.Events(ctx, callerOf(r), since, follow, func(e *model.Event) error { return line(e) })
 	})
 }
 
 // stream answers with what produce calls line with, one JSON value a line. An error before the
 // first line is an answer of its own; a later one is the last line.
-func (s *server) stream(w http.ResponseWriter, r *http.Request, follow bool, produce func(ctx context.Context, line func(any) error) error) {
+func (s *server) stream(w http.ResponseWriter, r *http.Request, when delivery, produce func(ctx context.Context, line func(any) error) error) {
 	ctx, cancel := context.WithCancel(r.Context())
 	defer cancel()
 	out := newLines(w)
-	if follow {
+	switch when {
+	case together:
 		defer wire.Every(ctx, flushInterval, out.flushPending)()
+	case atOnce:
+		defer out.sendAll(ctx)()
 	}
 	err := produce(ctx, out.add)
 	if err != nil && r.Context().Err() != nil {
@@ -118,11 +138,12 @@ type lines struct {
 	buf   *bufio.Writer
 	enc   *json.Encoder
 	began bool
+	added chan struct{} // has a value when something was added
 }
 
 func newLines(w http.ResponseWriter) *lines {
 	buf := bufio.NewWriterSize(w, 64<<10)
-	return &lines{w: w, buf: buf, enc: json.NewEncoder(buf)}
+	return &lines{w: w, buf: buf, enc: json.NewEncoder(buf), added: make(chan struct{}, 1)}
 }
 
 func (l *lines) begin() {
@@ -138,7 +159,31 @@ func (l *lines) add(v any) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.begin()
+	select {
+	case l.added <- struct{}{}:
+	default:
+	}
 	return l.enc.Encode(v)
+}
+
+// sendAll sends whatever is added at once until stop is called, ctx is done or it cannot be sent. Stop returns when nothing is being sent
+// any more.
+func (l *lines) sendAll(ctx context.Context) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-l.added:
+				if l.flushPending() != nil {
+					return
+				}
+			}
+		}
+	})
+	return func() { cancel(); wg.Wait() }
 }
 
 func (l *lines) started() bool {

@@ -77,6 +77,9 @@ func parse(args []string) (*Config, error) {
 // AdminKubeconfig is the name of the file in Dir with which the host's administrator uses the API.
 const AdminKubeconfig = "admin.kubeconfig"
 
+// preparedFile is there from when what one server does for all knows of all objects, and could begin at once.
+const preparedFile = "prepared"
+
 func (c *Config) path(name string) string { return filepath.Join(c.Dir, name) }
 
 func (c *Config) url() string { return fmt.Sprintf("https://%s:%d", c.Address, c.Port) }

@@ -73,6 +73,7 @@ func (c *Config) lead(ctx context.Context, work pods.Config, leads <-chan struct
 		return err
 	}
 	work.Haste = newHaste()
+	work.Prepared = func() error { return os.WriteFile(c.path(preparedFile), nil, 0o600) }
 	configured.Kubeconfig.Wrap(work.Haste.Wrap)
 	completed := configured.Complete()
 	defer completed.EventBroadcaster.Shutdown()

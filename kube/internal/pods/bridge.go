@@ -69,7 +69,9 @@ type Config struct {
 	Version   string // of this program
 	// Haste is what all that works for the API server goes by.
 	Haste *Haste
-	Log   *slog.Logger
+	// Prepared is called when all objects are known, of whatever the factory has informers by then. Nil is told of nothing.
+	Prepared func() error
+	Log      *slog.Logger
 }
 
 var (
@@ -169,6 +171,11 @@ func run(ctx context.Context, c Config, client kubernetes.Interface, factory inf
 	for kind, ok := range factory.WaitForCacheSync(ctx.Done()) {
 		if !ok && ctx.Err() == nil {
 			return fmt.Errorf("list %s: %w", kind, context.Cause(ctx))
+		}
+	}
+	if ctx.Err() == nil && b.Prepared != nil {
+		if err := b.Prepared(); err != nil {
+			return fmt.Errorf("say that all is known: %w", err)
 		}
 	}
 	select {
