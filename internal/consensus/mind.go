@@ -31,14 +31,14 @@ func (r *Raft) mindLeader(lost <-chan struct{}, stood <-chan raft.Observation) {
 	full := r.raft.ReloadableConfig()
 	lease := or(r.cfg.LeaseTimeout, leaseTimeout)
 	ended := "" // a leader whose process has
-	var standing []string
+	var candidates []string
 	var latest time.Time // when the latest of them stood
 	for {
 		news := r.standing.news()
 		leader, _ := r.standing.leader()
-		rank := r.rank(leader.ID, standing)
+		rank := r.rank(leader.ID, candidates)
 		if leader.ID == "" || rank < 0 {
-			ended, standing = "", nil
+			ended, candidates = "", nil
 			var again <-chan time.Time
 			if leader.ID != "" && leader.ID != r.cfg.NodeID {
 				again = time.After(unvoted)
@@ -55,14 +55,14 @@ func (r *Raft) mindLeader(lost <-chan struct{}, stood <-chan raft.Observation) {
 		}
 		contact := r.raft.LastContact()
 		if contact.After(latest) {
-			standing = nil
+			candidates = nil
 		}
 		patience, from := full.HeartbeatTimeout, contact
 		if r.hesitates.Load() {
 			patience = max(patience-earlier, lease)
 		}
 		switch {
-		case len(standing) > 0:
+		case len(candidates) > 0:
 			patience = lease
 			if earliest := latest.Add(-lease); from.Before(earliest) {
 				from = earliest
@@ -91,7 +91,7 @@ func (r *Raft) mindLeader(lost <-chan struct{}, stood <-chan raft.Observation) {
 			}
 		case o := <-stood:
 			if req, ok := o.Data.(raft.RequestPreVoteRequest); ok && string(req.ID) != leader.ID {
-				standing, latest = append(standing, string(req.ID)), time.Now()
+				candidates, latest = append(candidates, string(req.ID)), time.Now()
 			}
 		case <-r.ended:
 			timer.Stop()

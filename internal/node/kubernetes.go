@@ -135,9 +135,11 @@ func (k *kubernetes) begin(ctx context.Context) (end func()) {
 
 func (k *kubernetes) keep(ctx context.Context) {
 	pause := restartAfter
+	k.hesitate(true)
 	for ctx.Err() == nil {
 		began := time.Now()
 		err := k.once(ctx)
+		k.hesitate(true)
 		if ctx.Err() != nil {
 			break
 		}
@@ -160,7 +162,6 @@ func (k *kubernetes) logFile() string { return filepath.Join(k.cfg.DataDir, "kub
 
 // once runs the process to its end.
 func (k *kubernetes) once(ctx context.Context) error {
-	k.hesitate(true)
 	program, err := FindKubernetes(k.cfg.KubernetesBinary)
 	if err != nil {
 		return err

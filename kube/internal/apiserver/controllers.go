@@ -74,11 +74,12 @@ func (c *Config) lead(ctx context.Context, work pods.Config, leads <-chan struct
 	}
 	work.Haste = newHaste()
 	work.Prepared = func() error { return os.WriteFile(c.path(preparedFile), nil, 0o600) }
-	configured.Kubeconfig.Wrap(work.Haste.Wrap)
 	completed := configured.Complete()
 	defer completed.EventBroadcaster.Shutdown()
 	root := clientbuilder.SimpleControllerClientBuilder{ClientConfig: completed.Kubeconfig}
-	own := clientbuilder.NewDynamicClientBuilder(rest.AnonymousClientConfig(completed.Kubeconfig), completed.Client.CoreV1(), metav1.NamespaceSystem)
+	nobody := rest.AnonymousClientConfig(completed.Kubeconfig)
+	nobody.Wrap(work.Haste.Wrap) // each controller is one of its own
+	own := clientbuilder.NewDynamicClientBuilder(nobody, completed.Client.CoreV1(), metav1.NamespaceSystem)
 	ctx, cancel := context.WithCancel(ctx)
 	made, err := controllers.CreateControllerContext(ctx, completed, root, own)
 	if err != nil {
