@@ -2,9 +2,13 @@ package pods
 
 import (
 	"net/http"
-	"strings"
 	"sync"
 	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/sets"
+	"k8s.io/apiserver/pkg/endpoints/request"
 )
 
 // hasteFor is how long a haste lasts, and hasteRests for how long after one there is no other: what waits has its turn, however often hosts
@@ -62,7 +66,7 @@ type patient struct {
 
 // RoundTrip implements http.RoundTripper.
 func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
-	if left := p.haste.Left(); left > 0 && canWait(r.Method, r.URL.Path) {
+	if left := p.haste.Left(); left > 0 && canWait(r) {
 		select {
 		case <-time.After(left):
 		case <-r.Context().Done():
@@ -72,15 +76,16 @@ func (p patient) RoundTrip(r *http.Request) (*http.Response, error) {
 	return p.RoundTripper.RoundTrip(r)
 }
 
-func canWait(method, path string) bool {
+var requests = request.RequestInfoFactory{APIPrefixes: sets.NewString("api", "apis"), GrouplessAPIPrefixes: sets.NewString("api")}
+
+func canWait(r *http.Request) bool {
+	info, err := requests.NewRequestInfo(r)
 	switch {
-	case method != http.MethodPut && method != http.MethodPost:
+	case err != nil || info.Verb != "create" && info.Verb != "update":
 		return false
-	case strings.HasPrefix(path, "/apis/apps/v1/namespaces/"):
-		return strings.Contains(path, "/deployments/") && strings.HasSuffix(path, "/status")
+	case info.APIGroup == appsv1.GroupName:
+		return info.Resource == "deployments" && info.Subresource == "status"
 	default:
-		rest, core := strings.CutPrefix(path, "/api/v1/namespaces/")
-		_, what, _ := strings.Cut(rest, "/")
-		return core && (what == "endpoints" || strings.HasPrefix(what, "endpoints/"))
+		return info.APIGroup == corev1.GroupName && info.Resource == "endpoints"
 	}
 }

@@ -31,9 +31,8 @@ type surroundings struct {
 	secret    func(name string) (*corev1.Secret, error)
 	// claim is the PersistentVolume that a claim is bound to.
 	claim func(name string) (*corev1.PersistentVolume, error)
-	// token returns a token for the Pod's service account, and authority what it trusts.
-	token     func(audience string, seconds int64) (string, error)
-	authority []byte
+	// token returns a token for the Pod's service account.
+	token func(audience string, seconds int64) (string, error)
 	// anchors are those of bundles of trust, in PEM.
 	anchors func(*corev1.ClusterTrustBundleProjection) ([]byte, error)
 	// certificate returns a key and a chain of certificates for the Pod, in PEM, for a source of one of its volumes, or errAwaited.
